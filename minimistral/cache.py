@@ -1,0 +1,122 @@
+"""The key/value cache: what attention has computed once, it keeps.
+
+A layer with a window keeps the last W positions only, in a ring: position p lives in
+slot p mod W. The buffer keeps each key's position beside it, so that nothing depends
+on the order of the slots (Mistral 7B, section 2, "rolling buffer cache").
+"""
+
+import torch
+from torch import Tensor
+
+FIRST_SLOTS = 64                        # of a cache that grows by doubling
+
+
+class LayerCache:
+    """Keys, values and positions of one layer: (B, S, K, D), (B, S, K, D), (B, S).
+    An empty slot holds zeros and position -1."""
+
+    def __init__(self, shape: tuple[int, int, int, int], ring: bool, device, dtype):
+        self.ring = ring
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.positions = torch.full(shape[:2], -1, device=device)
+
+    def update(self, k: Tensor, v: Tensor, positions: Tensor
+               ) -> tuple[Tensor, Tensor, Tensor]:
+        """Store a chunk and return all keys, values and positions that its queries
+        may need: k, v (B, T, K, D), positions (B, T) -> (B, S', K, D) twice, (B, S').
+
+        Into a ring, a chunk of several tokens is written after it is read: its first
+        queries still need keys that its last tokens overwrite.
+        """
+        if self.ring and positions.shape[1] > 1:
+            before = self.keys, self.values, self.positions
+            seen = tuple(torch.cat(pair, dim=1)
+                         for pair in zip(before, (k, v, positions)))
+            self.write(k, v, positions)
+            return seen
+        self.write(k, v, positions)
+        return self.keys, self.values, self.positions
+
+    def write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """Put each real token into slot position mod S; of a chunk longer than the
+        buffer only the last S. Padding (position -1) is never written."""
+        slots = self.keys.shape[1]
+        newest = positions.amax(dim=1, keepdim=True)
+        keep = (positions >= 0) & (positions > newest - slots)
+        row, column = torch.where(keep)
+        slot = positions[row, column] % slots
+        self.keys[row, slot] = k.detach()[row, column].to(self.keys.dtype)
+        self.values[row, slot] = v.detach()[row, column].to(self.values.dtype)
+        self.positions[row, slot] = positions[row, column]
+
+    def grow(self, slots: int) -> None:
+        """Lengthen the buffer to this many slots, the contents kept."""
+        batch, old = self.positions.shape
+        wide = torch.zeros(batch, slots - old, *self.keys.shape[2:],
+                           device=self.keys.device, dtype=self.keys.dtype)
+        self.keys = torch.cat((self.keys, wide), dim=1)
+        self.values = torch.cat((self.values, wide), dim=1)
+        empty = self.positions.new_full((batch, slots - old), -1)
+        self.positions = torch.cat((self.positions, empty), dim=1)
+
+
+class KVCache:
+    """The caches of all layers, and how many tokens each row of the batch has seen.
+
+    A layer with a window holds min(W, max_length) positions and never grows; one
+    without holds max_length, or doubles as needed when that is None.
+
+    .layers  one LayerCache per layer
+    .length  int64 (B,): tokens seen per row, which is the next token's position
+    .nbytes  bytes of keys and values held now
+    """
+
+    def __init__(self, config, batch_size: int = 1, max_length: int | None = None,
+                 device=None, dtype=None):
+        for name, value in [("batch_size", batch_size), ("max_length", max_length)]:
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.max_length = max_length
+        self.limit = None                       # positions that fit, None: no limit
+        self.end = 0                            # no position seen so far reaches this
+        self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.layers = []
+        for layer in range(config.n_layers):
+            window = config.window(layer)
+            sizes = [size for size in (window, max_length) if size is not None]
+            slots = min(sizes, default=FIRST_SLOTS)
+            if max_length is not None and slots != window:
+                self.limit = max_length             # this layer can't roll beyond it
+            shape = (batch_size, slots, config.n_kv_heads, config.head_dim)
+            self.layers.append(LayerCache(shape, window is not None, device, dtype))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(c.keys.nbytes + c.values.nbytes for c in self.layers)
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept."""
+        self.end = 0
+        self.length.zero_()
+        for layer in self.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
+            layer.positions.fill_(-1)
+
+    def make_room(self, end: int) -> None:
+        """Prepare for positions below `end`. Raises ValueError, with nothing changed,
+        if a cache without a window is too short for them."""
+        if self.limit is not None and end > self.limit:
+            raise ValueError(f"the text reaches position {end - 1}, but the cache ends "
+                             f"at max_length={self.limit} and has no window to roll: "
+                             f"make max_length larger, or None to let it grow")
+        self.end = max(self.end, end)
+        for layer in self.layers:
+            slots = layer.keys.shape[1]
+            if not layer.ring and slots < self.end:
+                layer.grow(max(2 * slots, self.end))
+
+    def advance(self, positions: Tensor) -> None:
+        """Count the real tokens of a chunk that every layer has stored: (B, T)."""
+        self.length += (positions >= 0).sum(dim=1)
