@@ -17,6 +17,7 @@ class LayerCache:
 
     def __init__(self, shape: tuple[int, int, int, int], ring: bool, device, dtype):
         self.ring = ring
+        self.used = shape[1]                    # slots that may hold something
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.positions = torch.full(shape[:2], -1, device=device)
@@ -36,7 +37,8 @@ class LayerCache:
             self.write(k, v, positions)
             return seen
         self.write(k, v, positions)
-        return self.keys, self.values, self.positions
+        part = slice(self.used)
+        return self.keys[:, part], self.values[:, part], self.positions[:, part]
 
     def write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
         """Put each real token into slot position mod S; of a chunk longer than the
@@ -116,6 +118,8 @@ class KVCache:
             slots = layer.keys.shape[1]
             if not layer.ring and slots < self.end:
                 layer.grow(max(2 * slots, self.end))
+            if not layer.ring:
+                layer.used = self.end
 
     def advance(self, positions: Tensor) -> None:
         """Count the real tokens of a chunk that every layer has stored: (B, T)."""

@@ -1,6 +1,7 @@
 """The transformer: blocks on a residual stream, from token ids to logits."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimistral.attention import Attention
@@ -67,6 +68,11 @@ class Transformer(nn.Module):
         positions: (T,) or (B, T), -1 for padding; left out, the tokens continue after
         what the cache has seen. The cache is read and extended.
         """
+        return self.logits(self.features(token_ids, cache, positions))
+
+    def features(self, token_ids: Tensor, cache: KVCache | None = None,
+                 positions: Tensor | None = None) -> Tensor:
+        """The residual stream after the last block, normed: (B, T) -> (B, T, dim)."""
         check_ids(token_ids, self.config.vocab_size)
         positions = find_positions(token_ids, cache, positions)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
@@ -75,8 +81,12 @@ class Transformer(nn.Module):
             x = layer(x, positions, angles, cache.layers[i] if cache else None)
         if cache is not None:
             cache.advance(positions)
+        return self.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """A score for every token of the vocabulary: (..., dim) -> (..., V), float32."""
         table = self.output or self.tok_embeddings                   # (V, dim)
-        return nn.functional.linear(self.norm(x), table.weight).float()
+        return F.linear(x, table.weight).float()
 
 
 def initialise(model: Transformer) -> None:
