@@ -1,0 +1,3 @@
+lab test build:
+	python3 run.py $@
+.PHONY: lab test build

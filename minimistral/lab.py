@@ -1,0 +1,152 @@
+"""The learner's own folder: chapters copied to `work/`, a greeting, JupyterLab.
+
+Chapters, exercises and solutions are copied, and JupyterLab opens the copies: nothing that a
+learner does changes the originals, and no new version of an original overwrites their work.
+"""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLDERS = ("notebooks", "exercises", "solutions")
+FIRST = "notebooks/00_start_here.ipynb"
+MANIFEST = ".copied.json"  # path in work/: SHA-256 of what was copied there
+
+
+def course_folder() -> Path:
+    """The checkout that holds `notebooks/`: beside the package, or the current folder.
+
+    Raises FileNotFoundError where there is none: the chapters are no part of the wheel.
+    """
+    for folder in (Path(__file__).resolve().parent.parent, Path.cwd()):
+        if any(folder.glob("notebooks/[0-9][0-9]_*.ipynb")):
+            return folder
+    raise FileNotFoundError(
+        "no notebooks/ beside the package or in the current folder: the chapters come with the "
+        "project's repository; run `python3 run.py lab` there"
+    )
+
+
+def work_folder() -> Path:
+    """Where the learner's files are: MINIMISTRAL_WORK, or `work/` in the course's checkout."""
+    return Path(os.environ.get("MINIMISTRAL_WORK") or course_folder() / "work").absolute()
+
+
+def copy_course(course: Path, work: Path) -> list[Path]:
+    """Copies every notebook of `course` to `work`; returns the files written, relative to `work`.
+
+    A copy that the learner has not changed follows its original. One that they changed is never
+    touched: a new version of the original is put beside it, once, as `NAME.new.ipynb`.
+    """
+    manifest_file = work / MANIFEST
+    copied = json.loads(manifest_file.read_text("utf-8")) if manifest_file.exists() else {}
+    written = []
+    for folder in FOLDERS:
+        for original in sorted((course / folder).glob("*.ipynb")):
+            content = original.read_bytes()
+            target = _place(work, Path(folder) / original.name, _digest(content), copied)
+            if target is None:
+                continue
+            _write(work / target, content)
+            copied[target.as_posix()] = _digest(content)
+            _write(manifest_file, json.dumps(copied, indent=1).encode())
+            written.append(target)
+    return written
+
+
+def _place(work: Path, name: Path, digest: str, copied: dict[str, str]) -> Path | None:
+    """Where a version of an original belongs, or None if the learner has, or had, that version."""
+    for target in _candidates(name):
+        last = copied.get(target.as_posix())
+        if not (work / target).exists():
+            deleted_update = target != name and last == digest
+            return None if deleted_update else target
+        found = _digest((work / target).read_bytes())
+        if digest in (found, last):
+            return None  # up to date, or the learner's work on this very version
+        if found == last:
+            return target  # untouched since it was copied
+
+
+def _candidates(name: Path) -> Iterator[Path]:
+    yield name
+    yield name.with_suffix(".new.ipynb")
+    number = 2
+    while True:
+        yield name.with_suffix(f".new{number}.ipynb")
+        number += 1
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes the whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def greet(model_name: str = "tales-dense", seed: int | None = None) -> None:
+    """A shipped model tells a short tale in the terminal; says so in one line if it cannot."""
+    seed = random.randrange(1000) if seed is None else seed
+    try:
+        import minimistral as mm
+
+        model, tokenizer = mm.load_model(model_name), mm.load_tokenizer(model_name)
+        ids = [tokenizer.bos_id]
+        print(f"{model_name}, a model trained for this course, tells a tale (seed {seed}):\n")
+        for text in decoded_stream(
+            tokenizer, mm.stream(model, ids, 160, temperature=0.7, seed=seed, stop_ids=[tokenizer.eos_id])
+        ):
+            print(text, end="", flush=True)
+        print("\n")
+    except Exception as error:  # a greeting is no reason to keep the learner out of the course
+        print(f"(The shipped model could not greet you: {error}. `minimistral doctor` tells more.)\n")
+
+
+def decoded_stream(tokenizer, ids) -> Iterator[str]:
+    """The text of a stream of token ids, piece by piece, characters never cut in two."""
+    seen: list[int] = []
+    shown = 0
+    for token in ids:
+        seen.append(token)
+        text = tokenizer.decode(seen)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[shown:]
+            shown = len(text)
+    yield tokenizer.decode(seen)[shown:]
+
+
+def open_lab(work: Path, options: list[str]) -> int:
+    """Starts JupyterLab in `work` at chapter 0 and waits for its end; returns its exit status."""
+    command = [sys.executable, "-m", "jupyterlab", *lab_arguments(work), *options]
+    return subprocess.call(command, cwd=work)
+
+
+def lab_arguments(work: Path) -> list[str]:
+    """JupyterLab's arguments: the learner's folder is the root, the news and its question are off."""
+    arguments = [str(work / FIRST), f"--ServerApp.root_dir={work}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--allow-root")  # in a container; Jupyter refuses root otherwise
+    return arguments
+
+
+def main(*, browser: bool, options: list[str]) -> int:
+    """Copy, greet, open: the whole of `minimistral lab`."""
+    course, work = course_folder(), work_folder()
+    written = copy_course(course, work)
+    if written:
+        print(f"Copied {len(written)} notebooks to {work}")
+    for target in written:
+        if ".new" in target.suffixes:
+            print(f"  {target.as_posix()}: a newer version, put beside the one you changed")
+    greet()
+    return open_lab(work, ([] if browser else ["--no-browser"]) + options)
