@@ -55,6 +55,10 @@ def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: fl
            top_k, top_p, seed, stop_ids, prefill_chunk) -> Iterator[list[int | None]]:
     """Choose a token for every row, step by step; None for a row that has ended."""
     check_sampling(temperature, top_k, top_p)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise ValueError(f"prefill_chunk={prefill_chunk} must be at least 1, or None")
     generators = [row_generator(seed, row) for row in range(len(prompts))]
     cache = KVCache(model.config, len(prompts), device=model.device,
                     dtype=model.tok_embeddings.weight.dtype)
