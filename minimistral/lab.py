@@ -146,7 +146,7 @@ def main(*, browser: bool, options: list[str]) -> int:
     if written:
         print(f"Copied {len(written)} notebooks to {work}")
     for target in written:
-        if ".new" in target.suffixes:
+        if target.suffixes != [".ipynb"]:
             print(f"  {target.as_posix()}: a newer version, put beside the one you changed")
     greet()
     return open_lab(work, ([] if browser else ["--no-browser"]) + options)
