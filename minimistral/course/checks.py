@@ -1,0 +1,598 @@
+"""check: run the learner's work, and if it is wrong say which mistake it is.
+
+The learner's output is compared with the reference's on every fixture. If it is wrong, it is
+compared with the output of every misconception on record; an equal one names the mistake.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import inspect
+import linecache
+import re
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .compare import Difference, describe, difference, short
+from .exercises import TYPED, Exercise, find_by_entry, find_exercise
+from .panel import Panel
+from .sandbox import Run, guarded
+from .source import tree_of
+
+PASS, TRY_AGAIN = "pass", "try again"
+NOT_WRITTEN, NOT_ANSWERED = "not written yet", "not answered yet"
+TONES = {PASS: "good", TRY_AGAIN: "bad", NOT_WRITTEN: "wait", NOT_ANSWERED: "wait"}
+_NOTHING = object()
+
+
+@dataclass
+class Result:
+    """The outcome of a check. True if it passed; shows itself as a panel."""
+
+    exercise: Exercise
+    status: str
+    message: str = ""
+    matched: str | None = None  # the misconception's name
+    notes: list[str] = field(default_factory=list)
+    picture: tuple[str, str] = ("", "")  # html, text
+
+    @property
+    def passed(self) -> bool:
+        return self.status == PASS
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def panel(self) -> Panel:
+        heading = f"{self.status.upper()} · {self.exercise.title}"
+        lines = [line for line in [self.message, *self.notes] if line]
+        if self.status == TRY_AGAIN and self.exercise.hints:
+            lines.append(f'Stuck? hint("{self.exercise.name}") gives one step at a time.')
+        html, text = self.picture
+        tone = TONES[self.status]
+        return Panel(heading, lines, tone=tone, extra_html=html, extra_text=text)
+
+    def __repr__(self) -> str:
+        return str(self.panel())
+
+    def _repr_html_(self) -> str:
+        return self.panel()._repr_html_()
+
+
+def check(name: str | Callable, work: Any = _NOTHING) -> Result:
+    """Check the learner's work: ``check("attend", attend)``, ``check("order", "B A C")``.
+
+    ``name`` is the exercise's name ("ch02.attend" if two chapters share one). A function alone
+    is enough if its own name belongs to one exercise: ``check(attend)``. Never raises for what
+    the learner's code does. The result is kept in the progress file; a passed core piece is
+    saved to work/mine.
+    """
+    if not isinstance(name, str):
+        work, name = name, find_by_entry(getattr(name, "__name__", "")).key
+    exercise = find_exercise(name)
+    result = judge(exercise, None if work is _NOTHING else work)
+    from .progress import record_check
+
+    record_check(exercise, result)
+    if result.passed and exercise.piece:
+        from .pieces import save_piece
+
+        result.notes.append(save_piece(exercise, work))
+    return result
+
+
+def judge(exercise: Exercise, work: Any) -> Result:
+    """The check itself, without any record kept."""
+    if exercise.kind == "order":
+        return _judge_order(exercise, work)
+    if exercise.kind == "answer":
+        return _judge_answer(exercise, work)
+    return _judge_function(exercise, work)
+
+
+# ---------------------------------------------------------------- functions and classes
+
+
+@dataclass
+class Outcome:
+    """One run on one fixture."""
+
+    fixture: str
+    run: Run
+    changed: str | None  # the input that was written into
+
+    @property
+    def error(self) -> BaseException | None:
+        return self.run.error
+
+
+def _judge_function(exercise: Exercise, work: Any) -> Result:
+    def again(message, matched=None, notes=(), picture=("", "")):
+        return Result(exercise, TRY_AGAIN, message, matched, list(notes), picture)
+
+    if work is None or work is Ellipsis:
+        return Result(exercise, NOT_WRITTEN)
+    if not callable(work):
+        what = describe(work)
+        return again(f"Give check the function itself, without calling it; it got {what}.")
+    if line := _placeholder(work):
+        return Result(exercise, NOT_WRITTEN, line)
+    if problem := _wrong_arguments(exercise, work):
+        return again(problem)
+
+    outcomes = outcomes_of(exercise, work, exercise.seconds)
+    if any(isinstance(o.error, NotImplementedError) for o in outcomes):
+        return Result(exercise, NOT_WRITTEN)
+    expected = outcomes_of(exercise, exercise.reference)
+    verdicts = [_difference(exercise, e, o) for e, o in zip(expected, outcomes)]
+    notes = _notes(outcomes)
+    first = next((i for i, verdict in enumerate(verdicts) if verdict), None)
+    if len(outcomes) < len(expected) and first is None:
+        first = len(outcomes) - 1  # a later fixture was never reached
+    if first is None and not any(o.changed for o in outcomes):
+        amount = f"{len(outcomes)} inputs, all as expected." if len(outcomes) > 1 else ""
+        return Result(exercise, PASS, " ".join(filter(None, [exercise.praise, amount])), notes=notes)
+    if first is None:
+        changed = next(o for o in outcomes if o.changed)
+        known = _matching(exercise, outcomes, by_value=False)
+        return again(
+            known.message
+            if known
+            else f"The values are right, but your code wrote into its input {changed.changed}. "
+            "Work on a copy, or with operations that return a new tensor.",
+            known and known.name,
+            notes,
+        )
+    outcome, verdict = outcomes[first], verdicts[first]
+    if outcome.run.timed_out or isinstance(outcome.error, KeyboardInterrupt):
+        return again(_explain(exercise, work, outcome, verdict), None, notes)
+    picture = _picture(exercise, expected[first], outcome)
+    known = _matching(exercise, outcomes, by_value=True)
+    if known:
+        if outcome.error is None and verdict.text:
+            fact = f"{_sentence(verdict.text)}{_on(exercise, outcome)}"
+        else:
+            fact = "" if outcome.error is None else f"It stopped with {_error(outcome.error)}."
+        return again(f"{known.message} {fact}".strip(), known.name, notes, picture)
+    return again(_explain(exercise, work, outcome, verdict), None, notes, picture)
+
+
+def outcomes_of(exercise: Exercise, candidate: Callable, seconds: float = 60.0) -> list[Outcome]:
+    """Run a candidate on every fixture, within ``seconds`` for all together.
+
+    Stops after a fixture on which time ran out.
+    """
+    outcomes = []
+    for fixture in exercise.fixtures:
+        args, kwargs = _arguments(fixture)
+        if exercise.run:
+            run = guarded(exercise.run, candidate, *args, seconds=seconds, **kwargs)
+        else:
+            run = guarded(candidate, *args, seconds=seconds, **kwargs)
+        changed = None
+        if not exercise.may_change_inputs:
+            changed = _changed_input(exercise, fixture, args, kwargs)
+        run.value = _snapshot(run.value)
+        outcomes.append(Outcome(fixture.__name__.strip("_").replace("_", " "), run, changed))
+        seconds = max(0.2, seconds - run.seconds)
+        if run.timed_out or isinstance(run.error, KeyboardInterrupt):
+            break
+    return outcomes
+
+
+def _arguments(fixture) -> tuple[tuple, dict]:
+    arguments = fixture()
+    return ((), arguments) if isinstance(arguments, dict) else (tuple(arguments), {})
+
+
+def _snapshot(value):
+    """The result as it is now; a function may return the same buffer every time."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if type(value) in (list, tuple):
+        return type(value)(_snapshot(v) for v in value)
+    if type(value) is dict:
+        return {key: _snapshot(v) for key, v in value.items()}
+    return value
+
+
+def _changed_input(exercise, fixture, args, kwargs) -> str | None:
+    fresh_args, fresh_kwargs = _arguments(fixture)
+    names = _parameter_names(exercise, len(args))
+    pairs = list(zip(names, fresh_args, args))
+    pairs += [(name, fresh_kwargs[name], kwargs[name]) for name in fresh_kwargs]
+    return next((name for name, before, after in pairs if _is_changed(before, after)), None)
+
+
+def _is_changed(before, after) -> bool:
+    if isinstance(before, torch.nn.Module):
+        return _is_changed(before.state_dict(), after.state_dict())
+    if isinstance(before, torch.Tensor):
+        return before.shape != after.shape or bool(
+            difference(before, after, 0.0, same_dtype=True)
+        )
+    if isinstance(before, (list, tuple)):
+        return len(before) != len(after) or any(map(_is_changed, before, after))
+    if isinstance(before, dict):
+        return set(before) != set(after) or any(_is_changed(before[k], after[k]) for k in before)
+    if isinstance(before, (int, float, str, bytes, bool, set, type(None))):
+        return bool(difference(before, after, 0.0))
+    return False  # an object of another kind: its own business
+
+
+def _parameter_names(exercise, count: int) -> list[str]:
+    names = []
+    if not exercise.run:
+        names = list(inspect.signature(exercise.reference).parameters)
+    return [names[i] if i < len(names) else f"number {i + 1}" for i in range(count)]
+
+
+def _difference(exercise: Exercise, expected: Outcome, actual: Outcome) -> Difference | None:
+    """How an outcome departs from another one, results and errors alike."""
+    if expected.error is not None or actual.error is not None:
+        if _error(expected.error) == _error(actual.error):
+            return None
+        return Difference("error", "")
+    if exercise.compare:
+        result = guarded(exercise.compare, expected.run.value, actual.run.value)
+        if result.error is not None:
+            return difference(expected.run.value, actual.run.value) or Difference(
+                "type", f"the result cannot be compared: {_error(result.error)}"
+            )
+        return Difference("value", result.value) if result.value else None
+    strict = exercise.same_dtype or exercise.kind == "piece"
+    return difference(expected.run.value, actual.run.value, exercise.tolerance, same_dtype=strict)
+
+
+def _matching(exercise: Exercise, outcomes: list[Outcome], *, by_value: bool):
+    """The misconception that gives the learner's outcome on every fixture."""
+    for misconception in exercise.misconceptions:
+        theirs = outcomes_of(exercise, misconception.wrong)
+        if len(theirs) != len(outcomes):
+            continue
+        if not by_value and [o.changed for o in theirs] != [o.changed for o in outcomes]:
+            continue
+        if not any(_difference(exercise, t, o) for t, o in zip(theirs, outcomes)):
+            return misconception
+    return None
+
+
+# ---------------------------------------------------------------- words
+
+
+def _error(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _sentence(text: str) -> str:
+    text = text.strip().rstrip(".")
+    return text[:1].upper() + text[1:] + "."
+
+
+def _on(exercise, outcome) -> str:
+    return f" (Input: {outcome.fixture}.)" if len(exercise.fixtures) > 1 else ""
+
+
+def _explain(exercise, work, outcome: Outcome, verdict: Difference | None) -> str:
+    error, where = outcome.error, _on(exercise, outcome)
+    if outcome.run.timed_out:
+        return (
+            f"It ran longer than {exercise.seconds:g} seconds and was stopped.{where} "
+            "Does a loop end? Is a whole-tensor operation written as a loop?"
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return f"It was interrupted before it finished.{where}"
+    if isinstance(error, SystemExit):
+        return f"Your code called exit; return a value instead.{where}"
+    if isinstance(error, RecursionError):
+        return f"The function calls itself without end (RecursionError).{where}{_line(work, error)}"
+    if error is not None:
+        return f"It stopped with {_error(error)}.{where}{_line(work, error)}"
+    if outcome.run.value is None and verdict.kind == "type":
+        return f"It returned None: is a return missing?{where}"
+    if outcome.run.value is Ellipsis:
+        return f"It returned the placeholder itself.{where}"
+    return _sentence(verdict.text) + where
+
+
+def _line(work, error) -> str:
+    """The learner's own line that failed."""
+    filename = getattr(getattr(work, "__code__", None), "co_filename", None)
+    if filename is None and inspect.isclass(work):
+        init = next((f for f in vars(work).values() if inspect.isfunction(f)), None)
+        filename = init.__code__.co_filename if init else None
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == filename]
+    if not frames:
+        return ""
+    text = linecache.getline(filename, frames[-1].lineno).strip()
+    return f" The line: {text}" if text else ""
+
+
+def _notes(outcomes: list[Outcome]) -> list[str]:
+    notes = []
+    restored = sorted({name for o in outcomes for name in o.run.restored})
+    if restored:
+        notes.append(f"Your code changed {' and '.join(restored)}; it was put back.")
+    printed = sum(o.run.printed_length for o in outcomes)
+    if printed:
+        first = next(o.run.printed for o in outcomes if o.run.printed).strip().splitlines()
+        beginning = f", beginning: {short(first[0])}" if first else ""
+        notes.append(f"It printed {printed:,} characters{beginning}")
+    return notes
+
+
+def _placeholder(work) -> str:
+    """Is there a ``...`` left where code should be? Say so in a sentence."""
+    function = work.__init__ if inspect.isclass(work) else work
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is not None and not inspect.isclass(work):
+        skip = ("RESUME", "NOP", "COPY_FREE_VARS")
+        steps = [i for i in dis.get_instructions(code) if i.opname not in skip]
+        names = [i.opname for i in steps]
+        returns_none = names in (["LOAD_CONST", "RETURN_VALUE"], ["RETURN_CONST"])
+        if returns_none and steps[0].argval is None and not _says_return(work):
+            return "The function is still empty."
+    tree = tree_of(work)
+    for node in ast.walk(tree) if tree else ():
+        value = getattr(node, "value", None)
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.Expr)):
+            if isinstance(value, ast.Constant) and value.value is Ellipsis:
+                return f"There is still a ... in line {node.lineno} of it."
+    return ""
+
+
+def _says_return(work) -> bool:
+    tree = tree_of(work)
+    return tree is not None and any(isinstance(node, ast.Return) for node in ast.walk(tree))
+
+
+def _wrong_arguments(exercise: Exercise, work) -> str:
+    """Can the function be called as the exercise calls it?"""
+    if exercise.run or not exercise.fixtures:
+        return ""
+    try:
+        signature = inspect.signature(work)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return ""
+    args, kwargs = _arguments(exercise.fixtures[0])
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        wanted = ", ".join(inspect.signature(exercise.reference).parameters)
+        yours = ", ".join(signature.parameters) or "nothing"
+        return f"{exercise.entry or exercise.name} takes ({wanted}); yours takes ({yours})."
+    return ""
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _picture(exercise, expected: Outcome, actual: Outcome) -> tuple[str, str]:
+    """Your output beside the expected one, as HTML and as text; empty where none helps."""
+    if actual.error is not None:
+        return "", ""
+    wanted, got = expected.run.value, actual.run.value
+    if exercise.picture:
+        from .figures import figure_html
+
+        drawn = guarded(lambda: figure_html(*exercise.picture(wanted, got)))
+        return ("", "") if drawn.error is not None else (drawn.value, "")
+    if not _is_mask(wanted) or not _is_mask(got):
+        return "", ""
+    text = _side_by_side(_draw(wanted), _draw(got))
+    label = "Expected mask on the left, yours on the right; x may attend, dot may not:"
+    return f"<div>{label}</div><pre>{text}</pre>", f"{label}\n{text}"
+
+
+def _is_mask(value) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype == torch.bool
+        and value.dim() >= 2
+        and max(value.shape[-2:]) <= 24
+        and value.numel() > 0
+    )
+
+
+def _draw(mask) -> list[str]:
+    plane = mask.reshape(-1, *mask.shape[-2:])[0].tolist()
+    return ["".join(" x" if cell else " ." for cell in row) for row in plane]
+
+
+def _side_by_side(left: list[str], right: list[str]) -> str:
+    height, width = max(len(left), len(right)), len(left[0])
+    left, right = ([*rows, *[""] * (height - len(rows))] for rows in (left, right))
+    return "\n".join(f"{a.ljust(width)}   |  {b}".rstrip() for a, b in zip(left, right))
+
+
+# ---------------------------------------------------------------- orders and answers
+
+
+def _unanswered(work) -> bool:
+    return work is None or work is Ellipsis or str(work).strip(" .?_") == ""
+
+
+def _judge_order(exercise: Exercise, work) -> Result:
+    if _unanswered(work):
+        return Result(exercise, NOT_ANSWERED, "Type the letters in order, as in: B A C")
+    letters = exercise.letters()
+    typed = re.findall(r"[A-Z]", (work if isinstance(work, str) else " ".join(map(str, work))).upper())
+    unknown = [letter for letter in typed if letter not in letters]
+    twice = sorted({letter for letter in typed if typed.count(letter) > 1})
+    if unknown or twice or not typed:
+        legal = " ".join(letters)
+        what = f"unknown: {' '.join(unknown)}" if unknown else f"twice: {' '.join(twice)}"
+        return Result(exercise, TRY_AGAIN, f"Use each letter at most once, from {legal} ({what}).")
+    order = tuple(letters[letter] for letter in typed)
+    if order in exercise.right_orders:
+        return Result(exercise, PASS, exercise.praise)
+    for misconception in exercise.misconceptions:
+        if order == tuple(misconception.wrong):
+            return Result(exercise, TRY_AGAIN, misconception.message, misconception.name)
+    extra = [letter for letter in typed if letters[letter] >= len(exercise.lines)]
+    if extra:
+        message = f"Line {extra[0]} does not belong: it is a mistake that looks right."
+    elif len(order) < len(exercise.lines):
+        message = f"{len(exercise.lines)} lines are needed, you gave {len(order)}."
+    else:
+        best = max(_common_start(order, right) for right in exercise.right_orders)
+        message = f"The first {best} are in place; then line {typed[best]} comes too early."
+        if best == 0:
+            message = f"Line {typed[0]} cannot come first: what does it need that is not there yet?"
+    return Result(exercise, TRY_AGAIN, message)
+
+
+def _common_start(a, b) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _judge_answer(exercise: Exercise, work) -> Result:
+    if _unanswered(work):
+        return Result(exercise, NOT_ANSWERED)
+    rights = [exercise.reference, *exercise.equivalents.values()]
+    if any(_same_answer(exercise, right, work) for right in rights):
+        return Result(exercise, PASS, exercise.praise)
+    for misconception in exercise.misconceptions:
+        if _same_answer(exercise, misconception.wrong, work):
+            return Result(exercise, TRY_AGAIN, misconception.message, misconception.name)
+    if exercise.options:
+        letters = " ".join(chr(65 + i) for i in range(len(exercise.options)))
+        return Result(exercise, TRY_AGAIN, f"Answer with one letter of {letters}.")
+    message = f"{short(work)} is not the answer."
+    if isinstance(exercise.reference, (int, float)) and isinstance(work, (int, float)):
+        size = "large" if work > exercise.reference else "small"
+        message = f"{short(work)} is too {size}."
+    return Result(exercise, TRY_AGAIN, message)
+
+
+def _same_answer(exercise, right, given) -> bool:
+    if isinstance(right, str):
+        return " ".join(str(given).split()).casefold() == " ".join(right.split()).casefold()
+    if isinstance(given, str) and isinstance(right, (int, float)):
+        try:
+            given = float(given.replace(",", "").replace("_", ""))
+        except ValueError:
+            return False
+    return difference(right, given, exercise.tolerance) is None
+
+
+def lines(name: str) -> Panel:
+    """Show the shuffled lines of an order exercise, or the choices of an answer."""
+    exercise = find_exercise(name)
+    if exercise.kind == "order":
+        all_lines = [*exercise.lines, *exercise.distractors]
+        shown = [f"{letter}   {all_lines[n]}" for letter, n in exercise.letters().items()]
+        extra = f", {len(exercise.distractors)} stays out" if exercise.distractors else ""
+        ask = f'{len(exercise.lines)} lines in order{extra}. Answer: check("{exercise.name}", "A B ...")'
+        return Panel(exercise.title, [ask], tone="wait", code="\n".join(shown))
+    shown = [f"{chr(65 + i)}   {option}" for i, option in enumerate(exercise.options)]
+    return Panel(exercise.title, [f'Answer: check("{exercise.name}", "A")'], tone="wait", code="\n".join(shown))
+
+
+# ---------------------------------------------------------------- are the records sound?
+
+FEWEST_MISCONCEPTIONS = {"complete": 5, "function": 5, "bug": 5, "piece": 5, "order": 2, "answer": 2}
+CODE = re.compile(r"`|==|->|\w\(|\)\.|\n|\btorch\.|\[[:\d]")
+
+
+def verify(exercise: Exercise) -> list[str]:
+    """Everything that is wrong with a record, as sentences; an empty list is a sound record."""
+    problems = _verify_words(exercise)
+    if exercise.kind in TYPED:
+        return problems + _verify_typed(exercise)
+    return problems + _verify_function(exercise)
+
+
+def _verify_words(exercise) -> list[str]:
+    problems = []
+    fewest = FEWEST_MISCONCEPTIONS.get(exercise.kind, 0)
+    if len(exercise.misconceptions) < fewest:
+        problems.append(f"{len(exercise.misconceptions)} misconceptions, at least {fewest} wanted")
+    for m in exercise.misconceptions:
+        words = len(m.message.split())
+        if not 4 <= words <= 30:
+            problems.append(f"{m.name}: the message has {words} words, 4 to 30 wanted")
+        if CODE.search(m.message):
+            problems.append(f"{m.name}: the message contains code: {CODE.search(m.message)[0]!r}")
+    for what, values in {
+        "misconception": [m.name for m in exercise.misconceptions],
+        "message": [m.message for m in exercise.misconceptions],
+        "hint": [h.symptom for h in exercise.hints],
+    }.items():
+        if len(set(values)) < len(values):
+            problems.append(f"a {what} occurs twice")
+    if len(exercise.hints) != 3 or not all(h.symptom and h.text for h in exercise.hints):
+        problems.append(f"{len(exercise.hints)} hints; three wanted, each with symptom and text")
+    if exercise.kind == "bug" and "unchanged" not in [m.name for m in exercise.misconceptions]:
+        problems.append("a bug hunt needs a misconception named 'unchanged': the bug itself")
+    return problems
+
+
+def _verify_typed(exercise) -> list[str]:
+    problems = []
+    spell = exercise.spell if exercise.kind == "order" else lambda value: value
+    for nothing in (None, "", "...", Ellipsis):
+        if judge(exercise, nothing).status != NOT_ANSWERED:
+            problems.append(f"{nothing!r} is not told 'not answered yet'")
+    rights = exercise.right_orders if exercise.kind == "order" else [
+        exercise.reference, *exercise.equivalents.values()
+    ]
+    for right in rights:
+        if not judge(exercise, spell(right)).passed:
+            problems.append(f"the right answer {right!r} is refused")
+    for m in exercise.misconceptions:
+        if judge(exercise, spell(m.wrong)).matched != m.name:
+            problems.append(f"{m.name}: not answered with its own message")
+    if exercise.options:
+        letters = [chr(65 + i) for i in range(len(exercise.options))]
+        told = [*rights, *(m.wrong for m in exercise.misconceptions)]
+        problems += [f"option {letter} has no message" for letter in letters if letter not in told]
+    if exercise.kind == "order" and not exercise.distractors:
+        problems.append("an order needs a distractor that is a real mistake")
+    return problems
+
+
+def _verify_function(exercise) -> list[str]:
+    problems = []
+    if not exercise.fixtures or not exercise.entry:
+        return ["a function exercise needs fixtures and an entry"]
+    for fixture in exercise.fixtures:
+        first, second = _arguments(fixture), _arguments(fixture)
+        if _is_changed(list(first[0]), list(second[0])) or _is_changed(first[1], second[1]):
+            problems.append(f"fixture {fixture.__name__} gives different inputs each time")
+    for o in outcomes_of(exercise, exercise.reference):
+        if o.changed:
+            problems.append(f"the reference writes into its input {o.changed}")
+        if o.run.restored:
+            problems.append(f"the reference changes {o.run.restored}")
+    for name, right in {"reference": exercise.reference, **exercise.equivalents}.items():
+        result = judge(exercise, right)
+        if not result.passed:
+            problems.append(f"{name} is refused: {result.message}")
+    for m in exercise.misconceptions:
+        result = judge(exercise, m.wrong)
+        if result.passed:
+            problems.append(f"{m.name}: passes as if it were right")
+        elif result.matched != m.name:
+            problems.append(f"{m.name}: told as {result.matched}: {result.message}")
+
+    def stub(*args, **kwargs):
+        raise NotImplementedError
+
+    if judge(exercise, stub).status != NOT_WRITTEN:
+        problems.append("a stub is not told 'not written yet'")
+    if exercise.piece:
+        from .pieces import signature_problem, find_target
+
+        holder, attribute = find_target(exercise.piece)
+        problem = signature_problem(exercise.piece, getattr(holder, attribute), exercise.reference)
+        problems += [problem] if problem else []
+    return problems

@@ -1,0 +1,255 @@
+"""The plan of the course as data: chapters, minutes, and which chapter shows which definition.
+
+The README's table, the links between chapters, the build and the tests all read it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+NOTEBOOKS, EXERCISES, SOLUTIONS = "notebooks", "exercises", "solutions"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A claim of the press about Mistral, in our words, with the year it was made."""
+
+    number: int
+    text: str
+    year: int = 2024
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One chapter. ``core_minutes`` is the part nobody should skip."""
+
+    number: int
+    slug: str
+    title: str
+    question: str
+    modules: tuple[str, ...]
+    core_minutes: int
+    total_minutes: int
+    needs: tuple[int, ...]
+    headlines: tuple[Headline, ...] = ()
+    written: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file name without ending, the same in all three folders."""
+        return f"{self.number:02d}_{self.slug}"
+
+    def path(self, folder: str = NOTEBOOKS) -> str:
+        return f"{folder}/{self.name}.ipynb"
+
+
+CHAPTERS: tuple[Chapter, ...] = (
+    Chapter(
+        0, "start_here", "Start here",
+        "What will we have built at the end, and does it run on this machine?",
+        (), 10, 15, (), written=True,
+    ),
+    Chapter(
+        1, "tokens", "Tokens",
+        "What does a language model see instead of letters?",
+        ("tokenizer",), 45, 100, (0,),
+        (Headline(20, "The model handles the main European languages."),),
+    ),
+    Chapter(
+        2, "attention", "Attention",
+        "How does a word find out which other words matter to it?",
+        ("attention",), 45, 120, (0,),
+        (
+            Headline(
+                21,
+                "Big models are black boxes because they have so many parameters; "
+                "Mistral's customers may look inside theirs.",
+            ),
+        ),
+        written=True,
+    ),
+    Chapter(
+        3, "positions", "Positions",
+        "How does attention learn what came first?",
+        ("rope",), 45, 100, (2,),
+    ),
+    Chapter(
+        4, "transformer", "The transformer",
+        "What else does attention need to become a language model?",
+        ("config", "layers", "model"), 45, 110, (2, 3),
+    ),
+    Chapter(
+        5, "training", "Training",
+        "How does a heap of random numbers learn to write, and how well can it do at best?",
+        ("corpora", "tales", "train"), 45, 120, (1, 4),
+        (
+            Headline(17, "Without repeated and meaningless text, a small model matches a bigger one."),
+            Headline(18, "Training data of low quality makes a model write false things."),
+            Headline(19, "It was trained for far less than the 100 million dollars of GPT-4."),
+        ),
+    ),
+    Chapter(
+        6, "generation", "Generation and cache",
+        "How does a model write, and why need it not read everything again for each word?",
+        ("sampling", "generate"), 45, 110, (4,),
+        (
+            Headline(
+                11,
+                "A bigger model costs more for each token, "
+                "because the whole model runs for every token.",
+            ),
+        ),
+    ),
+    Chapter(
+        7, "shared_heads", "Shared heads",
+        "How much memory can we save when heads share keys and values?",
+        ("attention",), 45, 90, (2, 6),
+        (Headline(5, "Grouped-query attention saves memory by sharing keys and values."),),
+    ),
+    Chapter(
+        8, "sliding_window", "The sliding window",
+        "Can a model with a short memory read a long text?",
+        ("attention", "cache"), 45, 120, (6, 7),
+        (
+            Headline(1, "The sliding window is Mistral's innovation."),
+            Headline(2, "A published sample of Mistral's efficient attention lowers complexity."),
+            Headline(3, "The window lowers complexity and keeps long-range dependency."),
+            Headline(4, "The secret of Mistral 7B is first of all the sliding window."),
+        ),
+    ),
+    Chapter(
+        9, "mixture_of_experts", "Mixture of experts",
+        "Can a model know more without computing more?",
+        ("moe",), 45, 120, (4,),
+        (
+            Headline(6, "Mixtral has 8 experts, 2 active, and costs like a dense model of 12B."),
+            Headline(7, "A mixture lowers the compute and energy of training and inference."),
+            Headline(8, "It was the first open mixture-of-experts model of the GPT-4 era."),
+        ),
+    ),
+    Chapter(
+        10, "the_real_mistral", "The real Mistral",
+        "Does our code give the numbers of the real checkpoints?",
+        ("config", "checkpoint"), 45, 110, (7, 8, 9),
+        (
+            Headline(9, "8x7B means 56 billion parameters; 8x22B has 176 billion."),
+            Headline(10, "7B beats LLaMA 13B, a model three times its size."),
+            Headline(23, "GPT-4 has 1.8 trillion parameters, Mistral a few billion."),
+            Headline(24, "Open source means that anyone may use and change it."),
+        ),
+    ),
+    Chapter(
+        11, "gpu_inference", "GPU inference",
+        "What limits the speed of a model that writes one token at a time?",
+        ("engine",), 45, 110, (8, 10),
+        (Headline(12, "Six times the inference speed of Llama 2 70B."),),
+    ),
+    Chapter(
+        12, "quantization", "Quantization",
+        "How few bits does a weight need?",
+        ("quantize",), 45, 110, (10,),
+        (
+            Headline(13, "An assistant that runs on a laptop with 16 GB."),
+            Headline(14, "Quantization puts the model on a phone."),
+        ),
+    ),
+    Chapter(
+        13, "fine_tuning", "Fine-tuning and evaluation",
+        "How does a model that continues text become one that answers, and how would we know?",
+        ("lora", "instruct"), 45, 130, (5, 10),
+        (
+            Headline(16, "Fine-tuning adapts it to a domain cheaply."),
+            Headline(22, "Best open model up to 13B; near GPT-4 on the benchmarks."),
+        ),
+    ),
+    Chapter(
+        14, "le_chat", "Le Chat and La Plateforme",
+        "What stands between a model and a product?",
+        ("serve",), 45, 100, (13,),
+        (
+            Headline(15, "The cloud makes AI slow and unsafe for data; on the device it is fast."),
+            Headline(25, "Le Chat is the newest language model."),
+        ),
+    ),
+)
+
+
+def chapter(number: int) -> Chapter:
+    """The chapter with this number; ValueError if there is none."""
+    if number not in range(len(CHAPTERS)):
+        raise ValueError(f"there is no chapter {number}; chapters are 0 to {len(CHAPTERS) - 1}")
+    return CHAPTERS[number]
+
+
+def next_chapter(number: int) -> Chapter | None:
+    return CHAPTERS[number + 1] if number + 1 < len(CHAPTERS) else None
+
+
+def link(number: int, *, start: str = "") -> str:
+    """A Markdown link to a chapter, or plain words while it is not written.
+
+    ``start`` is put before the file name; between notebooks of one folder it is empty.
+    """
+    wanted = chapter(number)
+    label = f"Chapter {wanted.number}: {wanted.title}"
+    return f"[{label}]({start}{wanted.name}.ipynb)" if wanted.written else f"{label} (to come)"
+
+
+def readme_table() -> str:
+    """The course at a glance, as a Markdown table."""
+    rows = ["| | Chapter | Its question | Core | With everything |", "|---|---|---|---|---|"]
+    for c in CHAPTERS:
+        title = f"[{c.title}]({c.path()})" if c.written else f"{c.title} (to come)"
+        rows.append(f"| {c.number} | {title} | {c.question} | {c.core_minutes} min | {c.total_minutes} min |")
+    core, total = (sum(minutes) / 60 for minutes in zip(*((c.core_minutes, c.total_minutes) for c in CHAPTERS)))
+    rows.append(f"| | **All chapters** | | **{core:.0f} hours** | **{total:.0f} hours** |")
+    return "\n".join(rows)
+
+
+# ---------------------------------------------------------------- definitions
+
+TEACHING_MODULES = (
+    "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "train",
+    "sampling", "generate", "cache", "moe", "checkpoint", "engine", "quantize", "lora", "instruct",
+)
+
+# module -> {definition: chapter that shows it}
+DEFINITIONS: dict[str, dict[str, int]] = {}
+
+
+def public_definitions(module: str) -> list[str]:
+    """Names of the public functions and classes that a library module defines itself."""
+    path = Path(__file__).parent.parent / f"{module}.py"
+    if not path.exists():
+        return []
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [n.name for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_")]
+
+
+def unassigned(modules: Iterable[str] = TEACHING_MODULES) -> list[str]:
+    """Public definitions that no chapter owns, as "module.name"."""
+    return [
+        f"{module}.{name}"
+        for module in modules
+        for name in public_definitions(module)
+        if name not in DEFINITIONS.get(module, {})
+    ]
+
+
+def owed_by(number: int) -> list[str]:
+    """The existing definitions that a chapter shows, as "module.name", in the library's order."""
+    return [
+        f"{module}.{name}"
+        for module in TEACHING_MODULES
+        for name in public_definitions(module)
+        if DEFINITIONS.get(module, {}).get(name) == number
+    ]
+
+
+def pending() -> dict[int, list[str]]:
+    """Chapter number -> definitions that wait for it because it is not written yet."""
+    return {c.number: owed_by(c.number) for c in CHAPTERS if not c.written and owed_by(c.number)}
