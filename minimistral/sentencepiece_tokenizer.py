@@ -17,8 +17,9 @@ class SentencePieceTokenizer(Tokenizer):
     """A `tokenizer.model[.vN]` behind the interface of Tokenizer; pad_id is None.
 
     A space is put in front of every text before it is encoded, and taken away again from the
-    decoded one. To continue a text, decode prompt and new ids together. Raises ImportError
-    without the sentencepiece library, ValueError for a damaged file.
+    decoded one. To continue a text, decode prompt and new ids together. From v3 on a few pieces
+    such as [REF] are user-defined: text may become them, unlike the control tokens. Raises
+    ImportError without the sentencepiece library, ValueError for a damaged file.
     """
 
     def __init__(self, path: str | Path):

@@ -18,6 +18,7 @@ import regex
 import tiktoken
 
 from minimistral import tokenizer_files
+from minimistral.tokenizer_files import check_text
 
 # Tekken's pattern: a text is cut into words first, and no merge crosses a cut.
 PATTERN = (
@@ -38,20 +39,6 @@ CONTROL_TOKENS = (
 )  # fmt: skip
 
 Pair = tuple[int, int]
-
-
-def check_text(text: str) -> None:
-    """Raise ValueError if `text` is no string, or one that UTF-8 cannot write."""
-    if not isinstance(text, str):
-        raise ValueError(f"expected a text (str), got {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start} of the text is {text[error.start]!r}, one half"
-            " of a surrogate pair, which UTF-8 cannot write: was the text decoded with"
-            " errors='surrogateescape', or cut within an escape like \\ud83d\\ude00?"
-        ) from None
 
 
 def count_words(texts: Iterable[str], pattern: str = PATTERN) -> Counter[bytes]:
@@ -277,10 +264,10 @@ class Tokenizer(Vocabulary):
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids without <s> and </s>, of texts that have been checked."""
-        if len(texts) < 2:  # threads would cost more than they save
-            batch = map(self.encoding.encode_ordinary, texts)
-        else:
-            batch = self.encoding.encode_ordinary_batch(texts, os.cpu_count() or 1)
+        batch = map(self.encoding.encode_ordinary, texts)
+        if len(texts) > 1:  # for a single text, threads cost more than they save
+            n = os.cpu_count() or 1
+            batch = self.encoding.encode_ordinary_batch(texts, num_threads=n)
         return [[rank + self.n_control for rank in ranks] for ranks in batch]
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Files of tokenizers: Tekken's JSON, ours and Mistral's alike, and SentencePiece models.
+"""What comes to a tokenizer from outside: its file (ours, Tekken's, SentencePiece's) and texts.
 
-A file comes from anywhere, so everything in it is checked before it is used: a damaged or
-mistaken one is a ValueError that names the file and says what is wrong with it.
+Both come from anywhere, so they are checked before they are used: a damaged or mistaken file is
+a ValueError that names the file and says what is wrong with it.
 """
 
 import base64
@@ -19,6 +19,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHIPPED_MODELS = Path(__file__).parent / "assets" / "models"
+
+# tiktoken's splitter overflows its stack, and panics, on more blanks than this in one run.
+LONGEST_BLANK = 900_000
+
+
+def check_text(text: str) -> None:
+    """Raise ValueError if `text` is no string, or one that can't be written or split."""
+    if not isinstance(text, str):
+        raise ValueError(f"expected a text (str), got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} of the text is {text[error.start]!r}, one half of a"
+            " surrogate pair, which UTF-8 cannot write: was the text decoded with"
+            " errors='surrogateescape', or cut within an escape like \\ud83d\\ude00?"
+        ) from None
+    if len(text) > LONGEST_BLANK:
+        longest = max(map(len, re.findall(r"[^\S\r\n]+", text)), default=0)
+        if longest > LONGEST_BLANK:
+            raise ValueError(
+                f"the text has {longest:,} blanks in one run, at most {LONGEST_BLANK:,} can be"
+                " split into words: is it text?"
+            )
 
 
 # Which file ------------------------------------------------------------------------------------
