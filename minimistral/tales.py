@@ -78,6 +78,7 @@ class World:
     where: dict[str, str] = field(default_factory=dict)  # thing -> its holder or place
     looks: dict[str, str] = field(default_factory=dict)  # thing -> how it looks
     last: str = ""  # the character mentioned last
+    subject: str | None = None  # whom "he" or "she" would mean now
     before: str = ""  # the kind of the sentence before
     told: int = 0  # sentences, the title included
     ended: bool = False
@@ -157,7 +158,7 @@ def arrive(world: World, choose: Chooser) -> None:
 
 
 def go(world: World, choose: Chooser) -> None:
-    who = choose("who", evenly(world.cast))
+    who = choose("who", odds({n: 3 if n == world.subject else 1 for n in world.cast}))
     world.cast[who] = choose("place", places_without(world.cast.get(who)))
     world.last = who
 
@@ -217,7 +218,7 @@ def ask(world: World, choose: Chooser) -> None:
 
 def ask_where(world: World, choose: Chooser) -> None:
     thing = choose("thing", evenly(world.lying()))
-    who = choose("who", evenly(world.cast))
+    who = choose("who", odds({n: RARE if n == world.last else 1 for n in world.cast}))
     world.last = choose("whom", evenly(world.others(who)))
     choose("place", known(world.where.get(thing)))
 
@@ -231,7 +232,8 @@ def seek(world: World, choose: Chooser) -> None:
 
 def mood(world: World, choose: Chooser) -> None:
     """Most often the mood of the one who was mentioned last."""
-    choose("who", odds({name: 5 if name == world.last else 1 for name in world.cast}))
+    likely = {name: 5 if name == world.last else 1 for name in world.cast}
+    world.last = choose("who", odds(likely))
 
 
 def weather(world: World, choose: Chooser) -> None:
@@ -339,8 +341,19 @@ def kind_odds(possible: frozenset[str], rare: frozenset[str], end: float) -> Odd
             **{kind: p * end for kind, p in odds(endings).items() if end}}
 
 
-VARIANTS = {kind: odds(fading(range(len(texts))))
-            for kind, texts in words.PHRASES["en"].items()}
+# After one of these a pronoun means the one who did it; after others it would be unclear.
+CLEAR = ("find", "arrive", "go", "meet", "drop", "take", "fetch", "discover", "mood")
+PRONOUN = {"go": 1, "drop": 1, "mood": 1}  # the variant that says "he" or "she"
+VARIANTS = {kind: range(len(texts)) for kind, texts in words.PHRASES["en"].items()}
+
+
+@cache
+def variant_odds(kind: str, same: bool) -> Odds:
+    """The ways to tell an event; a pronoun only if its subject is still the `same`."""
+    weights = fading(VARIANTS[kind])
+    if kind in PRONOUN:
+        weights[PRONOUN[kind]] = 2 if same else 0
+    return odds(weights)
 
 
 def tell(choose: Chooser) -> World:
@@ -349,8 +362,9 @@ def tell(choose: Chooser) -> World:
     while not world.ended:
         kind = choose("kind", kinds(world))
         TELLERS[kind](world, choose)
-        choose("variant", VARIANTS[kind])
+        choose("variant", variant_odds(kind, world.last == world.subject))
         world.before = kind
+        world.subject = world.last if kind in CLEAR else None
         world.told += 1
     return world
 
@@ -493,8 +507,12 @@ def pattern(language: str, kind: str, variant: int) -> tuple[re.Pattern, list]:
     return re.compile(expression), says
 
 
-def read_sentence(language: str, kind: str, text: str, start: int):
-    """The decisions of a sentence of this kind at `start` and where it ends, or None."""
+def read_sentence(language: str, kind: str, text: str, start: int, before: dict):
+    """The decisions of a sentence of this kind at `start` and where it ends, or None.
+
+    Who a pronoun means is known from the sentence `before`.
+    """
+    subject = {"who": before["who"]} if before.get("kind") in CLEAR else {}
     for variant in VARIANTS[kind]:
         expression, says = pattern(language, kind, variant)
         if match := expression.match(text, start):
@@ -502,6 +520,10 @@ def read_sentence(language: str, kind: str, text: str, start: int):
             for (slot, values), said in zip(says, match.groups()):
                 if values:
                     sentence.setdefault(slot, values[said])
+            if kind in PRONOUN and variant == PRONOUN[kind]:
+                sentence |= subject
+                if not subject:
+                    return None
             if render(language, sentence) == match[0]:  # agreement, repeated names
                 return sentence, match.end()
     return None
@@ -510,7 +532,7 @@ def read_sentence(language: str, kind: str, text: str, start: int):
 def read(text: str) -> tuple[list[dict], list[int], int | None]:
     """The sentences of a tale, where each starts, and where it stops being a tale."""
     for language in LANGUAGES:
-        if found := read_sentence(language, "title", text, 0):
+        if found := read_sentence(language, "title", text, 0, {}):
             break
     else:
         return [], [], 0
@@ -526,7 +548,7 @@ def read(text: str) -> tuple[list[dict], list[int], int | None]:
         start = end + 1
         told = len(sentences)
         expected = [OPENING[told]] if told < len(OPENING) else [*EVENTS, *ENDINGS]
-        found = (read_sentence(language, kind, text, start) for kind in expected)
+        found = (read_sentence(language, kind, text, start, sentence) for kind in expected)
         sentence, end = next(filter(None, found), (None, start))
         if sentence is None:
             return sentences, starts, start
