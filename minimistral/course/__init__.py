@@ -2,10 +2,14 @@
 
 from .checks import check, judge, lines, verify
 from .exercises import Exercise, Hint, Misconception
+from .explorers import Button, Choice, Slider, Text, explore
+from .figures import show
 from .pieces import mine, swap
+from .predictions import bet, predict, reveal, verdict
 from .progress import hint, progress
 
 __all__ = [
-    "Exercise", "Hint", "Misconception", "check", "hint", "judge", "lines", "mine", "progress",
-    "swap", "verify",
+    "Button", "Choice", "Exercise", "Hint", "Misconception", "Slider", "Text", "bet", "check",
+    "explore", "hint", "judge", "lines", "mine", "predict", "progress", "reveal", "show", "swap",
+    "verdict", "verify",
 ]

@@ -6,6 +6,7 @@ import ast
 import builtins
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import linecache
 import math
@@ -14,6 +15,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import nn
 from .exercises import Exercise, all_exercises
 from .progress import work_folder, write_atomically
 from .source import source_of
+from .syllabus import TEACHING_MODULES
 
 # ---------------------------------------------------------------- swap
 
@@ -30,9 +33,21 @@ _lock = threading.Lock()
 _active: dict[str, dict] = {}  # target -> {"original", "places", "stack"}
 
 
+@cache
+def _load_library() -> None:
+    """Import every module first: one imported during a swap would keep the replacement."""
+    for module in TEACHING_MODULES:
+        if importlib.util.find_spec(f"minimistral.{module}"):
+            importlib.import_module(f"minimistral.{module}")
+    import minimistral
+
+    for name in minimistral.__all__:
+        getattr(minimistral, name, None)
+
+
 def find_target(target: str) -> tuple[Any, str]:
     """Where "attention.attend" or "cache.KVCache.reset" lives: (module or class, name)."""
-    module, *path = target.removeprefix("minimistral.").split(".")
+    module, *path = target.split(".")
     try:
         holder = importlib.import_module(f"minimistral.{module}")
         for name in path[:-1]:
@@ -55,6 +70,7 @@ def swap(target: str | Mapping[str, Any], replacement: Any = None, *, check_sign
     the swap while it lasts.
     """
     pairs = dict(target) if isinstance(target, Mapping) else {target: replacement}
+    pairs = {name.removeprefix("minimistral."): new for name, new in pairs.items()}
     with contextlib.ExitStack() as stack:
         for name, new in pairs.items():
             if check_signature:
@@ -72,6 +88,7 @@ def _original(target, holder, attribute):
 
 @contextlib.contextmanager
 def _swapped(target: str, replacement) -> Iterator[None]:
+    _load_library()
     holder, attribute = find_target(target)
     token = [replacement]  # a list of its own: two equal swaps stay two
     with _lock:
@@ -109,6 +126,14 @@ def _install(target):
     value = state["stack"][-1][0] if state["stack"] else state["original"]
     for holder, name in state["places"]:
         setattr(holder, name, value)
+    module = importlib.import_module(f"minimistral.{_module(target)}")
+    if hasattr(module, "FAST"):  # a fast path would walk past the replaced plain one
+        plain = [t for t in _active if _module(t) == _module(target) and _active[t]["stack"]]
+        module.FAST = all(t.split(".")[1].startswith("fast") for t in plain)
+
+
+def _module(target: str) -> str:
+    return target.split(".")[0]
 
 
 def signature_problem(target: str, original, replacement) -> str | None:

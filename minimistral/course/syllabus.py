@@ -184,6 +184,14 @@ def chapter(number: int) -> Chapter:
     return CHAPTERS[number]
 
 
+def headline(number: int) -> Headline:
+    """The headline with this number; ValueError if no chapter takes it up."""
+    headlines = {h.number: h for c in CHAPTERS for h in c.headlines}
+    if number not in headlines:
+        raise ValueError(f"there is no headline {number}; there are {sorted(headlines)}")
+    return headlines[number]
+
+
 def next_chapter(number: int) -> Chapter | None:
     return CHAPTERS[number + 1] if number + 1 < len(CHAPTERS) else None
 

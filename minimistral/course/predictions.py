@@ -1,0 +1,101 @@
+"""Predict before you run: a question, the learner's answer, and later the truth.
+
+Everything is plain text typed into a cell; nothing waits for an answer, so a notebook runs
+from top to bottom whether or not the questions were answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .compare import short
+from .panel import Panel
+from .progress import load_progress, update_progress
+
+VERDICTS = ("true", "true with a condition", "false", "not checkable")
+OPEN = (None, "", "?", "...", Ellipsis)
+
+
+def predict(name: str, question: str, options: Sequence[str] = (), *, answer: Any = None) -> Panel:
+    """Ask for a prediction: ``answer="A"`` for one of the options, or a number without options.
+
+    Unanswered it shows the question and how to answer. ``reveal(name, ...)`` compares later.
+    """
+    shown = [f"{_letter(n)}  {option}" for n, option in enumerate(options)]
+    if _is_open(answer):
+        how = f"answer={_letter(0)!r}" if options else "answer=<your number>"
+        return Panel(f"Predict · {question}", [f"Write {how}, run the cell, go on. Guessing is fine."],
+                     tone="wait", code="\n".join(shown))
+    if options:
+        answer = _as_letter(answer, options)
+    elif isinstance(answer, str):
+        answer = float(answer.replace(",", ""))
+    _remember(name, answer)
+    said = f"{answer}  {options[ord(answer) - 65]}" if options else short(answer)
+    return Panel(f"Predict · {question}", [f"You say: {said}"], tone="wait")
+
+
+def reveal(name: str, truth: Any, why: str = "", *, options: Sequence[str] = ()) -> Panel:
+    """Compare a prediction with the truth: the right letter, or the measured number."""
+    answer = load_progress()["predictions"].get(name)
+    truth = truth.item() if hasattr(truth, "item") else truth
+    told = short(truth)
+    if isinstance(truth, str):
+        told = f"{truth}  {options[ord(truth) - 65]}" if options else truth
+    lines = [f"It is: {told}"]
+    if answer is not None and isinstance(truth, str):
+        lines.insert(0, f"You said: {answer}. " + ("Right." if answer == truth else "A surprise, then."))
+    elif answer is not None:
+        lines.insert(0, f"You said: {short(answer)}. {_distance(float(answer), float(truth))}")
+    if why:
+        lines.append(why)
+    return Panel("What happened", lines, tone="plain")
+
+
+def bet(headline: int, answer: Any = None) -> Panel:
+    """Your bet on a headline of the press: true, true with a condition, false, not checkable."""
+    from .syllabus import headline as find
+
+    claim = find(headline)
+    return predict(f"headline {headline}", f"{claim.year}, in our words: “{claim.text}”", VERDICTS, answer=answer)
+
+
+def verdict(headline: int, truth: str, why: str = "") -> Panel:
+    """The verdict on a headline beside the learner's bet; ``truth`` is one of VERDICTS."""
+    if truth not in VERDICTS:
+        raise ValueError(f"{truth!r} is none of {', '.join(VERDICTS)}")
+    return reveal(f"headline {headline}", _letter(VERDICTS.index(truth)), why, options=VERDICTS)
+
+
+def _is_open(answer) -> bool:
+    return any(answer is value or (isinstance(answer, str) and answer == value) for value in OPEN)
+
+
+def _letter(n: int) -> str:
+    return chr(65 + n)
+
+
+def _as_letter(answer, options) -> str:
+    """"a", "A" or the option's own words -> "A"."""
+    text = str(answer).strip()
+    letters = [_letter(n) for n in range(len(options))]
+    if text.upper() in letters:
+        return text.upper()
+    for letter, option in zip(letters, options):
+        if text.casefold() == str(option).casefold():
+            return letter
+    raise ValueError(f"answer={answer!r} is none of {', '.join(letters)}")
+
+
+def _remember(name, answer):
+    update_progress(lambda data: data["predictions"].__setitem__(name, answer))
+
+
+def _distance(said: float, truth: float) -> str:
+    if said == truth:
+        return "Exactly."
+    if said * truth <= 0:
+        return f"Off by {short(abs(said - truth))}."
+    factor = max(said / truth, truth / said)
+    return f"Off by a factor of {factor:.2f}."
