@@ -132,8 +132,17 @@ def open_lab(work: Path, options: list[str]) -> int:
 
 
 def lab_arguments(work: Path) -> list[str]:
-    """JupyterLab's arguments: the learner's folder is the root, the news and its question are off."""
-    arguments = [str(work / FIRST), f"--ServerApp.root_dir={work}"]
+    """JupyterLab's arguments: the learner's folder is its root, chapter 0 its first page.
+
+    Our settings folder only changes defaults: JupyterLab doesn't look for news and updates, nor
+    ask whether it may, so that a course without a network starts without a question.
+    """
+    arguments = [
+        f"--ServerApp.root_dir={work}",
+        f"--LabApp.default_url=/lab/tree/{FIRST}",
+        f"--LabApp.app_settings_dir={Path(__file__).parent / 'assets' / 'jupyterlab'}",
+        "--Application.log_level=WARN",
+    ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--allow-root")  # in a container; Jupyter refuses root otherwise
     return arguments

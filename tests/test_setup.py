@@ -361,5 +361,6 @@ def test_lab_opens_the_first_chapter_of_the_learners_folder(tmp_path, monkeypatc
     assert lab.main(browser=False, options=[]) == 0
     assert started["cwd"] == tmp_path / "work"
     assert (tmp_path / "work" / lab.FIRST).exists()
-    assert str(tmp_path / "work" / lab.FIRST) in started["command"]
+    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST}" in started["command"]
+    assert f"--ServerApp.root_dir={tmp_path / 'work'}" in started["command"]
     assert "--no-browser" in started["command"]
