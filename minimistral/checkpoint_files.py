@@ -1,7 +1,8 @@
 """Plumbing of checkpoint.py: which files a folder of weights holds, what stands in
-them, Hugging Face's config.json, and writing a folder whole or not at all."""
+them, and writing a folder whole or not at all."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,9 +14,11 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from minimistral.config import ModelConfig, MoEConfig, read_json
+from minimistral.checkpoint_hf import config_from_hf
+from minimistral.config import ModelConfig, count_parameters, read_json
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32,
           "F16": torch.float16, "BF16": torch.bfloat16}
@@ -135,108 +138,72 @@ def known_dtype(dtype, file: Path, name: str) -> torch.dtype:
     return dtype
 
 
-# ------------------------------------------------------------ config.json
-
-HF_CLASSES = {"mistral": "MistralForCausalLM", "ministral": "MinistralForCausalLM",
-              "mixtral": "MixtralForCausalLM"}
-# What transformers assumes where config.json is silent.
-HF_DEFAULTS = {"mistral": (1e-6, 1e4, 4096), "ministral": (1e-6, 1e4, 4096),
-               "mixtral": (1e-5, 1e6, None)}
+# ------------------------------------------------------------ reading
 
 
-def config_from_hf(values: dict) -> ModelConfig:
-    """A ModelConfig from the dictionary of a config.json file."""
-    kind = values.get("model_type")
-    if kind not in HF_CLASSES:
-        raise ValueError(f"model_type={kind!r} is not built; the text models "
-                         f"{', '.join(HF_CLASSES)} are")
-    eps, theta, window = HF_DEFAULTS[kind]
-    if values.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act={values['hidden_act']!r} is not built: silu is")
-    if values.get("quantization_config"):
-        raise ValueError("quantization_config is set: take the unquantized checkpoint")
-    dim, heads = values["hidden_size"], values["num_attention_heads"]
-    moe = None
-    if kind == "mixtral":
-        moe = MoEConfig(values["num_local_experts"], values["num_experts_per_tok"])
-    return ModelConfig(
-        dim=dim, n_layers=values["num_hidden_layers"], n_heads=heads,
-        n_kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or dim // heads,
-        hidden_dim=values["intermediate_size"], vocab_size=values["vocab_size"],
-        norm_eps=values.get("rms_norm_eps", eps), rope_theta=hf_theta(values, theta),
-        sliding_window=hf_windows(values, values.get("sliding_window", window)),
-        moe=moe, tied_embeddings=values.get("tie_word_embeddings", False))
+def open_folder(folder: Path) -> tuple[ModelConfig, str, dict[str, Stored]]:
+    """What a folder says about its model, the layout of its weights, "mistral", "hf"
+    or "stacked" (the first 8x7B), and all tensors in it, not read yet."""
+    for about, stem, layout, reader in [
+            ("params.json", "consolidated", "mistral", ModelConfig.from_json),
+            ("config.json", "model", "hf", config_from_hf)]:
+        files = find_weights(folder, stem)
+        if files and (folder / about).is_file():
+            break
+    else:
+        raise ValueError(f"{folder} holds no model: there must be params.json with "
+                         f"consolidated.safetensors (Mistral's layout), or config.json "
+                         f"with model.safetensors (Hugging Face's); it holds "
+                         f"{sorted(path.name for path in folder.iterdir())[:8]}")
+    values = read_json(folder / about)
+    try:
+        config = reader(values)
+    except KeyError as error:
+        raise ValueError(f"{folder / about} lacks {error}") from None
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{folder / about}: {error}") from None
+    stored = scan(files)
+    if any(".block_sparse_moe.w1" in name for name in stored):
+        layout = "stacked"
+    described = count_parameters(config).total
+    held = sum(math.prod(entry.shape) for entry in stored.values())
+    if described > 100 * held:            # before a wrong number costs an hour
+        raise ValueError(f"{folder / about} describes a model of {described:,} "
+                         f"parameters, but {files[0]} and its like hold {held:,}")
+    return config, layout, stored
 
 
-def hf_theta(values: dict, default: float) -> float:
-    """rope_theta, which newer files keep inside rope_parameters."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(f"rotary positions {rope} are not built: only plain ones are")
-    return rope.get("rope_theta", values.get("rope_theta", default))
+def match(wanted: dict[str, tuple], stored: dict[str, Stored], folder: Path) -> None:
+    """Raise ValueError unless each wanted name is stored in its shape, and nothing else is."""
+    for name, shape in wanted.items():
+        if name not in stored:
+            raise ValueError(f"{folder} lacks tensor {name!r}: is a file missing, or "
+                             f"does another model's configuration lie beside it?")
+        if stored[name].shape != shape:
+            raise ValueError(f"{stored[name].file}: tensor {name!r} has shape "
+                             f"{stored[name].shape}, but the configuration asks for "
+                             f"{shape}")
+    if left := sorted(set(stored) - set(wanted)):
+        raise ValueError(f"{stored[left[0]].file}: tensor {left[0]!r} has no place in "
+                         f"this model ({len(left)} in all): do configuration and weights "
+                         f"belong together?")
 
 
-def hf_windows(values: dict, window: int | None):
-    """The window or the shortest pattern of windows that layer_types tiles."""
-    types = values.get("layer_types")
-    if not types:
-        return window
-    legal = {"full_attention": None, "sliding_attention": window}
-    if set(types) - set(legal) or len(types) != values["num_hidden_layers"]:
-        raise ValueError(f"layer_types must name full_attention or sliding_attention "
-                         f"for each of {values['num_hidden_layers']} layers: {types}")
-    windows = tuple(legal[kind] for kind in types)
-    period = next(n for n in range(1, len(windows) + 1)
-                  if len(windows) % n == 0
-                  and windows[:n] * (len(windows) // n) == windows)
-    if period > 1 and values["model_type"] != "ministral":
-        raise ValueError(f"layer_types mixes windows in a {values['model_type']!r} "
-                         f"config, where transformers ignores it: is the model_type "
-                         f"'ministral' meant?")
-    return windows[0] if period == 1 else windows[:period]
+def read_weight(entry: Stored, convert, device, dtype) -> Tensor:
+    """Read one tensor, converted, into memory of its own."""
+    weight = convert(entry.read())
+    if not finite(weight):
+        raise ValueError(f"{entry.file}: tensor {entry.name!r} holds NaN or infinity: "
+                         f"the file is damaged, or its training had diverged")
+    return weight.to(device=device or "cpu", dtype=dtype, copy=True,
+                     memory_format=torch.contiguous_format)
 
 
-def config_to_hf(config: ModelConfig, dtype: torch.dtype) -> dict:
-    """The dictionary of a config.json file for transformers, old and new.
-
-    Raises ValueError for windows that no class of transformers has: a mixture whose
-    layers differ, or layers with windows of two sizes.
-    """
-    windows = [config.window(layer) for layer in range(config.n_layers)]
-    sizes = {window for window in windows if window is not None}
-    kind = "mixtral" if config.moe else "mistral"
-    if len(set(windows)) > 1:
-        if config.moe or len(sizes) > 1:
-            what = ("a mixture of experts whose layers have different windows"
-                    if config.moe else f"windows of {len(sizes)} sizes, {sorted(sizes)}")
-            raise ValueError(f"transformers has no class for {what} "
-                             f"(sliding_window={config.sliding_window}): save it with "
-                             f"layout='mistral'")
-        kind = "ministral"
-    name = str(dtype).removeprefix("torch.")
-    values = {
-        "architectures": [HF_CLASSES[kind]], "model_type": kind,
-        "hidden_size": config.dim, "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads, "head_dim": config.head_dim,
-        "intermediate_size": config.hidden_dim, "vocab_size": config.vocab_size,
-        "hidden_act": "silu", "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,               # read up to transformers 4, and
-        "rope_parameters": {"rope_type": "default",    # from 5 on
-                            "rope_theta": config.rope_theta},
-        "sliding_window": max(sizes, default=None), "attention_dropout": 0.0,
-        "bos_token_id": 1, "eos_token_id": 2,
-        "tie_word_embeddings": config.tied_embeddings,
-        "dtype": name, "torch_dtype": name}
-    if kind == "ministral":
-        values["layer_types"] = ["full_attention" if window is None else
-                                 "sliding_attention" for window in windows]
-    if config.moe:
-        values["num_local_experts"] = config.moe.num_experts
-        values["num_experts_per_tok"] = config.moe.num_experts_per_tok
-    return values
+def finite(weight: Tensor) -> bool:
+    """Whether all numbers are finite: NaN is the extreme of any set it is in, so that
+    no mask as large as the weights is needed."""
+    low, high = weight.detach().aminmax()
+    return bool(low.isfinite() and high.isfinite())
 
 
 # ------------------------------------------------------------ whole or not at all
@@ -248,10 +215,10 @@ def write_json(path: Path, values: dict) -> None:
 
 
 @contextmanager
-def written_whole(folder: Path, stale: str) -> Iterator[Path]:
+def written_whole(folder: Path, stem: str) -> Iterator[Path]:
     """Write a folder's files into the draft that this yields. Only when all of them
-    are on the disk do they take the old ones' places, the weights first; then files
-    that match the regular expression `stale` and are not among the new are removed.
+    are on the disk do they take the old ones' places, the weights first; then older
+    weights of the same `stem` that lie beside them under other names are removed.
     If anything fails before, the draft goes and the folder is as it was (OSError)."""
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -275,8 +242,35 @@ def written_whole(folder: Path, stale: str) -> Iterator[Path]:
         for file in files:
             file.replace(folder / file.name)
         new = {file.name for file in files}
+        weights = stem + r"(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
         for file in folder.iterdir():
-            if re.fullmatch(stale, file.name) and file.name not in new:
+            if file.name not in new and re.fullmatch(weights, file.name):
                 file.unlink()
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_weights(folder: Path, stem: str, weights: dict[str, Tensor],
+                  convert=lambda *pair: pair, max_bytes: float = math.inf) -> None:
+    """Write `stem`.safetensors, or numbered files of at most `max_bytes` and an index.
+    convert(name, weight) gives the name and the tensor as they are stored; it is called
+    file by file, so that copies of one file's tensors exist at a time."""
+    shards, room = [[]], max_bytes
+    for name, weight in weights.items():
+        if shards[-1] and weight.nbytes > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= weight.nbytes
+    index = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else f"{stem}.safetensors"
+        tensors = dict(convert(name, weights[name]) for name in names)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        size = sum(weight.nbytes for weight in weights.values())
+        write_json(folder / f"{stem}.safetensors.index.json",
+                   {"metadata": {"total_size": size}, "weight_map": index})
