@@ -100,7 +100,7 @@ def fast_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     q: (B, T, H, D), k and v: (B, S, K, D) with K dividing H -> (B, T, H, D)
     """
     blind = ~mask.any(dim=-1, keepdim=True)          # queries that see nothing
-    opened = (mask | blind).unsqueeze(-3)            # a softmax needs one key at least
+    opened = (mask | blind).view(-1, 1, *mask.shape[-2:])   # softmax needs one key
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=opened, enable_gqa=q.shape[1] != k.shape[1])
