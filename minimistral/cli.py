@@ -13,9 +13,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"minimistral: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nminimistral: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nminimistral: {stop or 'stopped'}", file=sys.stderr)
         return 130
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of an option where there is one to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unsaid = action.default is None or action.default is False
+        return action.help if unsaid else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Mistral family of language models, built piece by piece.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lab, _add_doctor, _add_generate):
+    for add in (_add_lab, _add_doctor, _add_train, _add_generate):
         add(commands)
     return parser
 
@@ -53,25 +61,68 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.main()
 
 
+def _add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train", help="train a model on a corpus or on your own text",
+        formatter_class=_Help,
+        epilog="The folder gets params.json, consolidated.safetensors, tekken.json and record.json.",
+    )
+    option = parser.add_argument
+    option("--corpus", default="python", help="python, tales, shakespeare, or a text file in UTF-8")
+    option("--out", required=True, metavar="FOLDER", help="a new folder for the model")
+    option("--download", action="store_true", help="fetch tiny Shakespeare if it is not here")
+    option("--resume", action="store_true", help="go on with the run in FOLDER, as it was begun")
+    size = parser.add_argument_group("the model")
+    size.add_argument("--dim", type=int, default=128, metavar="N", help="width")
+    size.add_argument("--layers", type=int, default=4, metavar="N", help="blocks")
+    size.add_argument("--heads", type=int, default=4, metavar="N", help="query heads")
+    size.add_argument("--kv-heads", type=int, metavar="N", help="key/value heads (default: as many)")
+    size.add_argument("--hidden", type=int, metavar="N", help="feed-forward width (default: 8/3 of dim)")
+    size.add_argument("--experts", type=int, metavar="N", help="experts, of which 2 work on a token (default: dense)")
+    size.add_argument("--window", type=int, metavar="N", help="sliding window (default: none)")
+    size.add_argument("--vocab-size", type=int, default=2048, metavar="N", help="tokens to learn")
+    length = parser.add_argument_group("the run")
+    time = length.add_mutually_exclusive_group()
+    time.add_argument("--steps", type=int, metavar="N", help="updates of the weights")
+    time.add_argument("--minutes", type=float, default=10.0, metavar="M", help="as many as fit")
+    length.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows in a step")
+    length.add_argument("--seq-len", type=int, default=256, metavar="N", help="tokens in a row")
+    length.add_argument("--lr", type=float, default=3e-3, metavar="X", help="highest learning rate")
+    length.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and data order")
+    length.add_argument("--device", help="cpu, cuda, mps (default: the best one here)")
+    length.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from minimistral import train_command
+
+    train_command.run(arguments)
+
+
 def _add_generate(commands) -> None:
-    parser = commands.add_parser("generate", help="let a model continue a text")
-    parser.add_argument("--model", default="tales-dense", help="a shipped model's name, or a folder")
-    parser.add_argument("--prompt", default="", help="the text to continue (default: none)")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top-k", type=int, metavar="K")
-    parser.add_argument("--top-p", type=float, metavar="P")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--stream", action="store_true", help="show each token as it comes")
-    parser.add_argument("--device", help="cpu, cuda, mps (default: the best one here)")
+    parser = commands.add_parser(
+        "generate", help="let a model continue a text", formatter_class=_Help
+    )
+    option = parser.add_argument
+    option("--model", default="tales-dense", help="a shipped model's name, or a folder")
+    option("--prompt", default="", help="the text to continue (default: none)")
+    option("--max-new-tokens", type=int, default=200, metavar="N", help="length")
+    option("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest token")
+    option("--top-k", type=int, metavar="K", help="draw from the K likeliest only")
+    option("--top-p", type=float, metavar="P", help="draw from the likeliest that add up to P")
+    option("--seed", type=int, metavar="N", help="the same seed writes the same text again")
+    option("--stream", action="store_true", help="show each token as it comes")
+    option("--device", help="cpu, cuda, mps (default: the best one here)")
     parser.set_defaults(run=_generate)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     import minimistral as mm
+    from minimistral.doctor import best_device
     from minimistral.lab import decoded_stream
 
-    model = mm.load_model(arguments.model, device=arguments.device)
+    model = mm.load_model(arguments.model, device=arguments.device or best_device())
     tokenizer = mm.load_tokenizer(arguments.model)
     ids = mm.stream(
         model,

@@ -74,14 +74,14 @@ def libraries() -> Iterator[Finding]:
 
 
 def device() -> Iterator[Finding]:
-    """The device on which models run when none is named."""
+    """The device that `train` and `generate` use when none is named."""
     torch = _import("torch")
     if torch is None:
         yield Finding("device", MISSING, "unknown without torch", _pip_install("torch"))
-    elif torch.cuda.is_available():
+    elif best_device() == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / GIB
         yield Finding("device", OK, f"cuda, {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
-    elif torch.backends.mps.is_available():
+    elif best_device() == "mps":
         yield Finding("device", OK, "mps (Apple's GPU)")
     elif shutil.which("nvidia-smi"):
         yield Finding(
@@ -90,6 +90,15 @@ def device() -> Iterator[Finding]:
         )
     else:
         yield Finding("device", OK, f"cpu, {torch.get_num_threads()} threads; enough for the course")
+
+
+def best_device() -> str:
+    """Where `train` and `generate` run when no device is named: cuda, mps or cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def memory() -> Iterator[Finding]:

@@ -1,0 +1,157 @@
+"""`minimistral train`: from a text to a folder with a model, its tokenizer and its record.
+
+Plumbing around `train.py`. The folder holds params.json, consolidated.safetensors, tekken.json
+and record.json; while the run goes on also settings.json and training/, from which it resumes.
+"""
+
+import argparse
+import copy
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import minimistral as mm
+from minimistral.doctor import best_device
+from minimistral.lab import decoded_stream
+from minimistral.train import encode_documents, validation_rows
+from minimistral.train_run import process_device
+
+# What a run is; where it runs (device) and when it is interrupted (resume) may change.
+SETTINGS = (
+    "corpus", "download", "dim", "layers", "heads", "kv_heads", "hidden", "experts", "window", "vocab_size",
+    "steps", "batch_size", "seq_len", "lr", "seed", "dtype",
+)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains as the command line says, saves everything and prints a sample."""
+    out = Path(arguments.out)
+    claim_folder(out, arguments)
+    device = pick_device(arguments.device)
+    corpus = mm.load_corpus(arguments.corpus, **({"download": True} if arguments.download else {}))
+    if arguments.resume:
+        tokenizer = mm.Tokenizer.load(out / "tekken.json")
+    else:
+        tokenizer = mm.Tokenizer.train(corpus.train_documents, arguments.vocab_size)
+    config = model_config(arguments, tokenizer.vocab_size)
+    torch.manual_seed(arguments.seed)
+    model = mm.Transformer(config).to(device)
+    tokens = encode_documents(tokenizer, corpus.train_documents)
+    held_out = tokenizer.encode_batch(list(corpus.val_documents), bos=True, eos=True)
+    describe(corpus, model, tokens, device)
+    if arguments.steps is None:
+        arguments.steps = steps_within(arguments, model, tokens)
+    training = mm.TrainConfig(
+        steps=arguments.steps, eval_every=max(250, arguments.steps // 8),
+        batch_size=arguments.batch_size, seq_len=arguments.seq_len, lr=arguments.lr,
+        warmup_steps=min(100, arguments.steps // 10), balance=0.01 if config.moe else 0.0,
+        seed=arguments.seed, dtype=arguments.dtype, folder=str(out / "training"),
+    )
+    remember(out, tokenizer, arguments)
+    try:
+        record = mm.train(
+            model, tokens, training,
+            val_rows=validation_rows(held_out, arguments.seq_len),
+            floor=corpus.floor_per_token(tokenizer),
+        )
+    except KeyboardInterrupt as stop:
+        where = str(stop).partition(";")[0] or "stopped"
+        raise KeyboardInterrupt(f"{where}; minimistral train --out {out} --resume goes on") from None
+    if is_first_process():
+        mm.save_model(model, out)
+        record.to_json(out / "record.json")
+        shutil.rmtree(out / "training")
+        print(f"Saved in {out}. It writes:\n")
+        show_sample(model, tokenizer, arguments.seed)
+        print(f'More: minimistral generate --model {out} --prompt "..."')
+
+
+def claim_folder(out: Path, arguments: argparse.Namespace) -> None:
+    """Refuses a folder that holds something else; with --resume takes the settings from it.
+
+    Raises ValueError with what to do instead. Only one process of several does this.
+    """
+    settings = out / "settings.json"
+    if arguments.resume:
+        if not settings.exists():
+            raise ValueError(f"--resume: {out} holds no run that was stopped; leave --resume out to begin one")
+        vars(arguments).update(json.loads(settings.read_text("utf-8")))
+        if (out / "params.json").exists() and not (out / "training").exists():
+            raise ValueError(f"--resume: the run in {out} is finished; name another folder to begin one")
+    elif is_first_process() and out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, or name a new folder")
+
+
+def remember(out: Path, tokenizer: mm.Tokenizer, arguments: argparse.Namespace) -> None:
+    """Writes down the tokenizer and what this run is, for --resume."""
+    if is_first_process() and not arguments.resume:
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(out)
+        kept = {name: getattr(arguments, name) for name in SETTINGS}
+        text = json.dumps(kept, indent=1) + "\n"
+        (out / "settings.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def model_config(arguments: argparse.Namespace, vocab_size: int) -> mm.ModelConfig:
+    """The model that the options describe; ValueError where they cannot be true together."""
+    dim, heads = arguments.dim, arguments.heads
+    if heads < 1 or dim % heads:
+        raise ValueError(f"--dim {dim} is not a multiple of --heads {heads}: did you swap them?")
+    experts = arguments.experts
+    if experts is not None and experts < 2:
+        raise ValueError(f"--experts {experts} must be 2 or more; leave it out for a dense model")
+    return mm.ModelConfig(
+        dim=dim, n_layers=arguments.layers, n_heads=heads, n_kv_heads=arguments.kv_heads or heads,
+        head_dim=dim // heads, vocab_size=vocab_size, sliding_window=arguments.window,
+        # two thirds of 4 dim: as many parameters as a plain feed-forward layer of 4 dim
+        hidden_dim=arguments.hidden or max(1, round(8 * dim / 3 / 16)) * 16,
+        moe=mm.MoEConfig(experts, 2) if experts else None,
+    )
+
+
+def pick_device(name: str | None) -> torch.device:
+    if "LOCAL_RANK" in os.environ and name is None:
+        return process_device()  # torchrun: each process on its own
+    return torch.device(name or best_device())
+
+
+def steps_within(arguments: argparse.Namespace, model, tokens) -> int:
+    """How many steps fit into --minutes, from the speed of a few on a copy of the model."""
+    if not arguments.minutes > 0:
+        raise ValueError(f"--minutes {arguments.minutes} must be above 0")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--minutes measures one process: give several of them --steps")
+    trial = mm.TrainConfig(
+        steps=2, batch_size=arguments.batch_size, seq_len=arguments.seq_len, dtype=arguments.dtype
+    )
+    copied = copy.deepcopy(model)
+    mm.train(copied, tokens, trial, progress=False)  # warm-up
+    record = mm.train(copied, tokens, replace(trial, steps=5), progress=False)
+    return max(1, round(arguments.minutes * 60 * 5 / record.seconds))
+
+
+def describe(corpus, model, tokens, device: torch.device) -> None:
+    if is_first_process():
+        count = mm.count_parameters(model.config)
+        active = f" ({count.active:,} active)" if count.active != count.total else ""
+        print(
+            f"{corpus.name}: {len(tokens.ids):,} tokens; {count.total:,} parameters{active} on {device}",
+            file=sys.stderr,
+        )
+
+
+def show_sample(model, tokenizer, seed: int) -> None:
+    model.eval()
+    ids = mm.stream(
+        model, [tokenizer.bos_id], 100, temperature=0.8, seed=seed, stop_ids=[tokenizer.eos_id]
+    )
+    print("".join(decoded_stream(tokenizer, ids)) + "\n")
+
+
+def is_first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
