@@ -9,19 +9,14 @@ is offline.
 from __future__ import annotations
 
 import os
-import platform
 import runpy
 import tempfile
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
 from nbval import kernel, plugin
-from packaging.requirements import Requirement
-from packaging.version import Version
 
-from minimistral.course.notebook_compare import difference
+from minimistral.course.notebook_compare import difference, why_not_compared
 
 ROOT = Path(__file__).resolve().parent
 OFFLINE = ROOT / "tests" / "offline"
@@ -30,27 +25,6 @@ runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 if str(OFFLINE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     paths = [str(OFFLINE), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-
-DECIDES = ("torch", "numpy", "matplotlib", "ipython", "ipywidgets", "tiktoken")
-
-
-@cache
-def why_not_compared() -> str | None:
-    """Outputs are stored on Linux x86-64 with constraints.txt; what is different here, or None."""
-    here = f"{platform.system()} {platform.machine()}"
-    if here != "Linux x86_64":
-        return f"this is {here}, they were made on Linux x86_64"
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if not line.partition("#")[0].strip():
-            continue
-        pinned = Requirement(line.partition("#")[0])
-        if pinned.name.lower() not in DECIDES or (pinned.marker and not pinned.marker.evaluate()):
-            continue
-        installed = Version(metadata.version(pinned.name)).public
-        if installed not in pinned.specifier:
-            return f"{pinned.name} is {installed}, they were made with {pinned.specifier}"
-    return None
-
 
 def pytest_report_header(config) -> str:
     reason = why_not_compared()

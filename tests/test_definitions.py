@@ -12,6 +12,7 @@ from minimistral.course.notebook_library import read_module, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb"))
+WRITTEN = [c for c in syllabus.CHAPTERS if c.written]
 MODULES = [m for m in syllabus.TEACHING_MODULES if (ROOT / "minimistral" / f"{m}.py").exists()]
 
 
@@ -52,7 +53,7 @@ def test_the_syllabus_names_only_what_is_there(name):
     assert not gone, f"the syllabus assigns {sorted(gone)}, which {module.path} does not define"
 
 
-@pytest.mark.parametrize("chapter", [c for c in syllabus.CHAPTERS if c.written], ids=lambda c: c.name)
+@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda c: c.name)
 def test_a_written_chapter_shows_what_it_owes(chapter):
     path = ROOT / chapter.path()
     assert path.exists(), f"{chapter.name} is called written, and {chapter.path()} is not there"
@@ -91,7 +92,8 @@ def test_drafts_carry_other_names(path):
     """Outside of library cells only the learner's own turn defines a name of the library."""
     public = {name for module in MODULES for name in syllabus.public_definitions(module)}
     for cell in nbformat.read(path, 4).cells:
-        if cell.cell_type != "code" or {"library", "your-turn"} & set(cell.metadata.get("tags", [])):
+        tags = set(cell.metadata.get("tags", []))
+        if cell.cell_type != "code" or tags & {"library", "your-turn"}:
             continue
         for node in ast.walk(ast.parse(plain(cell.source))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -10,16 +10,48 @@ from __future__ import annotations
 
 import base64
 import io
+import platform
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+
+from minimistral.course.notebook_library import ROOT
 
 PICTURE = re.compile(r"(data:image/png;base64,)([A-Za-z0-9+/=\s]+)")
 TOLERANCE = 8.0  # of 255; another Matplotlib gives 1.5 to 3.8, a really changed plot 12 to 31
 VIEW = "application/vnd.jupyter.widget-view+json"  # random ids
 
+MADE_ON = "Linux x86_64"
+DECIDES = ("torch", "numpy", "matplotlib", "ipython", "ipywidgets", "tiktoken")
+
 Rules = Sequence[tuple[str, str]]
+
+
+@cache
+def why_not_compared() -> str | None:
+    """None where stored outputs must be reproduced: on Linux x86-64 with constraints.txt.
+
+    Elsewhere the first thing that differs, in words.
+    """
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    here = f"{platform.system()} {platform.machine()}"
+    if here != MADE_ON:
+        return f"this is {here}, they were made on {MADE_ON}"
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.partition("#")[0].strip():
+            continue
+        pinned = Requirement(line.partition("#")[0])
+        if pinned.name.lower() not in DECIDES or (pinned.marker and not pinned.marker.evaluate()):
+            continue
+        installed = Version(metadata.version(pinned.name)).public  # without "+cpu"
+        if installed not in pinned.specifier:
+            return f"{pinned.name} is {installed}, they were made with {pinned.specifier}"
+    return None
 
 
 def read_rules(path: Path) -> Rules:

@@ -134,16 +134,14 @@ def needed(path: str, names: list[str], known: set[tuple[str, str]], root: Path 
         if name in seen or (name, path) in known:
             continue
         seen.add(name)
-        if name in module.imports:
-            line = module.imports[name]
+        private = name.startswith("_") or name in module.constants
+        if name in module.imports or not private:
+            line = module.imports.get(name, f"from {module.dotted} import {name}")
             source = line.split()[1].replace(".", "/") + ".py"
             if (name, line) not in known and (name, source) not in known:
                 imports.append(line)
                 known.add((name, line))
-        elif name in module.definitions and not name.startswith("_"):
-            imports.append(f"from {module.dotted} import {name}")
-            known.add((name, imports[-1]))
-        elif name in module.definitions or name in module.constants:
+        else:
             copies.insert(0, module.code(name))
             known.add((name, path))
             waiting.extend(_used(module, name))

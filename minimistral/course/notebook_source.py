@@ -1,4 +1,4 @@
-"""From a text source (jupytext percent format) to a notebook not run yet. build.py has the markup."""
+"""From a text source (jupytext percent format) to a notebook not run yet; markup: see build.py."""
 
 from __future__ import annotations
 
