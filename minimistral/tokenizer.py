@@ -133,23 +133,23 @@ def ranks_from_merges(merges: Iterable[Pair]) -> dict[bytes, int]:
 
 
 def learn_ranks(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
-    """Ranks for a vocabulary of 20 control tokens, 256 bytes, and merges of `texts`.
+    """Ranks for a vocabulary of 20 control tokens, 256 bytes and merges of `texts`.
 
-    Raises ValueError when `vocab_size` is too small for the first two, or larger than
+    Raises ValueError when `vocab_size` is too small for the first two, or more than
     the texts can fill.
     """
     smallest = len(CONTROL_TOKENS) + 256
     if vocab_size < smallest:
         raise ValueError(
-            f"vocab_size={vocab_size} is too small: {len(CONTROL_TOKENS)} control tokens"
-            f" and 256 bytes need at least {smallest}"
+            f"vocab_size={vocab_size} is too small: {len(CONTROL_TOKENS)} control"
+            f" tokens and 256 bytes need at least {smallest}"
         )
     texts = [texts] if isinstance(texts, str) else texts
     merges = train_bpe(count_words(texts), vocab_size - smallest)
     if smallest + len(merges) < vocab_size:
         raise ValueError(
             f"vocab_size={vocab_size} is too large for this text: with"
-            f" {smallest + len(merges)} every word of it is one token; give more text"
+            f" {smallest + len(merges)} every word of it is a token; give more text"
         )
     return ranks_from_merges(merges)
 
@@ -256,7 +256,7 @@ class Tokenizer(Vocabulary):
     def encode_batch(
         self, texts: list[str], bos: bool = False, eos: bool = False
     ) -> list[list[int]]:
-        """The ids of each text, several texts at a time on tiktoken's threads."""
+        """The ids of each text; long texts are encoded on several threads."""
         for text in texts:
             check_text(text)
         begin, end = [self.bos_id] * bos, [self.eos_id] * eos
@@ -265,14 +265,14 @@ class Tokenizer(Vocabulary):
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids without <s> and </s>, of texts that have been checked."""
         batch = map(self.encoding.encode_ordinary, texts)
-        if len(texts) > 1:  # for a single text, threads cost more than they save
-            n = os.cpu_count() or 1
+        if len(texts) > 1 and sum(map(len, texts)) > 10_000 * len(texts):
+            n = os.cpu_count() or 1  # handing over a short text costs too much
             batch = self.encoding.encode_ordinary_batch(texts, num_threads=n)
         return [[rank + self.n_control for rank in ranks] for ranks in batch]
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read tekken.json (ours, Mistral's), a SentencePiece model, or a folder."""
+        """Read a tekken.json (ours too), a SentencePiece model, or a folder."""
         return tokenizer_files.load(path, cls)
 
     def save(self, path: str | Path) -> Path:
