@@ -36,6 +36,7 @@ class TrainConfig:
     at_starts           every row begins where a document begins
     balance             weight of the experts' balance loss; 0 is off
     dtype               "float32", or "bfloat16" for the matrix products
+    compile             let torch.compile fuse the layers (needs a C++ compiler)
     eval_every          steps between two evaluations
     seed                draws the order of the data
     folder, save_every  where to keep checkpoints, if anywhere, and how often
@@ -54,6 +55,7 @@ class TrainConfig:
     at_starts: bool = False
     balance: float = 0.0
     dtype: str = "float32"
+    compile: bool = False
     eval_every: int = 250
     seed: int = 0
     folder: str | None = None

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minimistral import attention
+
 # Settings that a resumed run may change, as they do not change the weights.
 FREE = {"folder", "save_every", "eval_every"}
 
@@ -80,10 +82,16 @@ class Run:
         with contextlib.suppress(ValueError):            # not in the main thread: no handler
             self.old_handler = signal.signal(signal.SIGINT, self.on_interrupt)
         self.line = ProgressLine(self) if self.show else None
+        self.quick = contextlib.ExitStack()
+        if self.model.device.type == "cpu":
+            self.quick.enter_context(matmul_attention())
+        if self.config.compile:
+            self.quick.enter_context(compiled_layers(self.model))
         self.clock = time.perf_counter()
         return self
 
     def __exit__(self, error_type, error, trace) -> None:
+        self.quick.close()
         if self.old_handler is not None:
             signal.signal(signal.SIGINT, self.old_handler)
         if self.line:
@@ -225,6 +233,58 @@ def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
         beside.unlink(missing_ok=True)
         raise OSError(f"could not write {path}: {error}. What was saved before is intact; "
                       f"free some disk space and run the same call again") from error
+
+
+# ------------------------------------------------------------------- quicker steps
+
+
+def masked_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """`attention.plain_attend` with the mask added inside the product of q and k.
+
+    q: (B, T, H, D), k and v: (B, S, K, D), mask (T, S) or (B, T, S) -> (B, T, H, D)
+    """
+    n = q.shape[2] // k.shape[2]
+    blind = ~mask.any(dim=-1, keepdim=True)                        # sees nothing: zeros
+    hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
+    hidden = hidden.masked_fill(~(mask | blind), -math.inf).unsqueeze(-3)
+    k, v = attention.repeat_heads(k, n), attention.repeat_heads(v, n)
+    q, k, v = (x.transpose(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    out = (q @ k.transpose(-1, -2) + hidden).softmax(-1) @ v
+    return out.transpose(1, 2).masked_fill(blind.unsqueeze(-1), 0.0)
+
+
+@contextlib.contextmanager
+def matmul_attention() -> Iterator[None]:
+    """Train with two matrix products instead of PyTorch's fused kernel, whose backward
+    pass takes most of a step's time on a CPU (benchmarks/training.py measures it)."""
+    fused, attention.fast_attend = attention.fast_attend, masked_matmul
+    try:
+        yield
+    finally:
+        attention.fast_attend = fused
+
+
+@contextlib.contextmanager
+def compiled_layers(model: nn.Module) -> Iterator[None]:
+    """Run the layers through torch.compile wherever gradients are asked for. Of a
+    mixture only what has fixed shapes is compiled."""
+    modules = []
+    for layer in model.layers:
+        mixed = hasattr(layer.feed_forward, "experts")
+        modules += [layer.attention, layer.attention_norm, layer.ffn_norm] if mixed else [layer]
+    for module in modules:
+        module.forward = when_learning(torch.compile(module.forward), module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward                                     # the class's again
+
+
+def when_learning(compiled, plain):
+    def forward(*args, **kwargs):
+        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
+    return forward
 
 
 # ---------------------------------------------------------------- several processes
