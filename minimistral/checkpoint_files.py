@@ -189,14 +189,14 @@ def match(wanted: dict[str, tuple], stored: dict[str, Stored], folder: Path) -> 
                          f"belong together?")
 
 
-def read_weight(entry: Stored, convert, device, dtype) -> Tensor:
-    """Read one tensor, converted, into memory of its own."""
-    weight = convert(entry.read())
-    if not finite(weight):
+def read_weight(entry: Stored, convert, like: Tensor, device, dtype) -> Tensor:
+    """Read one tensor, converted, into memory of its own, shaped as `like`."""
+    weight = torch.empty_like(like, device=device or "cpu", dtype=dtype)
+    stored = convert(entry.read())
+    if not finite(stored):
         raise ValueError(f"{entry.file}: tensor {entry.name!r} holds NaN or infinity: "
                          f"the file is damaged, or its training had diverged")
-    return weight.to(device=device or "cpu", dtype=dtype, copy=True,
-                     memory_format=torch.contiguous_format)
+    return weight.copy_(stored)
 
 
 def finite(weight: Tensor) -> bool:
