@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"minimistral: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nminimistral: {stop or 'stopped'}", file=sys.stderr)
+        print(f"\nminimistral: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
 
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Mistral family of language models, built piece by piece.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lab, _add_doctor, _add_train, _add_generate):
+    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_train, _add_generate):
         add(commands)
     return parser
 
@@ -61,6 +61,30 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.main()
 
 
+def _add_check(commands) -> None:
+    parser = commands.add_parser("check", help="run your notebooks in work/ and say what passes")
+    parser.add_argument("chapter", nargs="?", type=int, help="its number (default: all chapters)")
+    parser.add_argument("--seconds", type=float, default=180, metavar="S", help="limit for a notebook")
+    parser.set_defaults(run=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from minimistral.course import check_notebooks
+
+    return check_notebooks.main(arguments.chapter, seconds=arguments.seconds)
+
+
+def _add_progress(commands) -> None:
+    parser = commands.add_parser("progress", help="exercises passed and pieces that are yours")
+    parser.set_defaults(run=_progress)
+
+
+def _progress(arguments: argparse.Namespace) -> None:
+    from minimistral.course import progress
+
+    print(progress())
+
+
 def _add_train(commands) -> None:
     parser = commands.add_parser(
         "train", help="train a model on a corpus or on your own text",
@@ -70,6 +94,7 @@ def _add_train(commands) -> None:
     option = parser.add_argument
     option("--corpus", default="python", help="python, tales, shakespeare, or a text file in UTF-8")
     option("--out", required=True, metavar="FOLDER", help="a new folder for the model")
+    option("--recipe", metavar="NAME", help="as a shipped model was made: tales-dense, tales-moe")
     option("--download", action="store_true", help="fetch tiny Shakespeare if it is not here")
     option("--resume", action="store_true", help="go on with the run in FOLDER, as it was begun")
     size = parser.add_argument_group("the model")
@@ -84,14 +109,14 @@ def _add_train(commands) -> None:
     length = parser.add_argument_group("the run")
     time = length.add_mutually_exclusive_group()
     time.add_argument("--steps", type=int, metavar="N", help="updates of the weights")
-    time.add_argument("--minutes", type=float, default=10.0, metavar="M", help="as many as fit")
+    time.add_argument("--minutes", type=float, metavar="M", help="as many as fit (default: 10)")
     length.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows in a step")
     length.add_argument("--seq-len", type=int, default=256, metavar="N", help="tokens in a row")
     length.add_argument("--lr", type=float, default=3e-3, metavar="X", help="highest learning rate")
     length.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and data order")
     length.add_argument("--device", help="cpu, cuda, mps (default: the best one here)")
     length.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, defaults=vars(parser.parse_args(["--out", ""])))
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -31,14 +31,16 @@ SETTINGS = (
 def run(arguments: argparse.Namespace) -> None:
     """Trains as the command line says, saves everything and prints a sample."""
     out = Path(arguments.out)
+    if arguments.recipe:
+        return run_recipe(out, arguments)
     claim_folder(out, arguments)
     device = pick_device(arguments.device)
+    config = model_config(arguments)
     corpus = mm.load_corpus(arguments.corpus, **({"download": True} if arguments.download else {}))
     if arguments.resume:
         tokenizer = mm.Tokenizer.load(out / "tekken.json")
     else:
         tokenizer = mm.Tokenizer.train(corpus.train_documents, arguments.vocab_size)
-    config = model_config(arguments, tokenizer.vocab_size)
     torch.manual_seed(arguments.seed)
     model = mm.Transformer(config).to(device)
     tokens = encode_documents(tokenizer, corpus.train_documents)
@@ -71,6 +73,24 @@ def run(arguments: argparse.Namespace) -> None:
         print(f'More: minimistral generate --model {out} --prompt "..."')
 
 
+def run_recipe(out: Path, arguments: argparse.Namespace) -> None:
+    """Makes a shipped model again; the same command goes on with a run that was stopped."""
+    from minimistral.recipes import RECIPES, train_recipe
+
+    if arguments.recipe not in RECIPES:
+        raise ValueError(f"--recipe {arguments.recipe}: there are {', '.join(sorted(RECIPES))}")
+    fixed = [name for name in SETTINGS if name != "steps"] + ["device", "resume"]
+    given = [name for name in fixed if getattr(arguments, name) != arguments.defaults[name]]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{option} does not go with --recipe, which fixes all but --steps or --minutes")
+    if (out / "params.json").exists():
+        raise ValueError(f"--out {out} holds a model: name a new folder")
+    train_recipe(
+        arguments.recipe, out, out / "training", steps=arguments.steps, minutes=arguments.minutes
+    )
+
+
 def claim_folder(out: Path, arguments: argparse.Namespace) -> None:
     """Refuses a folder that holds something else; with --resume takes the settings from it.
 
@@ -97,7 +117,7 @@ def remember(out: Path, tokenizer: mm.Tokenizer, arguments: argparse.Namespace) 
         (out / "settings.json").write_text(text, encoding="utf-8", newline="\n")
 
 
-def model_config(arguments: argparse.Namespace, vocab_size: int) -> mm.ModelConfig:
+def model_config(arguments: argparse.Namespace) -> mm.ModelConfig:
     """The model that the options describe; ValueError where they cannot be true together."""
     dim, heads = arguments.dim, arguments.heads
     if heads < 1 or dim % heads:
@@ -107,7 +127,7 @@ def model_config(arguments: argparse.Namespace, vocab_size: int) -> mm.ModelConf
         raise ValueError(f"--experts {experts} must be 2 or more; leave it out for a dense model")
     return mm.ModelConfig(
         dim=dim, n_layers=arguments.layers, n_heads=heads, n_kv_heads=arguments.kv_heads or heads,
-        head_dim=dim // heads, vocab_size=vocab_size, sliding_window=arguments.window,
+        head_dim=dim // heads, vocab_size=arguments.vocab_size, sliding_window=arguments.window,
         # two thirds of 4 dim: as many parameters as a plain feed-forward layer of 4 dim
         hidden_dim=arguments.hidden or max(1, round(8 * dim / 3 / 16)) * 16,
         moe=mm.MoEConfig(experts, 2) if experts else None,
@@ -122,8 +142,9 @@ def pick_device(name: str | None) -> torch.device:
 
 def steps_within(arguments: argparse.Namespace, model, tokens) -> int:
     """How many steps fit into --minutes, from the speed of a few on a copy of the model."""
-    if not arguments.minutes > 0:
-        raise ValueError(f"--minutes {arguments.minutes} must be above 0")
+    minutes = 10.0 if arguments.minutes is None else arguments.minutes
+    if not minutes > 0:
+        raise ValueError(f"--minutes {minutes:g} must be above 0")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("--minutes measures one process: give several of them --steps")
     trial = mm.TrainConfig(
@@ -132,7 +153,7 @@ def steps_within(arguments: argparse.Namespace, model, tokens) -> int:
     copied = copy.deepcopy(model)
     mm.train(copied, tokens, trial, progress=False)  # warm-up
     record = mm.train(copied, tokens, replace(trial, steps=5), progress=False)
-    return max(1, round(arguments.minutes * 60 * 5 / record.seconds))
+    return max(1, round(minutes * 60 * 5 / record.seconds))
 
 
 def describe(corpus, model, tokens, device: torch.device) -> None:

@@ -100,19 +100,20 @@ def test_public_face_is_complete():
         mm.tarin
 
 
-@pytest.mark.parametrize("name", ["train", "generate"])
 @pytest.mark.parametrize("module_first", [True, False])
-def test_function_and_module_of_one_name(name, module_first):
+def test_function_and_module_of_one_name(module_first):
     """Whatever is imported first, the package offers the function and the module stays in reach."""
-    steps = [
-        f"from minimistral.{name} import {name} as inner",
-        f"from minimistral import {name} as outer",
-    ]
-    program = "\n".join(steps if module_first else steps[::-1]) + textwrap.dedent(f"""
-        import importlib, types, minimistral
-        module = importlib.import_module("minimistral.{name}")
-        assert isinstance(module, types.ModuleType)
-        assert inner is outer is minimistral.{name} is module.{name} and callable(outer)
+    program = textwrap.dedent(f"""
+        import importlib, sys, types, minimistral
+        for name in ("train", "generate"):
+            if {module_first}:
+                exec(f"from minimistral.{{name}} import {{name}} as inner; from minimistral import {{name}} as outer")
+            else:
+                exec(f"from minimistral import {{name}} as outer; from minimistral.{{name}} import {{name}} as inner")
+            module = importlib.import_module(f"minimistral.{{name}}")
+            assert isinstance(module, types.ModuleType)
+            assert inner is outer is getattr(minimistral, name) is getattr(module, name)
+            assert callable(outer)
     """)
     subprocess.run([sys.executable, "-c", program], check=True)
 
