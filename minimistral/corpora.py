@@ -1,4 +1,4 @@
-"""Small corpora: tales drawn for you, Python's own library, a classic, or your text.
+"""Small corpora: tales drawn for you, Python's library, a classic, or your text.
 
 A corpus is two lists of documents, one to learn from and one to be judged by. Only
 the tales know the best loss that any model can reach on them: their floor.
@@ -47,20 +47,21 @@ class Corpus:
 
 
 def load_corpus(name_or_path: str | Path = "tales", **options) -> Corpus:
-    """A corpus by name ("tales", "python", "shakespeare"), or a text file or folder.
+    """A corpus by name ("tales", "python", "shakespeare"), a text file, a folder.
 
     Options of tales: n_tales or n_bytes, val_tales, seed, language; of python:
-    max_bytes; of shakespeare: download. ValueError for an unknown name or option and
-    for a text that is too small or not UTF-8; FileNotFoundError for Shakespeare not
-    there yet, ConnectionError if it cannot be fetched.
+    max_bytes; of shakespeare: download. ValueError for an unknown name or option,
+    and for a text that is too small or not UTF-8; FileNotFoundError for Shakespeare
+    not there yet, ConnectionError if it cannot be fetched.
     """
     named = {"tales": tales, "python": python, "shakespeare": shakespeare}
     make = named.get(str(name_or_path))
     allowed = list(inspect.signature(make).parameters) if make else []
     for option in options:
         if option not in allowed:
-            raise ValueError(f"corpus {str(name_or_path)!r} has no option {option!r}; "
-                             f"its options: {', '.join(allowed) or 'none'}")
+            raise ValueError(
+                f"corpus {str(name_or_path)!r} has no option {option!r}; "
+                f"its options: {', '.join(allowed) or 'none'}")
     if make:
         return make(**options)
     path = Path(name_or_path).expanduser()
@@ -73,8 +74,9 @@ def load_corpus(name_or_path: str | Path = "tales", **options) -> Corpus:
 
 
 def tales(n_tales: int | None = None, n_bytes: int | None = None,
-          val_tales: int = 1_000, seed: int = 0, language: str | None = None) -> Corpus:
-    """Tales from their grammar: n_tales of them (10,000), or n_bytes and a bit more.
+          val_tales: int = 1_000, seed: int = 0,
+          language: str | None = None) -> Corpus:
+    """Tales from their grammar: n_tales of them (10,000), or n_bytes and a bit.
 
     The tales for validation come from a random generator of their own.
     """
@@ -83,7 +85,8 @@ def tales(n_tales: int | None = None, n_bytes: int | None = None,
         if value is not None and value < 1:
             raise ValueError(f"{option} = {value}: ask for 1 or more")
     if n_tales and n_bytes:
-        raise ValueError(f"n_tales = {n_tales} and n_bytes = {n_bytes}: give only one")
+        raise ValueError(
+            f"n_tales = {n_tales} and n_bytes = {n_bytes}: give only one")
     if not n_bytes:
         n_tales = n_tales or 10_000
     rng, train, size = Random(f"tales to learn from {seed}"), [], 0

@@ -54,9 +54,10 @@ def read_texts(path: Path) -> list[str]:
 def library_texts(max_bytes: int | None = None) -> list[str]:
     """The files of the running Python's library, sorted by path, at most `max_bytes`."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = [path for path in root.rglob("*.py")
-             if not NOT_THE_LIBRARY & set(path.relative_to(root).parts)]
-    texts, size = [], 0
+    files, texts, size = [], [], 0
+    for folder, below, names in os.walk(root):
+        below[:] = set(below) - NOT_THE_LIBRARY  # os.walk goes only where this says
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
         raw = path.read_bytes()
         if max_bytes is not None and size + len(raw) > max_bytes:

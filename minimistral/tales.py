@@ -2,8 +2,8 @@
 
 A tale is drawn by one program: `tell` asks a chooser for every decision and
 remembers who is where and who holds what. With a chooser that draws, it invents a
-tale; with one that reads, it follows a given text and adds up -ln p. No text has two
-derivations, because no sentence is the beginning of another: the sum is exact.
+tale; with one that reads, it follows a given text and adds up -ln p. No text has
+two derivations, because no sentence is the beginning of another: the sum is exact.
 
 The events are in tales_plot.py, the sentences in tales_text.py and tales_words.py.
 """
@@ -165,10 +165,11 @@ class Tale:
 
 def sample_tale(rng: Random, language: str | None = None,
                 contradictions: float = 0.0) -> Tale:
-    """Draw one tale; with probability `contradictions` its last sentence is false."""
+    """Draw one tale; with probability `contradictions` its last sentence lies."""
     if language not in (None, *LANGUAGES):
-        raise ValueError(f"language {language!r}: choose {', '.join(LANGUAGES)}, or "
-                         "None for a mixture; is it a name instead of a code?")
+        raise ValueError(
+            f"language {language!r}: choose {', '.join(LANGUAGES)}, or None for a "
+            "mixture; is it a name instead of a code?")
     if not 0 <= contradictions <= 1:
         raise ValueError(f"contradictions {contradictions}: a share from 0 to 1; "
                          "did you mean per cent?")
