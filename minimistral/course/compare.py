@@ -35,6 +35,8 @@ def difference(
         expected = torch.tensor(expected, dtype=torch.float64)
         if isinstance(actual, (list, tuple)) and len(actual) != len(expected):
             return _length(len(expected), len(actual), where)
+        if isinstance(actual, torch.Tensor) and actual.is_floating_point():
+            actual = actual.double()
     if isinstance(expected, torch.Tensor):
         return _tensor_difference(expected, actual, tolerance, same_dtype, where)
     if isinstance(actual, (torch.Tensor, np.ndarray, np.generic)) and not same_dtype:

@@ -42,7 +42,8 @@ def _load_library() -> None:
     import minimistral
 
     for name in minimistral.__all__:
-        getattr(minimistral, name, None)
+        with contextlib.suppress(ModuleNotFoundError):
+            getattr(minimistral, name)
 
 
 def find_target(target: str) -> tuple[Any, str]:

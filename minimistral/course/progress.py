@@ -20,20 +20,22 @@ from pathlib import Path
 
 from .panel import Panel
 
+REPORT = "MINIMISTRAL_REPORT"  # names the file in which `minimistral check` reads results
+
 _in_memory: dict | None = None  # used once the folder has proved unwritable
 
 
 def work_folder() -> Path:
     """Where the learner's own things are kept.
 
-    ``MINIMISTRAL_WORK`` if it is set; a fresh temporary folder under ``MINIMISTRAL_TESTING=1``,
-    so that automated runs never depend on an earlier one; else the nearest course folder called
-    "work", upwards from here; else ./work.
+    Under ``MINIMISTRAL_TESTING=1`` a temporary folder of this process, so that no automated run
+    depends on an earlier one; else ``MINIMISTRAL_WORK`` if it is set; else the nearest course
+    folder called "work", upwards from here; else ./work.
     """
-    if folder := os.environ.get("MINIMISTRAL_WORK"):
-        return Path(folder)
     if os.environ.get("MINIMISTRAL_TESTING") == "1":
         return _temporary_folder()
+    if folder := os.environ.get("MINIMISTRAL_WORK"):
+        return Path(folder)
     here = Path.cwd()
     for folder in (here, *here.parents):
         if folder.name == "work" and _is_ours(folder):
@@ -152,6 +154,11 @@ def entry_of(data: dict, key: str) -> dict:
 
 def record_check(exercise, result) -> None:
     """Count an attempt. A stub is no attempt, and a pass is never lost again."""
+    if report := os.environ.get(REPORT):
+        line = {"key": exercise.key, "status": result.status, "message": result.message,
+                "matched": result.matched or ""}
+        with open(report, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(line) + "\n")
     if result.status not in ("pass", "try again"):
         return
 

@@ -98,7 +98,7 @@ def _no_input(prompt=""):
 def _globals_restored(restored: list[str]):
     """Start from fixed seeds, put everything back, and note what the code itself changed."""
     outside = {name: read() for name, (read, _) in GLOBALS.items()}
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    torch.default_generator.manual_seed(0), np.random.seed(0), random.seed(0)
     start = {name: read() for name, (read, _) in GLOBALS.items()}
     real_input, builtins.input = builtins.input, _no_input
     try:
@@ -106,9 +106,11 @@ def _globals_restored(restored: list[str]):
     finally:
         builtins.input = real_input
         for name, (read, restore) in GLOBALS.items():
-            if read() != start[name]:
+            now = read()
+            if now != start[name]:
                 restored.append(name)
-            restore(outside[name])
+            if now != outside[name]:
+                restore(outside[name])
 
 
 def guarded(function: Callable, *args, seconds: float = 10.0, **kwargs) -> Run:

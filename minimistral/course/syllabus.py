@@ -225,7 +225,76 @@ TEACHING_MODULES = (
 )
 
 # module -> {definition: chapter that shows it}
-DEFINITIONS: dict[str, dict[str, int]] = {}
+DEFINITIONS: dict[str, dict[str, int]] = {
+    "config": {
+        "MoEConfig": 9, "ModelConfig": 4, "check_config": 4, "read_json": 10,
+        "config_from_params": 10, "window_from_json": 10, "config_to_params": 10,
+        "ParameterCount": 10, "count_parameters": 10, "weight_bytes": 10,
+        "cache_bytes_per_token": 10, "published": 10, "MODELS": 10,
+    },
+    "tokenizer": {
+        "count_words": 1, "merge_pair": 1, "train_bpe_plain": 1, "train_bpe": 1,
+        "ranks_from_merges": 1, "learn_ranks": 1, "encode_plain": 1, "Vocabulary": 1,
+        "Tokenizer": 1, "load_tokenizer": 1,
+    },
+    "attention": {
+        "causal": 2, "within_window": 8, "not_padding": 6, "may_attend": 8, "attend": 2,
+        "repeat_heads": 7, "plain_attend": 7, "fast_attend": 7, "Attention": 7,
+    },
+    "rope": {
+        "rotary_angles": 3, "rotate": 3,
+    },
+    "layers": {
+        "RMSNorm": 4, "SwiGLU": 4,
+    },
+    "model": {
+        "Block": 4, "Transformer": 4, "initialise": 4, "check_ids": 4, "find_positions": 6,
+    },
+    "corpora": {
+        "Corpus": 5, "load_corpus": 5, "tales": 5, "tales_floor": 5, "python_library": 5,
+        "split": 5, "halves": 5, "text_corpus": 5, "read_text": 5, "shakespeare": 5,
+        "fetch_file": 5,
+    },
+    "tales": {
+        "odds": 5, "evenly": 5, "fading": 5, "new_things": 5, "names_without": 5,
+        "things_without": 5, "places_without": 5, "World": 5, "known": 5, "title": 5, "find": 5,
+        "arrive": 5, "go": 5, "meet": 5, "give": 5, "drop": 5, "take": 5, "fetch": 5,
+        "discover": 5, "ask": 5, "ask_where": 5, "seek": 5, "mood": 5, "weather": 5,
+        "end_held": 5, "end_lying": 5, "end_with": 5, "end_both": 5, "kinds": 5, "situation": 5,
+        "kind_odds": 5, "variant_odds": 5, "tell": 5, "Writer": 5, "Surveyor": 5,
+        "Contradiction": 5, "Reader": 5, "forms": 5, "template": 5, "render": 5, "write": 5,
+        "pattern": 5, "read_sentence": 5, "read": 5, "Parse": 5, "parse_tale": 5,
+        "log_probability": 5, "Tale": 5, "sample_tale": 5, "source_entropy": 5,
+        "score_tales": 5,
+    },
+    "train": {
+        "TrainConfig": 5, "check_train_config": 5, "Tokens": 5, "Rows": 5,
+        "encode_documents": 5, "join_documents": 5, "row_starts": 5, "training_batch": 5,
+        "validation_rows": 5, "next_token_nats": 5, "Evaluation": 5, "evaluate": 5,
+        "parameter_groups": 5, "make_optimizers": 5, "learning_rate": 5,
+        "accumulate_gradients": 5, "forward_loss": 5, "update": 5, "train": 5,
+        "check_tokens": 5,
+    },
+    "sampling": {
+        "keep_top_k": 6, "keep_top_p": 6, "next_distribution": 6, "draw": 6,
+        "check_sampling": 6,
+    },
+    "generate": {
+        "generate": 6, "stream": 6, "decode": 6, "read_prompts": 6, "choose": 6,
+        "row_generator": 6, "as_prompts": 6,
+    },
+    "cache": {
+        "LayerCache": 8, "KVCache": 8,
+    },
+    "moe": {
+        "route": 9, "MoE": 9, "record_routing": 9, "balance_loss": 9,
+    },
+    "checkpoint": {
+        "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10, "rotary_heads": 10,
+        "load_model": 10, "find_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
+        "unstack": 10, "save_model": 10, "as_hf": 10,
+    },
+}
 
 
 def public_definitions(module: str) -> list[str]:
