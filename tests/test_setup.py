@@ -364,3 +364,39 @@ def test_lab_opens_the_first_chapter_of_the_learners_folder(tmp_path, monkeypatc
     assert f"--LabApp.default_url=/lab/tree/{lab.FIRST}" in started["command"]
     assert f"--ServerApp.root_dir={tmp_path / 'work'}" in started["command"]
     assert "--no-browser" in started["command"]
+
+
+# --- the README
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readmes_table_is_the_syllabus():
+    from minimistral.course.syllabus import readme_table
+
+    table = README.split("<!-- syllabus -->\n")[1].split("\n<!-- /syllabus -->")[0]
+    assert table == readme_table(), "put minimistral.course.syllabus.readme_table() between the marks"
+
+
+def test_readmes_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)", README)
+    assert targets and [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_readmes_library_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    tale, parameters, cache = capsys.readouterr().out.strip().rsplit("\n", 2)
+    assert len(tale) > 40
+    assert (parameters, cache) == ("7,241,732,096 parameters", "128 KiB of cache per token")
+
+
+def test_readmes_commands_exist():
+    from minimistral.cli import build_parser
+
+    said = set(re.findall(r"^(?:\S*bin/|uv run --no-sync )?minimistral (.+)$", README, re.M))
+    assert len(said) >= 5
+    for command in said:
+        build_parser().parse_args(re.findall(r'"[^"]*"|\S+', command))
+    assert README.index("python3 run.py lab") < README.index("python3 run.py test")
+    assert "not affiliated with or endorsed by Mistral AI" in README
