@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tiktoken
+
 if TYPE_CHECKING:
     from minimistral.tokenizer import Tokenizer
 
@@ -125,7 +127,7 @@ def read_tekken(path: Path) -> dict[str, Any]:
     and from version 11 on `special_tokens` (rank, name). Its vocab is longer than what is used:
     default_vocab_size - default_num_special_tokens entries count. Raises ValueError.
     """
-    from minimistral.tokenizer import CONTROL_TOKENS
+    from minimistral.tokenizer import CONTROL_TOKENS  # here, since that module imports this one
 
     data = _read_json(path)
     config, vocab = _field(path, data, "config", dict), _field(path, data, "vocab", list)
@@ -227,8 +229,6 @@ def _ranks(path: Path, records: list[Any]) -> dict[bytes, int]:
 
 
 def _check_pattern(path: Path, pattern: str) -> None:
-    import tiktoken
-
     try:
         tiktoken.Encoding("check", pat_str=pattern, mergeable_ranks={b"a": 0}, special_tokens={})
     except ValueError as error:
