@@ -36,9 +36,19 @@ class Module:
         """The module's importable name, "minimistral.attention"."""
         return self.path.removesuffix(".py").replace("/", ".")
 
+    def node(self, name: str) -> ast.stmt:
+        """The syntax tree of a definition or a constant."""
+        return self.definitions.get(name) or self.constants[name]
+
+    def travels(self, name: str) -> bool:
+        """Whether a name comes along verbatim; others are imported from the library."""
+        node = self.node(name)
+        short = node.end_lineno - node.lineno < 10
+        return name.startswith("_") or (name in self.constants and short)
+
     def code(self, name: str) -> str:
         """The lines of a definition or a constant in the file, decorators included."""
-        node = self.definitions.get(name) or self.constants[name]
+        node = self.node(name)
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         return "\n".join(self.text.splitlines()[first - 1 : node.end_lineno])
 
@@ -118,11 +128,11 @@ def needed(path: str, names: list[str], known: set[tuple[str, str]], root: Path 
 
     `known` holds what earlier cells of the notebook gave: (name, import statement) and, for
     library definitions, (name, "minimistral/attention.py"). What this cell and its needs give is
-    added to it. Private helpers and constants come verbatim; public definitions that the notebook
-    did not show are imported from the library.
+    added to it. Private helpers and short constants come verbatim; public definitions that the
+    notebook did not show are imported from the library.
     """
     module = read_module(path, root)
-    imports, copies = [], []
+    imports, copied = [], []
     if module.future_annotations and ("annotations", "__future__") not in known:
         # IPython keeps it for the cells that follow
         imports.append("from __future__ import annotations")
@@ -134,24 +144,24 @@ def needed(path: str, names: list[str], known: set[tuple[str, str]], root: Path 
         if name in seen or (name, path) in known:
             continue
         seen.add(name)
-        private = name.startswith("_") or name in module.constants
-        if name in module.imports or not private:
+        if name in module.imports or not module.travels(name):
             line = module.imports.get(name, f"from {module.dotted} import {name}")
             source = line.split()[1].replace(".", "/") + ".py"
             if (name, line) not in known and (name, source) not in known:
                 imports.append(line)
                 known.add((name, line))
         else:
-            copies.insert(0, module.code(name))
+            copied.append(name)
             known.add((name, path))
             waiting.extend(_used(module, name))
     known.update((name, path) for name in names)
+    copies = [module.code(name) for name in sorted(copied, key=lambda n: module.node(n).lineno)]
     return "\n\n".join(["\n".join(_merged(imports)), *copies] if imports else copies)
 
 
 def _used(module: Module, name: str) -> list[str]:
     """The names that a definition reads and that its module (not Python) must give."""
-    node = module.definitions.get(name) or module.constants[name]
+    node = module.node(name)
     names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
     for n in ast.walk(node):  # a quoted annotation names things, too
         if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value.isidentifier():
