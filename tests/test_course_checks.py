@@ -260,6 +260,18 @@ def test_a_stub_is_not_written_yet(stub):
     assert judge(WEIGHTS, stub).status == NOT_WRITTEN
 
 
+def test_a_reference_that_raises_asks_for_the_same_kind_of_error():
+    def refuses(scores):
+        raise ValueError(f"shape {scores.shape}")
+
+    def refuses_in_other_words(scores):
+        raise ValueError("no")
+
+    exercise = dataclasses.replace(WEIGHTS, reference=refuses, misconceptions=(), equivalents={})
+    assert judge(exercise, refuses_in_other_words)
+    assert "Expected ValueError, got a tensor" in judge(exercise, weights_of).message
+
+
 def test_an_ellipsis_index_is_no_stub():
     def fine(scores):
         return weights_of(scores)[..., :]

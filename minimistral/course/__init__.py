@@ -4,12 +4,13 @@ from .checks import check, judge, lines, verify
 from .exercises import Exercise, Hint, Misconception
 from .explorers import Button, Choice, Slider, Text, explore
 from .figures import show
+from .ladder import ladder
 from .pieces import mine, swap
 from .predictions import bet, predict, reveal, verdict
 from .progress import hint, progress
 
 __all__ = [
     "Button", "Choice", "Exercise", "Hint", "Misconception", "Slider", "Text", "bet", "check",
-    "explore", "hint", "judge", "lines", "mine", "predict", "progress", "reveal", "show", "swap",
-    "verdict", "verify",
+    "explore", "hint", "judge", "ladder", "lines", "mine", "predict", "progress", "reveal", "show",
+    "swap", "verdict", "verify",
 ]

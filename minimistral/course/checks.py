@@ -232,12 +232,16 @@ def _parameter_names(exercise, count: int) -> list[str]:
     return [names[i] if i < len(names) else f"number {i + 1}" for i in range(count)]
 
 
-def _difference(exercise: Exercise, expected: Outcome, actual: Outcome) -> Difference | None:
-    """How an outcome departs from another one, results and errors alike."""
+def _difference(
+    exercise: Exercise, expected: Outcome, actual: Outcome, *, same_words: bool = False
+) -> Difference | None:
+    """How an outcome departs from another one. Of errors the kind counts, or also the words."""
     if expected.error is not None or actual.error is not None:
-        if _error(expected.error) == _error(actual.error):
+        name = _error if same_words else type
+        if name(expected.error) == name(actual.error):
             return None
-        return Difference("error", "")
+        wanted = "no error" if expected.error is None else type(expected.error).__name__
+        return Difference("error", f"expected {wanted}, got {describe(actual.run.value)}")
     if exercise.compare:
         result = guarded(exercise.compare, expected.run.value, actual.run.value)
         if result.error is not None:
@@ -257,7 +261,8 @@ def _matching(exercise: Exercise, outcomes: list[Outcome], *, by_value: bool):
             continue
         if not by_value and [o.changed for o in theirs] != [o.changed for o in outcomes]:
             continue
-        if not any(_difference(exercise, t, o) for t, o in zip(theirs, outcomes)):
+        pairs = zip(theirs, outcomes)
+        if not any(_difference(exercise, t, o, same_words=True) for t, o in pairs):
             return misconception
     return None
 

@@ -31,6 +31,7 @@ from .syllabus import TEACHING_MODULES
 
 _lock = threading.Lock()
 _active: dict[str, dict] = {}  # target -> {"original", "places", "stack"}
+_fast_before: dict[str, bool] = {}  # module -> its FAST before a plain piece was replaced
 
 
 @cache
@@ -127,10 +128,20 @@ def _install(target):
     value = state["stack"][-1][0] if state["stack"] else state["original"]
     for holder, name in state["places"]:
         setattr(holder, name, value)
-    module = importlib.import_module(f"minimistral.{_module(target)}")
-    if hasattr(module, "FAST"):  # a fast path would walk past the replaced plain one
-        plain = [t for t in _active if _module(t) == _module(target) and _active[t]["stack"]]
-        module.FAST = all(t.split(".")[1].startswith("fast") for t in plain)
+    _choose_path(_module(target))
+
+
+def _choose_path(name: str) -> None:
+    """A fast path would walk past a replaced plain function: switch it off meanwhile."""
+    module = importlib.import_module(f"minimistral.{name}")
+    if not hasattr(module, "FAST"):
+        return
+    replaced = [t for t in _active if _module(t) == name and _active[t]["stack"]]
+    if any(not t.split(".")[1].startswith("fast") for t in replaced):
+        _fast_before.setdefault(name, module.FAST)
+        module.FAST = False
+    elif name in _fast_before:
+        module.FAST = _fast_before.pop(name)
 
 
 def _module(target: str) -> str:

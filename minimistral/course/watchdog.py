@@ -41,9 +41,11 @@ def _signal_limit(seconds):
     try:
         yield
     finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        while armed:  # the alarm may ring in here, too
+            with contextlib.suppress(TimeIsUp):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+                armed = False
 
 
 @contextlib.contextmanager
@@ -65,7 +67,8 @@ def _thread_limit(seconds):
     try:
         yield
     finally:
-        with turn:
-            finished.set()
-            raise_in(target, None)  # withdraw an interruption that has not arrived yet
+        while not finished.is_set():  # an interruption may arrive in here, too
+            with contextlib.suppress(TimeIsUp), turn:
+                raise_in(target, None)  # withdraw one that has not arrived yet
+                finished.set()
         watcher.join()
