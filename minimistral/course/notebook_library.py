@@ -114,7 +114,8 @@ def shown(path: str, names: list[str], root: Path = ROOT) -> str:
         length += len(blocks[-1].splitlines()) - (docstring_lines(node) if node else 0)
         long = [line for line in blocks[-1].splitlines() if len(line) > MAX_COLUMNS]
         if long:
-            raise ValueError(f"{path}, {name}: over {MAX_COLUMNS} columns: {long[0].strip()}")
+            said = f"{len(long[0])} is over {MAX_COLUMNS} columns: {long[0].strip()}"
+            raise ValueError(f"{path}, {name}: {said}")
     if length > MAX_LINES:
         raise ValueError(
             f"{path}: {', '.join(names)} have {length} lines without docstrings; a library cell "
