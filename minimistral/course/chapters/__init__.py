@@ -1,0 +1,1 @@
+"""Helper code of single chapters, too long for a cell."""
