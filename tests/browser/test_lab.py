@@ -148,7 +148,8 @@ def wait_until_run(tab, path: Path) -> None:
     code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     on_purpose = sum("raises-exception" in c.metadata.get("tags", []) for c in code)
     prompts = tab.locator(".jp-CodeCell .jp-InputArea-prompt")
-    playwright.expect(prompts).to_have_count(len(code), timeout=PATIENCE)
+    folded = sum(c.metadata.get("jupyter", {}).get("source_hidden", False) for c in code)
+    playwright.expect(prompts).to_have_count(len(code) - folded, timeout=PATIENCE)
     playwright.expect(prompts.last).to_have_text(f"[{len(code)}]:", timeout=PATIENCE)
     errors = tab.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
     assert errors.count() == on_purpose, errors.first.inner_text()
