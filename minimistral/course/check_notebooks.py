@@ -91,14 +91,20 @@ def run_notebook(path: Path, seconds: float = SECONDS) -> NotebookRun:
     except Exception as error:  # not JSON, not a notebook, not readable
         run.broken = f"not a readable notebook ({type(error).__name__}: {_one_line(error)})"
         return run
-    deadline = time.monotonic() + seconds
+    deadline = None
+
+    def time_left(cell) -> int:
+        nonlocal deadline  # the clock starts with the first cell, not with the kernel
+        deadline = deadline or time.monotonic() + seconds
+        return max(1, int(deadline - time.monotonic()))
+
     with tempfile.TemporaryDirectory(prefix="minimistral-") as folder:
         report = Path(folder) / "report.jsonl"
         client = NotebookClient(
             notebook,
             kernel_name="python3",
             allow_errors=True,
-            timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
+            timeout_func=time_left,
             startup_timeout=120,
             resources={"metadata": {"path": str(path.parent)}},
             extra_arguments=["--IPKernelApp.log_level=40"],

@@ -104,8 +104,15 @@ def _wide():
 
 def render(draw: Callable, settings: dict) -> tuple[str, str]:
     """One setting as (HTML, text). ``draw`` returns (figure, sentence) or (figure, sentence, data)."""
-    figure, sentence, *data = draw(**settings)
-    return figure_html(figure, sentence, *data), sentence
+    from matplotlib import pyplot
+
+    open_before = set(pyplot.get_fignums())
+    try:
+        figure, sentence, *data = draw(**settings)
+        return figure_html(figure, sentence, *data), sentence
+    finally:
+        for number in set(pyplot.get_fignums()) - open_before:
+            pyplot.close(number)
 
 
 class Explorer:

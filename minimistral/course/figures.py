@@ -98,15 +98,17 @@ def figure_html(fig, alt: str, data=None) -> str:
     from matplotlib import pyplot
 
     fig = getattr(fig, "figure", fig)
-    if len(alt.strip()) < SHORTEST_ALT:
-        raise ValueError(
-            f"alt has {len(alt.strip())} characters, at least {SHORTEST_ALT} wanted: "
-            f"say what the figure shows, the finding first; it is {alt!r}"
-        )
-    _refuse_small_text(fig)
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", bbox_inches=None, metadata={"Software": None})
-    pyplot.close(fig)
+    try:
+        if len(alt.strip()) < SHORTEST_ALT:
+            raise ValueError(
+                f"alt has {len(alt.strip())} characters, at least {SHORTEST_ALT} wanted: "
+                f"say what the figure shows, the finding first; it is {alt!r}"
+            )
+        _refuse_small_text(fig)
+        fig.savefig(buffer, format="png", bbox_inches=None, metadata={"Software": None})
+    finally:
+        pyplot.close(fig)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     style = "max-width:100%;background:#ffffff;padding:8px"
     picture = f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alt)}" style="{style}">'
