@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimistral.config import MoEConfig
@@ -33,17 +34,46 @@ class MoE(nn.Module):
         self.gate = nn.Linear(dim, moe.num_experts, bias=False)
         self.experts = nn.ModuleList(
             SwiGLU(dim, hidden_dim) for _ in range(moe.num_experts))
+        self.seen = None
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)                            # (N, dim)
-        weights, chosen = route(self.gate(tokens), self.k)   # (N, k) both
-        out = torch.zeros_like(tokens)
-        for e, expert in enumerate(self.experts):
-            token, place = torch.where(chosen == e)
-            if len(token):
-                share = weights[token, place, None].type_as(x)
-                out[token] += share * expert(tokens[token])
-        return out.view_as(x)
+        logits = self.gate(tokens)                           # (N, E)
+        if self.seen is not None:
+            self.seen.append(logits)                         # see record_routing
+        weights, chosen = route(logits, self.k)              # (N, k) both
+        run = all_experts if torch.compiler.is_compiling() else chosen_experts
+        return run(self.experts, tokens, weights.type_as(x), chosen).view_as(x)
+
+
+def chosen_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor
+                   ) -> Tensor:
+    """Each expert runs on the tokens that chose it, and on no others.
+
+    x: (N, dim); weights and chosen: (N, k) -> (N, dim)
+    """
+    out = torch.zeros_like(x)
+    for e, expert in enumerate(experts):
+        token, place = torch.where(chosen == e)
+        if len(token):
+            out[token] += weights[token, place, None] * expert(x[token])
+    return out
+
+
+def all_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor
+                ) -> Tensor:
+    """The same sum as one wide feed-forward: the experts side by side, the hidden
+    numbers of those not chosen weighed by 0. E / k times the arithmetic, but in three
+    large products, and no step depends on the data, as a compiled graph needs it.
+
+    x: (N, dim); weights and chosen: (N, k) -> (N, dim)
+    """
+    w1, w2, w3 = (torch.cat([getattr(e, name).weight for e in experts], dim=axis)
+                  for name, axis in (("w1", 0), ("w2", 1), ("w3", 0)))
+    hidden = F.silu(F.linear(x, w1)) * F.linear(x, w3)       # (N, E * hidden_dim)
+    shares = weights.new_zeros(len(x), len(experts)).scatter(1, chosen, weights)
+    by_expert = hidden.unflatten(1, (len(experts), -1)) * shares[:, :, None]
+    return F.linear(by_expert.flatten(1), w2)
 
 
 @contextmanager
@@ -51,13 +81,14 @@ def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the router's logits while the model runs inside the `with` block: one
     (N, E) tensor for each mixture layer and forward pass, in the order of the run."""
     seen: list[Tensor] = []
-    hooks = [layer.gate.register_forward_hook(lambda _, __, out: seen.append(out))
-             for layer in model.modules() if isinstance(layer, MoE)]
+    layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
     try:
+        for layer in layers:
+            layer.seen = seen
         yield seen
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer in layers:
+            layer.seen = None
 
 
 def balance_loss(router_logits: list[Tensor], k: int, *, pooled: bool = False) -> Tensor:

@@ -9,6 +9,8 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -38,17 +40,18 @@ class Recipe:
     val_tales: int = 1_000
     tokenizer_tales: int = 20_000
     framed: float = 0.04            # share of tales framed by control tokens
+    samples: int = 1_000            # tales drawn to measure the model
 
 
 DENSE = ModelConfig(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
                     hidden_dim=192, vocab_size=960)
-TRAINING = TrainConfig(steps=20_000, batch_size=24, seq_len=200, lr=4e-3, min_lr=0.02,
-                       warmup_steps=300, weight_decay=0.05, at_starts=True, compile=True,
-                       eval_every=500, save_every=250)
+TRAINING = TrainConfig(steps=4_500, batch_size=24, seq_len=200, lr=6e-3, min_lr=0.02,
+                       optimizer="muon", warmup_steps=300, weight_decay=0.05, at_starts=True,
+                       compile=True, eval_every=500, save_every=250)
 RECIPES = {
     "tales-dense": Recipe(DENSE, TRAINING),
-    "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=32, moe=MoEConfig(6, 2)),
-                        replace(TRAINING, balance=0.01)),
+    "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=48, moe=MoEConfig(4, 2)),
+                        replace(TRAINING, steps=2_800, balance=0.01)),
 }
 
 
@@ -84,8 +87,8 @@ def evaluate_shipped(model: Transformer, tokenizer: Tokenizer, corpus: Corpus,
     n_bytes = len(corpus.val.encode())
     loss = evaluate(model, rows).per_byte(n_bytes)
     texts = []
-    for begin in range(0, samples, 100):
-        ids = generate(model, [[tokenizer.bos_id]] * min(100, samples - begin), LONGEST_TALE,
+    for begin in range(0, samples, 250):
+        ids = generate(model, [[tokenizer.bos_id]] * min(250, samples - begin), LONGEST_TALE,
                        temperature=1.0, seed=seed + begin, stop_ids=(tokenizer.eos_id,))
         texts += [tokenizer.decode(row) for row in ids]
     parses, consistent = score_tales(texts)
@@ -118,18 +121,30 @@ def train_recipe(name: str, out: Path, scratch: Path, *, steps: int | None = Non
     floor = corpus.floor_per_token(vocabulary)
     say(f"{count_parameters(recipe.model)}, {len(tokens.ids):,} tokens a round, "
         f"{steps} steps, floor {floor:.4f} nats per token")
-    record = train(model, tokens, config, val_rows=rows, floor=floor)
+    with quick_products():
+        record = train(model, tokens, config, val_rows=rows, floor=floor)
     save_model(model.to(torch.bfloat16), out)
     vocabulary.save(out)
     say("measuring the stored weights")
     stored = load_model(out, dtype=torch.float32)
-    measured = evaluate_shipped(stored, load_tokenizer(out), corpus)
+    measured = evaluate_shipped(stored, load_tokenizer(out), corpus, recipe.samples)
     return write_record(name, recipe, record, measured, out, begun)
 
 
 def new_model(recipe: Recipe, config: TrainConfig) -> Transformer:
     torch.manual_seed(config.seed)
     return Transformer(recipe.model)
+
+
+@contextmanager
+def quick_products() -> Iterator[None]:
+    """Let the processor round the factors of float32 matrix products to bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def planned_steps(recipe: Recipe, config: TrainConfig, tokens, scratch: Path,
@@ -142,8 +157,9 @@ def planned_steps(recipe: Recipe, config: TrainConfig, tokens, scratch: Path,
     if not plan.exists():
         trial = replace(config, steps=40, folder=None, warmup_steps=20)
         model = new_model(recipe, trial)
-        train(model, tokens, trial, progress=False)               # compiles and warms up
-        pace = train(model, tokens, trial, progress=False).seconds / trial.steps
+        with quick_products():
+            train(model, tokens, trial, progress=False)           # compiles and warms up
+            pace = train(model, tokens, trial, progress=False).seconds / trial.steps
         plan.parent.mkdir(parents=True, exist_ok=True)
         plan.write_text(str(max(1, int(minutes * 60 / pace))), encoding="utf-8")
     return int(plan.read_text(encoding="utf-8"))
@@ -208,7 +224,6 @@ def main() -> None:
                         help="only measure the model that lies in --out")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    torch.set_float32_matmul_precision("medium")       # products in bfloat16 where faster
     if chosen.measure:
         corpus = load_corpus("tales", n_tales=1, val_tales=RECIPES[chosen.name].val_tales)
         measured = evaluate_shipped(load_model(chosen.out, dtype=torch.float32),

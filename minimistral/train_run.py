@@ -266,19 +266,14 @@ def matmul_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled_layers(model: nn.Module) -> Iterator[None]:
-    """Run the layers through torch.compile wherever gradients are asked for. Of a
-    mixture only what has fixed shapes is compiled."""
-    modules = []
+    """Run the layers through torch.compile wherever gradients are asked for."""
     for layer in model.layers:
-        mixed = hasattr(layer.feed_forward, "experts")
-        modules += [layer.attention, layer.attention_norm, layer.ffn_norm] if mixed else [layer]
-    for module in modules:
-        module.forward = when_learning(torch.compile(module.forward), module.forward)
+        layer.forward = when_learning(torch.compile(layer.forward), layer.forward)
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward                                     # the class's again
+        for layer in model.layers:
+            del layer.forward                                      # the class's again
 
 
 def when_learning(compiled, plain):
