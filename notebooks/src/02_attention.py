@@ -25,9 +25,9 @@ from minimistral.course.figures import heatmap, lines_chart, new_figure, table_o
 # %% [markdown]
 # ## The headline
 #
-# In 2024 a newspaper explained what is special about Mistral. Its claim is below. Read it and place
-# your bet: put one letter between the quotation marks and run the cell. At the end of the core we
-# come back to it with measurements.
+# In 2024 the press explained what is special about Mistral. One of its claims is below. Place your bet:
+# put one letter between the quotation marks and run the cell. At the end of the core we come back to
+# it with measurements.
 
 # %%
 bet(21, answer="")
@@ -49,9 +49,9 @@ bet(21, answer="")
 # know that word. Which words told you?
 
 # %%
-TALE = """The golden key
-One morning Anna found a golden key in the mill. Leo was at the lake. \
-Anna went to the lake and saw Leo there. Anna gave the key to Leo. \
+TALE = """The golden ring
+One morning Anna found a golden ring in the mill. Leo was at the lake. \
+Anna went to the lake and saw Leo there. Anna gave the ring to Leo. \
 The sun was shining. Now Leo has the"""
 
 tokenizer = mm.load_tokenizer("tales-dense")
@@ -61,8 +61,8 @@ print()
 print(len(ids), "tokens; the last five:", ch02.pieces(tokenizer, ids)[-5:])
 
 predict("bigram", "A bigram sees only the last token, “ the”. "
-        "How likely will it find “ key”?",
-        ["above 0.9: this tale is about a key", "about 0.5: the key or the mill",
+        "How likely will it find “ ring”?",
+        ["above 0.9: this tale is about a ring", "about 0.5: the ring or the mill",
          "below 0.2: it cannot know which tale this is"], answer="")
 
 # %% [markdown]
@@ -76,13 +76,13 @@ counts = torch.zeros(V, V)
 counts.index_put_((all_ids[:-1], all_ids[1:]), torch.tensor(1.0), accumulate=True)
 
 bigram = counts[ids[-1]] / counts[ids[-1]].sum()          # after " the", (V,)
-key_id = tokenizer.encode(" key")[-1]
-assert bigram[key_id] < 0.2
-reveal("bigram", "C", f"The bigram gives “ key” {bigram[key_id]:.2f}.")
+ring_id = tokenizer.encode(" ring")[-1]
+assert bigram[ring_id] < 0.2
+reveal("bigram", "C", f"The bigram gives “ ring” {bigram[ring_id]:.2f}.")
 
 # %% [markdown]
-# The bigram gives the same answer after every “ the” of every tale. Now the shipped model, which has
-# about a million parameters and reads the same tokens.
+# The bigram gives the same answer after every “ the” of every tale. Now the shipped model, a small
+# transformer, which reads the same tokens.
 
 # %%
 model = mm.load_model("tales-dense")
@@ -94,11 +94,11 @@ print("after “... Now Leo has the”:   bigram    model")
 for token in informed.topk(5).indices.tolist():
     name = tokenizer.decode([token])
     print(f"{name:>28}   {bigram[token]:6.3f}   {informed[token]:6.3f}")
-assert informed[key_id] > 0.9
+assert informed[ring_id] > 0.9
 
 # %% [markdown]
-# The model is nearly certain. Nothing in the last token tells it so: “ key” stands more than twenty
-# tokens earlier. Somewhere between reading and predicting, the token “ the” got hold of a word said
+# The model is nearly certain. Nothing in the last token tells it so: the last “ ring” stands two
+# sentences back. Somewhere between reading and predicting, the token “ the” got hold of a word said
 # long before.
 #
 # **In short:** to predict well, a token must be able to fetch something from the tokens before it.
@@ -118,25 +118,25 @@ assert informed[key_id] > 0.9
 # *thing*. The token “the” is looking for a thing.
 
 # %%
-words = ["Leo", "key", "the"]
+words = ["Leo", "ring", "the"]
 k = torch.tensor([[2.0, 0.0],     # Leo: found as a person
-                  [0.0, 3.0],     # key: found as a thing
+                  [0.0, 3.0],     # ring: found as a thing
                   [0.0, 1.0]])    # the: a little like a thing
 v = torch.tensor([[10.0, 0.0], [0.0, 10.0], [0.0, 0.0]])
 q = torch.tensor([0.0, 1.0])      # the query of "the": a thing, please
 
 scores = k @ q                    # (S,): how well does each key fit the query?
 print(dict(zip(words, scores.tolist())))
-predict("share", "A softmax makes shares of these scores. How much for “key”?",
+predict("share", "A softmax makes shares of these scores. How much for “ring”?",
         ["1.00: the largest score takes everything", "0.75: 3 out of 0 + 3 + 1",
          "0.84: more than its part of the sum"], answer="")
 
 # %% [markdown]
-# A score is the sum of the products, number by number: for “key” it is 0 · 0 + 3 · 1 = 3. A large
+# A score is the sum of the products, number by number: for “ring” it is 0 · 0 + 3 · 1 = 3. A large
 # score means that key and query point the same way.
 #
 # From the scores we make shares that sum to 1, because the token will get a mixture of all the values.
-# Did you predict how much of the mixture comes from “key”? Then run on.
+# Did you predict how much of the mixture comes from “ring”? Then run on.
 
 # %%
 powers = scores.exp()             # 1, 20.1 and 2.7: try it with e = 2.72 on paper
@@ -326,7 +326,7 @@ reveal("leak", "B", "The answer to position t stands at position t + 1 of the sa
 
 # %%
 # NBVAL_IGNORE_OUTPUT: text of models trained in this run
-prompt = tokenizer.encode("The golden key\n", bos=True)
+prompt = tokenizer.encode("The golden ring\n", bos=True)
 for rule, writer in ((library.causal, polite), (everyone, peeking)):
     with swap("attention.causal", rule):
         new = mm.generate(writer, prompt, 30, temperature=0.7, seed=1)
@@ -343,7 +343,7 @@ for rule, writer in ((library.causal, polite), (everyone, peeking)):
 # %%
 positions = torch.arange(6)
 may_look = torch.stack([positions <= p for p in positions])  # (T, S)
-show(ch02.mask_picture(may_look, ["Now", "Leo", "has", "the", "key", "."],
+show(ch02.mask_picture(may_look, ["Now", "Leo", "has", "the", "ring", "."],
                        "Each token sees itself and the past"),
      alt="A grid of six queries and six keys: circles, which mean 'may attend', "
      "fill the diagonal and everything left of it; the future is crossed out.")
@@ -425,23 +425,22 @@ assert torch.equal(before[:3], after[:3])
 # %% [markdown]
 # ## Several looks at once
 #
-# What does one look cost us? At “ has” in *Leo has the key*, the model needs the person and the thing.
-# By hand again: the query asks for both.
+# What can a single look not do? After *Anna gave the ring to Leo* the model has to remember both: who
+# gave, and who received. By hand again, with one number for each value. Say that in the model's private
+# alphabet Anna is 1, Max is 2 and Leo is 3.
 
 # %%
-k = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])    # Leo, key, the
-v = torch.tensor([[10.0, 0.0], [0.0, 10.0], [0.0, 0.0]])
-both = torch.tensor([3.0, 3.0])                           # one query for both
-person, thing = torch.tensor([6.0, 0.0]), torch.tensor([0.0, 6.0])  # or two queries
-print("one look: ", [round(n, 1) for n in attend_one(both, k, v).tolist()])
-print("two looks:", [round(n, 1) for n in attend_one(person, k, v).tolist()],
-      "and", [round(n, 1) for n in attend_one(thing, k, v).tolist()])
+k = torch.tensor([[2.0, 0.0], [0.0, 2.0]])                # Anna: giver, Leo: receiver
+v = torch.tensor([[1.0], [3.0]])                          # Anna is 1, Leo is 3
+giver, receiver = torch.tensor([6.0, 0.0]), torch.tensor([0.0, 6.0])
+print("one look for both: ", round(attend_one(giver + receiver, k, v).item(), 2))
+print("two looks:         ", round(attend_one(giver, k, v).item(), 2), "and",
+      round(attend_one(receiver, k, v).item(), 2))
 
 # %% [markdown]
-# One look has one set of shares. It gets half a person and half a thing, and whoever reads the result
-# cannot tell them from two other halves. Two looks side by side keep them apart. So a model does
-# several looks at once, each with its own small queries, keys and values. Each one is called a
-# **head**.
+# One look for both finds a 2, and that is Max, who is not in this tale at all. A mixture of two answers
+# is a third answer. Two looks side by side keep them apart. So a model does several looks at once, each
+# with its own small queries, keys and values. Each of them is called a **head**.
 #
 # The usual way is one large multiplication and then a cut: H · D numbers for each token, cut into H
 # heads of D numbers. The cut must run through the numbers of one token, never through the tokens.
@@ -475,9 +474,8 @@ print("unflatten, transpose:", swapped[0].tolist())
 print("view:                ", viewed[0].tolist())
 
 # %% [markdown]
-# No error, the right shape, and half of the numbers belong to other tokens: head 0 sees tokens 0 and 1
-# only, each of them twice. With `view`, row 1 of head 0 is the second half of token 0. A causal mask cannot
-# save it, because the rows are no longer tokens.
+# No error and the right shape, but with `view` head 0 sees tokens 0 and 1 only, each of them twice: its
+# row 1 is the second half of token 0. No mask can save this, because the rows are no longer tokens.
 
 # %% [markdown]
 # ### Your turn: all queries, all heads
@@ -521,7 +519,7 @@ check("attend", attend)
 
 # %%
 my_model = mine()
-print(my_model.write("The golden key\n"))
+print(my_model.write("The golden ring\n"))
 my_model
 
 # %% [markdown]
@@ -552,7 +550,7 @@ def attention_maps(model, ids):
 
 languages = {"English": "en", "French": "fr", "German": "de", "Spanish": "es",
              "Italian": "it"}
-told = {name: tokenizer.encode(ch02.retell(TALE + " key.", code), bos=True)
+told = {name: tokenizer.encode(ch02.retell(TALE + " ring.", code), bos=True)
         for name, code in languages.items()}
 maps = {name: attention_maps(model, ids) for name, ids in told.items()}
 texts = {name: ch02.pieces(tokenizer, ids) for name, ids in told.items()}
@@ -560,7 +558,7 @@ print("layers, heads, queries, keys:", tuple(maps["English"].shape))
 
 # %% [markdown]
 # Here is a question for the explorer. In the last sentence the model has to name the holder of the
-# key, right after the token “Now” (or its last piece). It is Leo, because Anna gave him the key.
+# ring, right after the token “Now” (or its last piece). It is Leo, because Anna gave it to him.
 # **Which tokens does that token look at?** Find a head that looks at a name, and one that looks at
 # something useless. A bar over a token is its weight; the asking token is underlined.
 
@@ -602,7 +600,10 @@ show(figure, alt=f"Of {on_leo.numel()} heads {int((on_leo > 0.3).sum())} give mo
 #
 # A map shows where a head looks. It does not show what the head does with it, nor whether anybody
 # downstream listens. For that we need an experiment: switch one head off and measure. A head enters
-# the model through its own columns of `wo`; we set them to 0 in a copy.
+# the model through its own columns of `wo`. We set them to 0, measure, and put them back.
+#
+# To measure, we take two dozen new tales that end with *Now ... has the ...*, and stop each one after
+# “Now”.
 
 # %%
 questions = ch02.holder_questions(tokenizer, 24)          # 24 tales, cut short
@@ -733,7 +734,7 @@ reveal("rung", "B", f"The bigram needs {losses[0]:.2f} nats for each byte; the "
 # New words: *query*, *key*, *value*, *score*, *weights*, *causal*, *head*, *attention map*.
 
 # %%
-predict("order", "“Anna gave the key to Leo.” and “Leo gave the key to Anna.” have "
+predict("order", "“Anna gave the ring to Leo.” and “Leo gave the ring to Anna.” have "
         "the same words. Does our MultiHead tell them apart at the full stop?",
         ["yes: other order, other look", "no: the looks are equal",
          "a little: the nearest word counts most"], answer="")
@@ -753,13 +754,13 @@ predict("order", "“Anna gave the key to Leo.” and “Leo gave the key to Ann
 # %% [markdown]
 # ## The question for chapter 3
 #
-# You have just made a prediction about two sentences with the same words. Who has the key in each?
+# You have just made a prediction about two sentences with the same words. Who has the ring in each?
 
 # %%
 torch.manual_seed(0)
 blind, embedding = MultiHead(64, 4, 16), nn.Embedding(V, 64)
 looks = []
-for sentence in (" Anna gave the key to Leo.", " Leo gave the key to Anna."):
+for sentence in (" Anna gave the ring to Leo.", " Leo gave the ring to Anna."):
     x = embedding(torch.tensor([tokenizer.encode(sentence)]))
     looks.append(blind(x)[0, -1])                         # the full stop
 assert torch.allclose(*looks, atol=1e-5)

@@ -15,7 +15,7 @@ import torch
 
 import minimistral as mm
 from minimistral.attention import attend, causal
-from minimistral.course import check, hint, lines, progress, show, swap
+from minimistral.course import check, hint, lines, progress, swap
 from minimistral.course.chapters import ch02_attention as ch02
 
 # %% [markdown]
@@ -104,9 +104,9 @@ check("effective_keys", effective_keys)
 # %%
 model = mm.load_model("tales-dense")
 tokenizer = mm.load_tokenizer("tales-dense")
-TALE = """The golden key
-One morning Anna found a golden key in the mill. Leo was at the lake. \
-Anna went to the lake and saw Leo there. Anna gave the key to Leo. \
+TALE = """The golden ring
+One morning Anna found a golden ring in the mill. Leo was at the lake. \
+Anna went to the lake and saw Leo there. Anna gave the ring to Leo. \
 The sun was shining. Now"""
 ids = torch.tensor(tokenizer.encode(TALE, bos=True))
 
@@ -154,6 +154,29 @@ check("attend_in_pieces", attend_in_pieces)
 # Everything gathered so far was measured against the old maximum. When the maximum rises from `best` to
 # `new`, both sums shrink by $e^{best - new}$. The result is exact, not an approximation: this is how
 # FlashAttention never stores the table of T × S weights.
+
+# %% [markdown]
+# Let the shipped model write with it. Each query gets the keys it may see in pieces of seven; if your
+# function is exact, nobody can tell from the tale.
+
+# %%
+def attend_by_sevens(q, k, v, mask):
+    """For one text: q (1, T, H, D), k and v (1, S, H, D), mask (T, S) or (1, T, S)"""
+    rows = []
+    for t, seen in enumerate(mask.reshape(-1, k.shape[1])):   # one query at a time
+        parts = zip(k[0, seen].split(7), v[0, seen].split(7))
+        rows.append(attend_in_pieces(q[0, t], list(parts)))
+    return torch.stack(rows)[None]
+
+
+prompt = tokenizer.encode("The golden ring\n", bos=True)
+try:
+    with swap("attention.attend", attend_by_sevens):
+        new = mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
+    assert new == mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
+    print(tokenizer.decode(new))
+except NotImplementedError:
+    print("not written yet")
 
 # %% [markdown]
 # ## Exercise 5: the mask is right and yet it leaks
@@ -288,7 +311,6 @@ try:
     silent = model
     for head in range(model.config.n_heads):
         silent = switch_off(silent, 0, head)
-    prompt = tokenizer.encode("The golden key\n", bos=True)
     new = mm.generate(silent, prompt, 40, stop_ids=(tokenizer.eos_id,))
     print(tokenizer.decode(new))
 except NotImplementedError:
@@ -323,7 +345,7 @@ check("head_effects", head_effects)
 
 # %% [markdown]
 # Then use it. Which head matters most for the name after “Now”? Is it the same head in French? For the
-# thing after “Now Leo has the”? For a tale in which the key changed hands twice? Write down what you
+# thing after “Now Leo has the”? For a tale in which the ring changed hands twice? Write down what you
 # expect, measure, and look at the map of the head you found.
 
 # %%

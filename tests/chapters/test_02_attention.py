@@ -16,9 +16,9 @@ from minimistral.tales import parse_tale
 
 SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "02_attention.py"
 TALE = (
-    "The golden key\n"
-    "One morning Anna found a golden key in the mill. Leo was at the lake. Anna went to the lake "
-    "and saw Leo there. Anna gave the key to Leo. The sun was shining. Now Leo has the key."
+    "The golden ring\n"
+    "One morning Anna found a golden ring in the mill. Leo was at the lake. Anna went to the lake "
+    "and saw Leo there. Anna gave the ring to Leo. The sun was shining. Now Leo has the ring."
 )
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
@@ -147,10 +147,10 @@ def test_attention_is_blind_to_the_order_of_the_keys():
 
 def test_the_tale_of_the_chapter_is_a_tale_in_every_language():
     tale = parse_tale(TALE)
-    assert tale.consistent and tale.holders == {"key": "Leo"}
+    assert tale.consistent and tale.holders == {"ring": "Leo"}
     for language in ("fr", "de", "es", "it"):
         told = parse_tale(ch02.retell(TALE, language))
-        assert told.consistent and told.language == language and told.holders == {"key": "Leo"}
+        assert told.consistent and told.language == language and told.holders == {"ring": "Leo"}
 
 
 def small_model():

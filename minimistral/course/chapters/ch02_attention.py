@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from minimistral import tales_text
 from minimistral.attention import attend
 from minimistral.tales import parse_tale, sample_tale
+from minimistral.tales_words import GENDER
 
 from ..figures import BLACK, BLUE, ORANGE, new_figure
 from ..pieces import swap
@@ -238,13 +239,13 @@ def position_before(tokens: Sequence[str], word: str) -> int:
 
 def three_settings(maps: Tensor, tokens: Sequence[str], position: int) -> list[dict]:
     """Three rows worth a look at this position: the head that looks most at one earlier
-    token with a capital letter, the one that looks most at itself, and the one that spreads
+    name, the one that looks most at itself, and the one that spreads
     its weight most evenly.
 
     maps: (L, H, T, S)
     """
     rows = maps[:, :, position]                                          # (L, H, S)
-    names = torch.tensor([t.strip().istitle() and 0 < i < position for i, t in enumerate(tokens)])
+    names = torch.tensor([t.strip() in GENDER and i < position for i, t in enumerate(tokens)])
     spread = -torch.special.xlogy(rows, rows).sum(-1)                    # (L, H)
     chosen = [(rows * names).amax(-1), rows[..., position], spread]
     places = [divmod(int(values.argmax()), maps.shape[1]) for values in chosen]
@@ -264,7 +265,7 @@ class Question:
 
 
 def holder_questions(tokenizer, count: int, seed: int = 2, longest: int = 90) -> list[Question]:
-    """English tales that end with "Now ... has the ...", where the key once changed hands."""
+    """English tales that end with "Now ... has the ...", where the thing once changed hands."""
     chance, found = Random(seed), []
     while len(found) < count:
         tale = sample_tale(chance, "en")

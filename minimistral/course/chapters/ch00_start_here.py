@@ -1,0 +1,300 @@
+"""Chapter 0: the machine's report, the shipped models, its two pictures and the map of the course."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import minimistral as mm
+from minimistral import doctor
+from minimistral.checkpoint import SHIPPED
+from minimistral.tales import parse_tale
+
+from ..figures import BLACK, BLUE, ORANGE, new_figure
+from ..panel import Panel
+from ..syllabus import CHAPTERS, Chapter
+from .ch02_attention import attention_maps
+
+# ---------------------------------------------------------------- the machine
+
+
+def machine() -> Panel:
+    """What `minimistral doctor` says about the things that the course needs, as a table."""
+    looks = [look for look in doctor.CHECKS if look is not doctor.options]
+    return _report([finding for look in looks for finding in look()])
+
+
+def _report(findings: Sequence[doctor.Finding]) -> Panel:
+    missing = [f.name for f in findings if f.status == doctor.MISSING]
+    heading = "This machine is ready"
+    if missing:
+        heading = f"Not ready: {', '.join(missing)}. The repair stands in the table"
+    rows = [(f.name, f.status, _details(f)) for f in findings]
+    return Panel(heading, tone="bad" if missing else "good",
+                 table=(("The course needs", "Status", "Found here"), rows))
+
+
+def _details(finding: doctor.Finding) -> str:
+    """Details without the folders of this machine, unless something has to be repaired."""
+    if finding.repair:
+        return f"{finding.detail}. {finding.repair}."
+    return re.sub(r"(\b(is|at) )?\S*[/\\]\S*\s?", "", finding.detail).strip()
+
+
+# ---------------------------------------------------------------- the shipped models
+
+
+def shipped() -> dict[str, mm.Transformer]:
+    """The models that come with the package, by name; one line for each that is not there."""
+    found = {}
+    for name in doctor.SHIPPED:
+        if (SHIPPED / name / "params.json").exists():
+            found[name] = mm.load_model(name)
+        else:
+            print(f"{name} is not in this copy of the package; we go on without it.\n")
+    return found
+
+
+def recorded(name: str) -> str:
+    """Loss and floor of a shipped model, measured when it was made, as a sentence."""
+    record = json.loads((SHIPPED / name / "record.json").read_text(encoding="utf-8"))
+    facts = record["measured_on_stored_weights"]
+    loss, floor = facts["val_nats_per_byte"], facts["floor_nats_per_byte"]
+    return (f"loss {loss:.4f} nats per byte, floor {floor:.4f}: "
+            f"{100 * (loss / floor - 1):.1f}% above the floor")
+
+
+# ---------------------------------------------------------------- text as a picture
+
+WIDTH = 78  # characters in a line
+FEWEST_LINES = 4  # so that a page does not jump when a slider moves
+GREY = "#666666"
+
+
+def text_of_each(tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds. A letter of several tokens belongs to the last of them."""
+    texts, done = [], 0
+    for n in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:n])
+        if n < len(ids):
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        texts.append(text[done:])
+        done = max(done, len(text))
+    return texts
+
+
+def set_in_lines(tokens: Sequence[str], width: int = WIDTH) -> list[tuple[int, int, str]]:
+    """Where each token stands: (line, column, text). Lines break between words."""
+    placed, line, column = [], 0, 0
+    for i, token in enumerate(tokens):
+        text = token
+        if text.startswith(" "):
+            rest = (j for j in range(i + 1, len(tokens)) if tokens[j][:1] in (" ", "\n"))
+            word = tokens[i : next(rest, len(tokens))]
+            if column and column + sum(map(len, word)) > width:
+                line, column, text = line + 1, 0, text[1:]
+        if column and column + len(text) > width:
+            line, column = line + 1, 0
+        shown = "".join(c if c.isprintable() else "" for c in text)
+        placed.append((line, column, shown))
+        column += len(shown)
+        if "\n" in text:
+            line, column = line + 1, 0
+    return placed
+
+
+def text_picture(tokens: Sequence[str], title: str, *, underlined: Collection[int] = (),
+                 grey_from: int | None = None, bars: Tensor | None = None, note: str = ""):
+    """A text with some tokens underlined, a part in grey italics, or a bar over each token.
+
+    bars: (T,), from 0 to 1; those of 0.05 and more carry their number
+    """
+    placed = set_in_lines(tokens)
+    spacing = 1.0 if bars is None else 2.3
+    lines = max(FEWEST_LINES if bars is None else 1, placed[-1][0] + 1)
+    bottom = -spacing * (lines - 1) - (1.7 if note else 0.6)
+    top = 1.0 if bars is None else 2.2
+    figure, ax = new_figure(8.6, 0.5 + 0.27 * (top - bottom))
+    for i, (line, column, text) in enumerate(placed):
+        y = -spacing * line
+        broken = grey_from is not None and i >= grey_from
+        asking = bars is not None and i == len(tokens) - 1
+        ax.text(column, y, text, family="DejaVu Sans Mono", fontsize=12, va="baseline",
+                color=GREY if broken else ORANGE if asking else BLACK,
+                style="italic" if broken else "normal", weight="bold" if asking else "normal")
+        left, right = column + len(text) - len(text.lstrip()), column + len(text)
+        if (i in underlined or asking) and text.strip():
+            ax.plot([left, right], [y - 0.22] * 2, color=ORANGE if asking else BLUE, linewidth=2)
+        if bars is not None and text.strip():
+            weight = bars[i].item()
+            ax.bar((left + right) / 2, 0.8 * weight, 0.9 * (right - left), bottom=y + 0.75,
+                   color=BLUE)
+            if weight >= 0.05:
+                ax.text((left + right) / 2, y + 0.8 + 0.8 * weight, f"{weight:.2f}"[1:],
+                        ha="center", va="bottom", fontsize=11, color=BLUE)
+    if note:
+        ax.text(0, bottom + 0.35, note, fontsize=11, color=GREY, va="baseline")
+    ax.set(xlim=(-0.5, WIDTH + 2), ylim=(bottom, top), title=title)
+    ax.axis("off")
+    return figure
+
+
+# ---------------------------------------------------------------- temperature
+
+LONGEST = 200  # tokens
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model wrote, and what is to be said about it."""
+
+    tokens: list[str]  # the title first
+    drawn: list[int]  # places of those that were not the likeliest
+    broken_at: int | None  # the token at which it stops being a tale
+    adds_up: bool
+    ended: bool
+    share: Tensor  # (T,): the probability that the model gave to each token, 1 for the title
+
+    def verdict(self) -> str:
+        if not self.ended and (self.broken_at is None or self.broken_at > LONGEST * 0.8):
+            return f"no end within {LONGEST} tokens"
+        if self.broken_at is not None:
+            return f"after {self.broken_at} tokens it is no tale any more"
+        if not self.adds_up:
+            return "a tale, but it does not add up"
+        if not self.drawn:
+            return "a tale, and every token is the likeliest one"
+        return f"a tale; {len(self.drawn)} of {len(self.tokens)} tokens were not the likeliest"
+
+
+@torch.no_grad()
+def tell_tale(model: nn.Module, tokenizer, title: str, temperature: float, seed: int) -> Told:
+    """Let a model continue a title, and look at every choice that it made."""
+    prompt = tokenizer.encode(f"{title}\n" if title else "", bos=True)
+    new = mm.generate(model, prompt, LONGEST, temperature=temperature, seed=seed,
+                      stop_ids=(tokenizer.eos_id,))
+    ids = prompt + new
+    chances = model(torch.tensor([ids]))[0].softmax(-1)                  # (T, V)
+    drawn = [i for i in range(len(prompt), len(ids)) if chances[i - 1].argmax() != ids[i]]
+    share = torch.ones(len(ids))
+    for i in range(len(prompt), len(ids)):
+        share[i] = chances[i - 1, ids[i]]
+    tokens = text_of_each(tokenizer, ids)
+    parse = parse_tale("".join(tokens))
+    broken_at = None if parse.ok else token_at(tokens, parse.error_at)
+    return Told(tokens[1:], [i - 1 for i in drawn], None if broken_at is None else
+                max(0, broken_at - 1), parse.consistent, len(new) < LONGEST, share[1:])
+
+
+def token_at(tokens: Sequence[str], character: int) -> int:
+    """The token that holds a character of the text; the last one beyond its end."""
+    end = 0
+    for i, token in enumerate(tokens):
+        end += len(token)
+        if character < end:
+            return i
+    return len(tokens) - 1
+
+
+def tale_explorer(models: dict[str, nn.Module], tokenizer) -> Callable:
+    """The explorer's function: draw(temperature, model, title, tale)."""
+
+    def draw(temperature: float, model: str, title: str, tale: int):
+        told = tell_tale(models[model], tokenizer, title.strip(), temperature, seed=tale)
+        verdict = told.verdict()
+        note = "underlined: not the likeliest token" if told.drawn else ""
+        if told.broken_at is not None:
+            note += "; grey italics: no tale any more" if note else "grey italics: no tale any more"
+        figure = text_picture(
+            told.tokens, f"Temperature {temperature:.1f}: {verdict}", underlined=told.drawn,
+            grey_from=told.broken_at, note=note)
+        text = " ".join("".join(told.tokens).split())
+        sentence = f"{model} at temperature {temperature:.1f}: {verdict}. It wrote: {text}"
+        table = {"token": [t.replace("\n", "(line break)") for t in told.tokens],
+                 "probability": [f"{p:.3f}" for p in told.share.tolist()]}
+        return figure, sentence, table
+
+    return draw
+
+
+# ---------------------------------------------------------------- one look inside
+
+
+def places_of(tokens: Sequence[str], word: str) -> list[int]:
+    """The tokens that spell the occurrences of a word."""
+    text = "".join(tokens)
+    ends = torch.tensor([len(token) for token in tokens]).cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    found = [m.span() for m in re.finditer(rf"\b{re.escape(word)}\b", text)]
+    return [i for i, (start, end) in enumerate(zip(starts, ends))
+            if any(start < b and end > a for a, b in found) and tokens[i].strip()]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where the last token of a text looks, in one head."""
+
+    layer: int
+    head: int
+    tokens: list[str]
+    weights: Tensor  # (T,)
+    on_word: float
+
+
+def best_look(model: nn.Module, tokenizer, text: str, word: str) -> Look:
+    """The head in which the last token gives a word most of its weight."""
+    ids = tokenizer.encode(text, bos=True)
+    tokens = text_of_each(tokenizer, ids)                                # "" for <s>
+    rows = attention_maps(model, ids)[:, :, -1]                          # (L, H, T)
+    on_word = rows[..., places_of(tokens, word)].sum(-1)                 # (L, H)
+    layer, head = divmod(int(on_word.argmax()), rows.shape[1])
+    return Look(layer, head, tokens[1:], rows[layer, head, 1:], on_word.max().item())
+
+
+def look_picture(look: Look, title: str):
+    """The text of a look, with a bar over each token, as high as its weight."""
+    return text_picture(look.tokens, title, bars=look.weights)
+
+
+def look_table(look: Look) -> dict[str, list]:
+    """The tokens of a look that got most of its weight."""
+    best = look.weights.argsort(descending=True, stable=True)[:8].tolist()
+    return {"token": [f"“{look.tokens[i]}”" for i in best],
+            "weight": [f"{look.weights[i]:.3f}" for i in best]}
+
+
+# ---------------------------------------------------------------- the map of the course
+
+PARTS = (
+    (range(0, 7), "A plain model that writes"),
+    (range(7, 10), "What makes it a Mistral"),
+    (range(10, 99), "The real thing"),
+)
+
+
+def course_map(chapters: Sequence[Chapter] = CHAPTERS) -> Panel:
+    """All chapters with their questions, which are ready today, and the next one to open."""
+    rows = [(str(c.number), c.title, c.question, _part(c), "ready" if c.written else "to come")
+            for c in chapters]
+    ready = [c for c in chapters if c.written]
+    lines = [f"{len(ready)} of {len(chapters)} chapters are ready today: "
+             f"{', '.join(f'{c.number} {c.title}' for c in ready)}."]
+    following = next((c for c in ready if c.number), None)
+    link = text = ""
+    if following:
+        name = html.escape(f"Chapter {following.number}: {following.title}")
+        link = f'<div>Open next: <a href="{following.name}.ipynb">{name}</a></div>'
+        text = f"Open next: {following.name}.ipynb"
+    header = ("", "Chapter", "Its question", "Part", "Today")
+    return Panel("The map of the course", lines, table=(header, rows), extra_html=link,
+                 extra_text=text)
+
+
+def _part(chapter: Chapter) -> str:
+    return next(name for numbers, name in PARTS if chapter.number in numbers)
