@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minimistral.checkpoint_files import (
-    finite, match, open_folder, read_weight, write_json, write_weights,
+    Undrawn, finite, match, open_folder, read_weight, write_json, write_weights,
     written_whole)
 from minimistral.checkpoint_hf import config_to_hf
 from minimistral.config import ModelConfig
@@ -109,7 +109,7 @@ def load_model(folder_or_name, *, device=None, dtype=None) -> Transformer:
         raise ValueError(f"dtype={dtype} must be a floating-point type such as "
                          f"torch.bfloat16; a model is quantized after it is loaded")
     config, layout, stored = open_folder(folder)
-    with torch.device("meta"):                        # shapes alone, no memory
+    with torch.device("meta"), Undrawn():             # shapes alone, no numbers
         model = Transformer(config)
     empty = model.state_dict()
     places = {name: locate(name, tuple(weight.shape), config, layout)

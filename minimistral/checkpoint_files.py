@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from minimistral.checkpoint_hf import config_from_hf
 from minimistral.config import ModelConfig, count_parameters, read_json
@@ -187,6 +188,16 @@ def match(wanted: dict[str, tuple], stored: dict[str, Stored], folder: Path) -> 
         raise ValueError(f"{stored[left[0]].file}: tensor {left[0]!r} has no place in "
                          f"this model ({len(left)} in all): do configuration and weights "
                          f"belong together?")
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside this block no random weights are drawn. On the meta device there is nothing
+    to draw, but PyTorch would load a compiler of several seconds for it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ == "normal_":
+            return (*args, *(kwargs or {}).values())[0]
+        return function(*args, **(kwargs or {}))
 
 
 def read_weight(entry: Stored, convert, like: Tensor, device, dtype) -> Tensor:

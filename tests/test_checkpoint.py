@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -465,7 +466,16 @@ def test_a_full_disk_leaves_the_old_files(saved, tmp_path, full_disk, layout):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-# ------------------------------------------------------------ memory
+# ------------------------------------------------------------ memory and time
+
+
+def test_loading_imports_no_compiler(saved):
+    """Drawing weights on the meta device would cost seconds of imports."""
+    code = ("import sys; from minimistral.checkpoint import load_model; "
+            "load_model(sys.argv[1]); "
+            "print('sympy' in sys.modules)")
+    told = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True)
+    assert told.stdout.split()[-1] == "False", told.stderr
 
 
 
