@@ -127,7 +127,8 @@ def text_picture(tokens: Sequence[str], title: str, *, underlined: Collection[in
         asking = bars is not None and i == len(tokens) - 1
         ax.text(column, y, text, family="DejaVu Sans Mono", fontsize=12, va="baseline",
                 color=GREY if broken else ORANGE if asking else BLACK,
-                style="italic" if broken else "normal", weight="bold" if asking else "normal")
+                style="italic" if broken else "normal", weight="bold" if asking else "normal",
+                parse_math=False)
         left, right = column + len(text) - len(text.lstrip()), column + len(text)
         if (i in underlined or asking) and text.strip():
             ax.plot([left, right], [y - 0.22] * 2, color=ORANGE if asking else BLUE, linewidth=2)

@@ -1,0 +1,211 @@
+"""Chapter 0, start here: the first answer, which is wrong on purpose, and a first exercise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from random import Random
+
+import numpy as np
+import torch
+
+from minimistral.tales import parse_tale, sample_tale, score_tales
+
+from ..exercises import Exercise, Hint, Misconception
+
+# ---------------------------------------------------------------- bug: share_of_tales
+
+
+def seven_texts():
+    true = [sample_tale(Random(seed), language).text for seed, language in
+            ((1, "en"), (2, "fr"), (3, "de"))]
+    lie = sample_tale(Random(4), "es", contradictions=1.0).text
+    cut = true[0][: true[0].rindex(". ") + 3]
+    return ([true[0], cut, true[1], lie, "The golden key", true[2], true[0]],)
+
+
+def five_tales():
+    return ([sample_tale(Random(seed)).text for seed in range(5, 10)],)
+
+
+def three_texts_and_no_tale():
+    return (["", "Anna found a golden key.", "La clé dorée\nAnna a la clé."],)
+
+
+def _ok(texts):
+    return [parse_tale(text).ok for text in texts]
+
+
+def _share_by_loop(texts):
+    count = 0
+    for text in texts:
+        if parse_tale(text).ok:
+            count += 1
+    return count / len(texts)
+
+
+SHARE_OF_TALES = Exercise(
+    name="share_of_tales", chapter=0, kind="bug", entry="share_of_tales",
+    title="The share of tales", difficulty="easy", importance="essential", minutes=2,
+    reference=lambda texts: sum(_ok(texts)) / len(texts),
+    fixtures=(seven_texts, five_tales, three_texts_and_no_tale),
+    equivalents={
+        "loop": _share_by_loop,
+        "mean": lambda texts: statistics.fmean(_ok(texts)),
+        "NumPy": lambda texts: np.mean(_ok(texts)),
+        "filtered list": lambda texts: len([t for t in texts if parse_tale(t).ok]) / len(texts),
+        "the library's": lambda texts: score_tales(texts)[0],
+        "one minus the rest": lambda texts: 1 - sum(not ok for ok in _ok(texts)) / len(texts),
+    },
+    misconceptions=(
+        Misconception("unchanged", lambda texts: sum(_ok(texts)) // len(texts),
+            "The result is a whole number, and a share below 1 becomes 0. This division throws "
+            "away what stands behind the point. Look at the division sign."),
+        Misconception("count instead of share", lambda texts: sum(_ok(texts)),
+            "You returned how many texts are tales. A share lies between 0 and 1: divide by "
+            "the number of texts."),
+        Misconception("per cent", lambda texts: 100 * sum(_ok(texts)) / len(texts),
+            "You returned per cent. Here a share lies between 0 and 1, so nothing is "
+            "multiplied by a hundred."),
+        Misconception("share of the others", lambda texts: 1 - sum(_ok(texts)) / len(texts),
+            "This is the share of texts that are no tales. The two shares add up to 1, and you "
+            "want the other one."),
+        Misconception("only what adds up", lambda texts: score_tales(texts)[1],
+            "Too few: you counted only tales that add up. A tale with a lie in it is a tale "
+            "for the grammar."),
+        Misconception("every answer counts",
+            lambda texts: sum(bool(parse_tale(text)) for text in texts) / len(texts),
+            "Every text counts as a tale. The parser always answers with an object, and an "
+            "object counts as true. Ask for its field that says ok."),
+        Misconception("each text once",
+            lambda texts: sum(_ok(sorted(set(texts)))) / len(set(texts)),
+            "Equal texts were counted once. A model may write the same tale twice; each one "
+            "it wrote counts."),
+        Misconception("one long text", lambda texts: parse_tale("\n".join(texts)).ok,
+            "You joined the texts and asked once. Ask for each text by itself, then take the "
+            "share."),
+        Misconception("the first text only", lambda texts: _ok(texts)[0],
+            "The answer speaks of the first text alone. Perhaps the return stands inside the "
+            "loop and ends it at once."),
+        Misconception("are all tales", lambda texts: all(_ok(texts)),
+            "You asked whether all texts are tales, and that is yes or no. A share says how "
+            "large a part of them."),
+        Misconception("rounded", lambda texts: round(sum(_ok(texts)) / len(texts), 2),
+            "The share is rounded. Keep the number as it is; it is rounded when it is shown "
+            "to somebody."),
+        Misconception("tales for one that is none",
+            lambda texts: sum(_ok(texts)) / max(1, len(texts) - sum(_ok(texts))),
+            "You divided by the number of texts that are no tales. A share is divided by the "
+            "number of all texts."),
+    ),
+    hints=(
+        Hint("The result is 0, although nearly all are tales",
+             "Say 38 of 40 texts are tales. What does Python make of 38 // 40?"),
+        Hint("What is the difference between / and //",
+             "7 // 2 is 3: what stands behind the point is thrown away. 7 / 2 is 3.5."),
+        Hint("I am not sure what is divided by what",
+             "The number of texts whose parse is ok, over the number of all texts, with one "
+             "slash: 4 of 7 give 0.5714."),
+    ),
+    praise="You repaired a score that every chapter up to 9 uses.",
+)
+
+
+# ---------------------------------------------------------------- exercise: nats_per_byte
+
+
+def a_french_title():
+    return [0.4, 0.03, 0.9, 0.25, 1.0], "La clé dorée"
+
+
+def two_german_lines():
+    return [0.1, 0.5, 0.02, 0.7, 0.6, 0.05, 0.99], "Der grüne Schlüssel\nEs regnete über Nacht."
+
+
+def a_long_tale():
+    chance = Random(0)
+    return [0.2 + 0.6 * chance.random() for _ in range(3_000)], "À la fin, Emma gagna. " * 500
+
+
+def _sum_of_logs(probabilities, log=math.log):
+    return sum(log(p) for p in probabilities)
+
+
+def _nats_by_loop(probabilities, text):
+    total = 0.0
+    for p in probabilities:
+        total -= math.log(p)
+    return total / len(text.encode("utf-8"))
+
+
+NATS_PER_BYTE = Exercise(
+    name="nats_per_byte", chapter=0, kind="function", entry="nats_per_byte",
+    title="The loss of a text", difficulty="easy", importance="useful", minutes=5,
+    reference=lambda probabilities, text: -_sum_of_logs(probabilities) / len(text.encode()),
+    fixtures=(a_french_title, two_german_lines, a_long_tale),
+    equivalents={
+        "loop": _nats_by_loop,
+        "one over p": lambda p, text: _sum_of_logs([1 / x for x in p]) / len(bytes(text, "utf-8")),
+        "NumPy": lambda p, text: -np.log(p).sum() / len(text.encode()),
+        "PyTorch": lambda p, text: -torch.tensor(p).double().log().sum() / len(text.encode()),
+        "mean times tokens": lambda p, text:
+            len(p) * -statistics.fmean(map(math.log, p)) / len(text.encode()),
+    },
+    misconceptions=(
+        Misconception("per character", lambda p, text: -_sum_of_logs(p) / len(text),
+            "Too large where letters have accents: you divided by characters. In UTF-8 an "
+            "accented letter takes two bytes, and bytes are counted here."),
+        Misconception("per token", lambda p, text: -_sum_of_logs(p) / len(p),
+            "You divided by the number of tokens. Another tokenizer cuts the same text into "
+            "other pieces; bytes stay the same."),
+        Misconception("no minus", lambda p, text: _sum_of_logs(p) / len(text.encode()),
+            "The loss is below zero. The logarithm of a probability is never above zero; the "
+            "surprise is that number with the other sign."),
+        Misconception("bits", lambda p, text: -_sum_of_logs(p, math.log2) / len(text.encode()),
+            "These are bits: the logarithm was taken to the base 2. A nat belongs to the "
+            "natural logarithm."),
+        Misconception("logarithm to the base 10",
+            lambda p, text: -_sum_of_logs(p, math.log10) / len(text.encode()),
+            "The logarithm was taken to the base 10. A nat belongs to the natural logarithm, "
+            "whose base is about 2.718."),
+        Misconception("not divided", lambda p, text: -_sum_of_logs(p),
+            "This is the surprise of the whole text. Long texts surprise more; divide by the "
+            "number of bytes."),
+        Misconception("product first",
+            lambda p, text: -math.log(math.prod(p)) / len(text.encode()),
+            "The product of thousands of probabilities is too small for any float and becomes "
+            "0, which has no logarithm. Take logarithms first, then add them."),
+        Misconception("logarithm of the mean",
+            lambda p, text: -math.log(sum(p) / len(p)) / len(text.encode()),
+            "You took the logarithm of the mean probability. Each token surprises by itself: "
+            "take each logarithm first."),
+        Misconception("sum of what is missing to 1",
+            lambda p, text: sum(1 - x for x in p) / len(text.encode()),
+            "You added up what each probability lacks to 1. Then an impossible token would "
+            "cost 1 only; surprise is the logarithm."),
+        Misconception("perplexity",
+            lambda p, text: math.exp(-_sum_of_logs(p) / len(text.encode())),
+            "This is the exponential of the loss, which is called perplexity. The loss itself "
+            "is wanted; leave the last step out."),
+        Misconception("divided twice",
+            lambda p, text: -_sum_of_logs(p) / len(p) / len(text.encode()),
+            "Much too small: divided by the tokens and by the bytes as well. Add up over the "
+            "tokens, then divide by the bytes alone."),
+        Misconception("mean probability", lambda p, text: sum(p) / len(text.encode()),
+            "There is no logarithm in it: the number grows when the model is right. Surprise "
+            "is the negative logarithm of each probability."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "A token of probability 1 surprises by 0, one of 0.5 by 0.69. Which function of "
+             "Python's math gives these numbers, up to the sign?"),
+        Hint("It is refused for a text with accents",
+             "“clé” has 3 characters and 4 bytes. text.encode() gives the bytes, and "
+             "len counts them."),
+        Hint("I cannot put it together",
+             "Add up math.log(p) for all p, turn the sign, divide by the number of bytes."),
+    ),
+    praise="This is the number that every training in this course makes smaller.",
+)
+
+EXERCISES = [SHARE_OF_TALES, NATS_PER_BYTE]
