@@ -189,7 +189,7 @@ def map_picture(weights: Tensor, tokens: Sequence[str], position: int, title: st
     weights: (S,), the row of the map that belongs to the query at ``position``
     """
     lines = lines_of(tokens)
-    figure, ax = new_figure(8.4, 0.72 * len(lines) + 0.75)
+    figure, ax = new_figure(8.4, 0.8 * len(lines) + 0.6)
     top = {i for i, _, weight in strongest(weights, tokens) if weight >= 0.05}
     for row, line in enumerate(lines):
         base = -row
@@ -201,14 +201,14 @@ def map_picture(weights: Tensor, tokens: Sequence[str], position: int, title: st
                     weight="bold" if asking else "normal")
             weight = weights[i].item() if i < len(weights) else 0.0
             left, width = column + lead, max(1, len(text) - lead)
-            ax.bar(left + width / 2, 0.52 * weight, width * 0.9, bottom=base + 0.36, color=BLUE)
+            ax.bar(left + width / 2, 0.4 * weight, width * 0.9, bottom=base + 0.28, color=BLUE)
             if i in top:
-                ax.text(left + width / 2, base + 0.38 + 0.52 * weight, f"{weight:.2f}"[1:]
-                        if weight < 0.995 else "1.0", ha="center", va="bottom", fontsize=11,
-                        color=BLUE)
+                number = f"{weight:.2f}"[1:] if weight < 0.995 else "1"
+                ax.text(left + width / 2, base + 0.29 + 0.4 * weight, number, ha="center",
+                        va="bottom", fontsize=11, color=BLUE)
             if asking:
                 ax.plot([left, left + width], [base - 0.02] * 2, color=ORANGE, linewidth=3)
-    ax.set(xlim=(-1, 77), ylim=(-len(lines) + 0.85, 1.1), title=title)
+    ax.set(xlim=(-1, 77), ylim=(-len(lines) + 0.9, 0.95), title=title)
     ax.axis("off")
     return figure
 
@@ -340,7 +340,7 @@ def effects_picture(seen: Tensor, falls: Tensor, title: str):
     ax.axhline(0, color="#767676", linewidth=1)
     low, high = falls.min().item(), falls.max().item()
     ax.set(title=title, xlabel="what the map shows: weight on the answer",
-           ylabel="what its absence costs", xlim=(-0.03, seen.max().item() * 1.3 + 0.05),
+           ylabel="what its absence costs", xlim=(-0.04 * seen.max().item(), seen.max().item() * 1.3),
            ylim=(low - 0.1 * (high - low), high + 0.15 * (high - low)))
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
