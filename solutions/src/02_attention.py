@@ -161,7 +161,7 @@ check("attend_in_pieces", attend_in_pieces)
 
 # %%
 def attend_by_sevens(q, k, v, mask):
-    """For one text: q (1, T, H, D), k and v (1, S, H, D), mask (T, S) or (1, T, S)"""
+    """One text: q (1, T, H, D), k and v (1, S, H, D), mask (T, S) or (1, T, S)"""
     rows = []
     for t, seen in enumerate(mask.reshape(-1, k.shape[1])):   # one query at a time
         parts = zip(k[0, seen].split(7), v[0, seen].split(7))
