@@ -1,7 +1,7 @@
 """Training: the order of the data, the loss, the optimiser, the schedule, the loop.
 
-Everything random comes from `seed` and the number of the step, so that a run that was
-stopped goes on as if nothing had happened, and several processes share one batch.
+Everything random comes from `seed` and the number of the step, so that a run that
+was stopped goes on as if nothing had happened, and several processes share a batch.
 Saving, resuming and the wiring of processes are plumbing: train_run.py.
 """
 
@@ -88,18 +88,19 @@ def check_train_config(config: TrainConfig) -> None:
     for name, legal in (("optimizer", ("adamw", "muon")),
                         ("dtype", ("float32", "bfloat16"))):
         if getattr(config, name) not in legal:
-            raise ValueError(f"{name}={getattr(config, name)!r} must be one of {legal}")
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} must be one of {legal}")
 
 
-# ------------------------------------------------------------------------- the data
+# ---------------------------------------------------------------------- the data
 
 
 class Tokens(NamedTuple):
     """Documents laid end to end.
 
     ids: int64 (N,), <s> ... </s> <s> ... </s> ...
-    starts: int64 (D,), where each document begins. What stands there follows </s> with
-    certainty, so as a target it is not counted.
+    starts: int64 (D,), where each document begins. What stands there follows </s>
+    with certainty, so as a target it is not counted.
     """
     ids: Tensor
     starts: Tensor
@@ -115,7 +116,8 @@ class Rows(NamedTuple):
 
 def encode_documents(tokenizer, documents: Sequence[str]) -> Tokens:
     """Every document as <s> ... </s>, laid end to end."""
-    return join_documents(tokenizer.encode_batch(list(documents), bos=True, eos=True))
+    encoded = tokenizer.encode_batch(list(documents), bos=True, eos=True)
+    return join_documents(encoded)
 
 
 def join_documents(documents: Sequence[Sequence[int]]) -> Tokens:
@@ -143,8 +145,8 @@ def row_starts(tokens: Tokens, config: TrainConfig, turn: int) -> Tensor:
 
 def training_batch(tokens: Tokens, step: int, config: TrainConfig
                    ) -> tuple[Tensor, Tensor]:
-    """The rows of one step: inputs and targets, each (batch_size, seq_len). A function
-    of `seed` and `step` alone. Behind its last token the text goes on with its first.
+    """The rows of one step: inputs and targets, each (batch_size, seq_len). A
+    function of `seed` and `step` alone. After its end the text starts again.
     """
     begins, needed = [], config.batch_size
     rows = len(row_starts(tokens, config, 0))
@@ -156,7 +158,8 @@ def training_batch(tokens: Tokens, step: int, config: TrainConfig
     span = torch.cat(begins)[:, None] + torch.arange(config.seq_len + 1)
     span = span % len(tokens.ids)                                    # (B, T + 1)
     first = torch.isin(span[:, 1:], tokens.starts)
-    return tokens.ids[span[:, :-1]], tokens.ids[span[:, 1:]].masked_fill(first, IGNORE)
+    rows = tokens.ids[span]
+    return rows[:, :-1], rows[:, 1:].masked_fill(first, IGNORE)
 
 
 def validation_rows(documents: Sequence[Sequence[int]], seq_len: int) -> Rows:
@@ -171,7 +174,7 @@ def validation_rows(documents: Sequence[Sequence[int]], seq_len: int) -> Rows:
         for cut in range(0, len(pairs), seq_len):
             piece = pairs[cut:cut + seq_len]
             if rows and len(rows[-1]) + 1 + len(piece) <= seq_len:
-                rows[-1] += [(before, IGNORE), *piece]               # </s>, then <s>
+                rows[-1] += [(before, IGNORE), *piece]           # </s>, then <s>
             else:
                 rows.append(piece)
         before = ids[-1]
@@ -184,7 +187,7 @@ def validation_rows(documents: Sequence[Sequence[int]], seq_len: int) -> Rows:
     return Rows(inputs, targets, positions)
 
 
-# ------------------------------------------------------------------------- the loss
+# ---------------------------------------------------------------------- the loss
 
 
 def next_token_nats(logits: Tensor, targets: Tensor) -> Tensor:
@@ -197,7 +200,7 @@ def next_token_nats(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Evaluation(NamedTuple):
-    """What predicting a text cost: nats in all, and how many tokens were predicted."""
+    """What predicting a text cost: nats in all, and how many tokens there were."""
     nats: float
     tokens: int
 
@@ -221,14 +224,14 @@ def evaluate(model: nn.Module, rows: Rows, batch_size: int = 32) -> Evaluation:
     return Evaluation(nats, int((rows.targets != IGNORE).sum()))
 
 
-# ------------------------------------------------------- the optimiser, the schedule
+# ---------------------------------------------------- the optimiser, the schedule
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups for AdamW: matrices, which decay, and the rest, which does not.
 
-    A norm's weights belong at 1, not at 0. A row of the embeddings moves only when its
-    token occurs, but would decay at every step, so rare tokens would fade away.
+    A norm's weights belong at 1, not at 0. A row of the embeddings moves only when
+    its token occurs, but would decay at every step: rare tokens would fade away.
     """
     decays, stays = [], []
     for name, weight in model.named_parameters():
@@ -238,11 +241,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             {"params": stays, "weight_decay": 0.0}]
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: TrainConfig
+                    ) -> list[torch.optim.Optimizer]:
     """AdamW for everything (Loshchilov and Hutter 2019), or Muon for the matrices
     inside the layers (Jordan et al. 2024) and AdamW for what is left.
 
-    Muon's steps are scaled to the length of AdamW's, so one learning rate serves both.
+    Muon's steps are scaled to the length of AdamW's, so one rate serves both.
     """
     groups = parameter_groups(model, config.weight_decay)
     optimizers = []
@@ -259,22 +263,24 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """A straight rise over `warmup_steps`, then half a cosine down to min_lr * lr at
-    the last step. Steps count from 0."""
+    """A straight rise over `warmup_steps`, then half a cosine down to min_lr * lr
+    at the last step. Steps count from 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    falling = max(1, config.steps - 1 - config.warmup_steps)
+    done = (step - config.warmup_steps) / falling
     cosine = (1 + math.cos(math.pi * done)) / 2                      # from 1 to 0
     return config.lr * (config.min_lr + (1 - config.min_lr) * cosine)
 
 
-# ------------------------------------------------------------------------- the loop
+# ---------------------------------------------------------------------- the loop
 
 
 def accumulate_gradients(model: nn.Module, batch: tuple[Tensor, Tensor],
-                         config: TrainConfig, rank: int = 0, world: int = 1) -> Tensor:
-    """Add the gradient of the batch's loss to the weights, part by part. Returns the
-    loss in nats per counted target.
+                         config: TrainConfig, rank: int = 0, world: int = 1
+                         ) -> Tensor:
+    """Add the gradient of the batch's loss to the weights, part by part. Returns
+    the loss in nats per counted target.
 
     Each part is divided by the targets of the *whole* batch. A mean of the parts'
     means would give a target in a part with few of them too much weight. Of several
@@ -293,7 +299,8 @@ def accumulate_gradients(model: nn.Module, batch: tuple[Tensor, Tensor],
 
 
 def forward_loss(model: nn.Module, inputs: Tensor, targets: Tensor,
-                 config: TrainConfig, counted: Tensor) -> tuple[Tensor, Tensor | float]:
+                 config: TrainConfig, counted: Tensor
+                 ) -> tuple[Tensor, Tensor | float]:
     """One forward pass: the nats of the targets over `counted`, and the weighted
     balance loss of the experts (0 where there is none)."""
     device = model.device
@@ -305,7 +312,8 @@ def forward_loss(model: nn.Module, inputs: Tensor, targets: Tensor,
     loss = next_token_nats(logits, targets) / counted.to(device)
     if not (config.balance and routing):
         return loss, 0.0
-    return loss, config.balance * balance_loss(routing, model.config.moe.num_experts_per_tok)
+    k = model.config.moe.num_experts_per_tok
+    return loss, config.balance * balance_loss(routing, k)
 
 
 def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int,
@@ -323,12 +331,12 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int,
 def train(model: nn.Module, tokens: Tokens | Tensor, config: TrainConfig, *,
           val_rows: Rows | None = None, floor: float | None = None,
           progress: bool = True) -> TrainRecord:
-    """Train the model in place, on the device it is on. Returns the record of losses.
+    """Train the model in place, on its device. Returns the record of losses.
 
     tokens: `encode_documents`' result, or a plain int tensor (N,) of one long text
-    val_rows: what to evaluate on; floor: the loss that no model can beat, in nats per
-    token, shown beside the losses. With `config.folder` a run that was stopped goes on
-    from its last checkpoint. Started by torchrun, the processes share each batch.
+    val_rows: what to evaluate on; floor: the loss that no model can beat, in nats
+    per token, shown beside the losses. With `config.folder` a run that was stopped
+    goes on from its last checkpoint. Under torchrun the processes share each batch.
     """
     tokens = check_tokens(tokens, model.config.vocab_size, config)
     optimizers = make_optimizers(model, config)
@@ -336,7 +344,7 @@ def train(model: nn.Module, tokens: Tokens | Tensor, config: TrainConfig, *,
         for step in run.steps_left():
             batch = training_batch(tokens, step, config)
             loss = accumulate_gradients(model, batch, config, run.rank, run.world)
-            loss = run.sum_gradients(loss)              # over the processes, if several
+            loss = run.sum_gradients(loss)          # over the processes, if several
             run.check_loss(loss, step, learning_rate(step, config))
             update(model, optimizers, step, config)
             due = (step + 1) % config.eval_every == 0 or step + 1 == config.steps
@@ -346,19 +354,21 @@ def train(model: nn.Module, tokens: Tokens | Tensor, config: TrainConfig, *,
     return run.record
 
 
-def check_tokens(tokens: Tokens | Tensor, vocab_size: int, config: TrainConfig) -> Tokens:
+def check_tokens(tokens: Tokens | Tensor, vocab_size: int, config: TrainConfig
+                 ) -> Tokens:
     """Raise ValueError for text that cannot be trained on; wrap a plain tensor."""
     if isinstance(tokens, Tensor):
         tokens = Tokens(tokens, torch.zeros(0, dtype=torch.long))
     ids = tokens.ids
     if ids.dim() != 1 or ids.is_floating_point():
-        raise ValueError(f"tokens must be whole numbers of shape (N,), not {ids.dtype} "
-                         f"of shape {tuple(ids.shape)}")
+        raise ValueError(f"tokens must be whole numbers of shape (N,), not "
+                         f"{ids.dtype} of shape {tuple(ids.shape)}")
     if len(ids) < 2:
-        raise ValueError(f"{len(ids)} tokens are too few to train on: a text needs 2")
-    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
-        raise ValueError(f"tokens from {int(ids.min())} to {int(ids.max())} do not fit a "
-                         f"vocabulary of {vocab_size}: do tokenizer and model match?")
+        raise ValueError(f"{len(ids)} tokens are too few to train on: at least 2")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"tokens from {low} to {high} do not fit a vocabulary of "
+                         f"{vocab_size}: do the tokenizer and the model match?")
     if config.at_starts and not len(tokens.starts):
         raise ValueError("at_starts=True needs to know where documents start: "
                          "make tokens with encode_documents")

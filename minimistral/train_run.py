@@ -1,6 +1,7 @@
 """The plumbing of a training run: checkpoints, resuming, several processes, interrupts,
 the progress line. What is being trained, and how, is in train.py."""
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -57,7 +58,7 @@ class Run:
 
     def __init__(self, model: nn.Module, optimizers: list, config, tokens, floor, progress):
         self.model, self.optimizers, self.config = model, optimizers, config
-        self.rank, self.world, self.opened = join_processes(model.device)
+        self.rank, self.world = join_processes(model.device)
         if config.batch_size < self.world * config.accumulation:
             raise ValueError(f"batch_size={config.batch_size} rows are too few for "
                              f"{self.world} processes with accumulation={config.accumulation}")
@@ -96,8 +97,6 @@ class Run:
             signal.signal(signal.SIGINT, self.old_handler)
         if self.line:
             self.line.close()
-        if self.opened:
-            dist.destroy_process_group()
 
     def on_interrupt(self, *_) -> None:
         if self.interrupted:                             # the second time, without delay
@@ -285,15 +284,15 @@ def when_learning(compiled, plain):
 # ---------------------------------------------------------------- several processes
 
 
-def join_processes(device: torch.device) -> tuple[int, int, bool]:
-    """(rank, world, whether the group was opened here): what torchrun set up, else (0, 1)."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1 or not dist.is_available():
-        return 0, 1, False
-    opened = not dist.is_initialized()
-    if opened:
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """(rank, world) as torchrun set them, else (0, 1). The processes meet at the first call
+    and part when they end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available():
+        return 0, 1
+    if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return dist.get_rank(), dist.get_world_size(), opened
+        atexit.register(dist.destroy_process_group)
+    return dist.get_rank(), dist.get_world_size()
 
 
 def process_device() -> torch.device:

@@ -157,7 +157,7 @@ def test_the_balance_loss_evens_out_the_experts_and_is_not_in_the_reported_loss(
         record = train(model, TOKENS, config, progress=False)
         with record_routing(model) as routing:
             model(training_batch(TOKENS, 0, config)[0])
-        return float(balance_loss(routing, 2)), record.losses
+        return balance_loss(routing, 2).item(), record.losses
     (without, plain), (with_it, balanced) = unevenness(0.0), unevenness(0.3)
     assert plain[0] == balanced[0]
     assert with_it < without - 0.05 and with_it < 2.1

@@ -1,7 +1,7 @@
-"""A small training run as a process of its own: `training_script.py folder [settings as JSON]`.
+"""Small training runs as a process of their own: `training_script.py [settings, ...]`, as JSON.
 
-With a folder it keeps checkpoints there; at the end it prints its losses and a hash of the
-weights. tests/test_resume.py kills it, tests/test_distributed.py runs it twice at once.
+For each settings it prints its number, its losses and a hash of the trained weights.
+tests/test_resume.py kills it, tests/test_distributed.py runs two of it at once.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ def weights_hash(model: Transformer) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder = sys.argv[1] if sys.argv[1] != "-" else None
-    settings = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-    model = new_model(settings.pop("experts", False))
-    config = TrainConfig(**{"steps": 14, "batch_size": 7, "seq_len": 16, "warmup_steps": 5,
-                            "save_every": 2, "folder": folder} | settings)
-    record = train(model, join_documents(DOCUMENTS), config, progress=False)
-    print(json.dumps({"losses": record.losses, "weights": weights_hash(model)}), flush=True)
+    for number, settings in enumerate(json.loads(sys.argv[1])):
+        model = new_model(settings.pop("experts", False))
+        config = TrainConfig(**{"steps": 14, "batch_size": 7, "seq_len": 16, "warmup_steps": 5,
+                                "save_every": 2} | settings)
+        record = train(model, join_documents(DOCUMENTS), config, progress=False)
+        print(json.dumps({"number": number, "losses": record.losses,
+                          "weights": weights_hash(model)}), flush=True)
 
 
 if __name__ == "__main__":
