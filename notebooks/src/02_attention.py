@@ -700,14 +700,14 @@ class LookBack(nn.Module):
         return smooth[ids] + self.output(self.look(self.embedding(ids)))
 
 
+torch.manual_seed(0)
+look_back = LookBack()
+ladder.fit(look_back)
 predict("rung", "From the bigram down to the floor: how far does one look get?",
         ["about a sixth of the way", "about half", "all the way"], answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
-torch.manual_seed(0)
-look_back = LookBack()
-ladder.fit(look_back)
 display(ladder.run("bigram and one look back", look_back, chapter=2))
 
 text_bytes, floor = len(ladder.corpus.val.encode()), ladder.corpus.floor

@@ -68,7 +68,7 @@ def learner_attend_forgets_reduction(q, k, v, mask):
         ("causal", learner_causal_returns_q, "shape"),
         ("attend", learner_attend_forgets_reduction, "shape"),
         ("look", lambda q, k, v, mask: q, ""),
-        ("attend_in_pieces", lambda q, pieces: None, "return"),
+        ("attend_in_pieces", lambda q, pieces: q[0], "shape"),
     ],
 )
 def test_other_wrong_answers_get_a_sentence(name, work, told):
@@ -83,7 +83,8 @@ def test_drafts_equal_the_library():
     own = drafts()
     q, k, v = random(3, 7, 4)
     everything = torch.ones(7, 7, dtype=torch.bool)
-    expected = attend(*(x[None, :, None] for x in (q, k, v)), everything)[0, :, 0]
+    # the first two drafts do not divide yet: queries twice as long undo the root of D = 4
+    expected = attend(*(x[None, :, None] for x in (2 * q, k, v)), everything)[0, :, 0]
     torch.testing.assert_close(own["attend_all"](q, k, v), expected)
     torch.testing.assert_close(own["attend_one"](q[2], k, v), expected[2])
     mask = causal(torch.arange(7), torch.arange(7))
@@ -218,5 +219,5 @@ def test_weight_on_the_answer_adds_up_its_places():
 
 def test_a_short_training_run_learns_and_repeats():
     rows = torch.arange(6).repeat(40)[:234].view(-1, 9)
-    runs = [ch02.train_briefly(small_model(), rows, 12, batch=4) for _ in range(2)]
-    assert runs[0] == runs[1] and runs[0][-1] < runs[0][0] - 0.5
+    runs = [ch02.train_briefly(small_model(), rows, 40, batch=4) for _ in range(2)]
+    assert runs[0] == runs[1] and runs[0][-1] < runs[0][0] / 2

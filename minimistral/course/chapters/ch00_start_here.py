@@ -72,7 +72,7 @@ def recorded(name: str) -> str:
 
 # ---------------------------------------------------------------- text as a picture
 
-WIDTH = 78  # characters in a line
+WIDTH = 82  # characters in a line, as many as fit into the figure at 12 points
 FEWEST_LINES = 4  # so that a page does not jump when a slider moves
 GREY = "#666666"
 
@@ -131,17 +131,18 @@ def text_picture(tokens: Sequence[str], title: str, *, underlined: Collection[in
                 parse_math=False)
         left, right = column + len(text) - len(text.lstrip()), column + len(text)
         if (i in underlined or asking) and text.strip():
-            ax.plot([left, right], [y - 0.22] * 2, color=ORANGE if asking else BLUE, linewidth=2)
-        if bars is not None and text.strip():
-            weight = bars[i].item()
+            ax.plot([left, right], [y - 0.22] * 2, color=ORANGE if asking else BLUE,
+                    linestyle="-", linewidth=2)
+        weight = 0.0 if bars is None else bars[i].item()
+        if weight >= 0.02 and text.strip():
             ax.bar((left + right) / 2, 0.8 * weight, 0.9 * (right - left), bottom=y + 0.75,
                    color=BLUE)
             if weight >= 0.05:
-                ax.text((left + right) / 2, y + 0.8 + 0.8 * weight, f"{weight:.2f}"[1:],
+                ax.text((left + right) / 2, y + 0.8 + 0.8 * weight, f"{weight:.2f}".lstrip("0"),
                         ha="center", va="bottom", fontsize=11, color=BLUE)
     if note:
         ax.text(0, bottom + 0.35, note, fontsize=11, color=GREY, va="baseline")
-    ax.set(xlim=(-0.5, WIDTH + 2), ylim=(bottom, top), title=title)
+    ax.set(xlim=(-0.5, WIDTH + 2.3), ylim=(bottom, top), title=title)
     ax.axis("off")
     return figure
 
