@@ -197,6 +197,19 @@ def write_record(name: str, recipe: Recipe, record, measured: dict, out: Path,
     return facts
 
 
+def measure_again(name: str, out: Path) -> None:
+    """Measure the stored weights once more, and write the figures into their record."""
+    corpus = load_corpus("tales", n_tales=1, val_tales=RECIPES[name].val_tales)
+    measured = evaluate_shipped(load_model(out, dtype=torch.float32), load_tokenizer(out),
+                                corpus, RECIPES[name].samples)
+    record = out / "record.json"
+    facts = json.loads(record.read_text(encoding="utf-8"))
+    facts["measured_on_stored_weights"] = measured
+    record.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n",
+                      encoding="utf-8", newline="\n")
+    say(json.dumps(measured, indent=1, ensure_ascii=False))
+
+
 def cpu_name() -> str:
     """What the processor calls itself."""
     info = Path("/proc/cpuinfo")
@@ -221,14 +234,11 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="take the tokenizer of this folder")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (1)")
     parser.add_argument("--measure", action="store_true",
-                        help="only measure the model that lies in --out")
+                        help="measure the model in --out again and update its record")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.measure:
-        corpus = load_corpus("tales", n_tales=1, val_tales=RECIPES[chosen.name].val_tales)
-        measured = evaluate_shipped(load_model(chosen.out, dtype=torch.float32),
-                                    load_tokenizer(chosen.out), corpus)
-        return say(json.dumps(measured, indent=1, ensure_ascii=False))
+        return measure_again(chosen.name, chosen.out)
     scratch = chosen.scratch or Path("build") / chosen.name
     train_recipe(chosen.name, chosen.out, scratch, steps=chosen.steps,
                  minutes=chosen.minutes, tokenizer=chosen.tokenizer)

@@ -71,9 +71,10 @@ def pattern(language: str, kind: str, variant: int) -> tuple[re.Pattern, list]:
 def read_sentence(language: str, kind: str, text: str, start: int, before: dict):
     """The decisions of a sentence of this kind at `start` and where it ends, or None.
 
-    Who a pronoun means is known from the sentence `before`.
+    A pronoun means the one who acted in the sentence `before`. Where that is unclear,
+    the grammar still accepts it: it means whoever was named last and agrees, in
+    `before["people"]`, and memory will find that it should have been a name.
     """
-    subject = {"who": before["who"]} if before.get("kind") in CLEAR else {}
     for variant in VARIANTS[kind]:
         expression, says = pattern(language, kind, variant)
         if match := expression.match(text, start):
@@ -81,13 +82,19 @@ def read_sentence(language: str, kind: str, text: str, start: int, before: dict)
             for (slot, values), said in zip(says, match.groups()):
                 if values:
                     sentence.setdefault(slot, values[said])
-            if kind in PRONOUN and variant == PRONOUN[kind]:
-                sentence |= subject
-                if not subject:
-                    return None
-            if render(language, sentence) == match[0]:  # agreement, repeated names
-                return sentence, match.end()
+            silent = kind in PRONOUN and variant == PRONOUN[kind]
+            for who in meant(before) if silent else [None]:
+                if silent:
+                    sentence["who"] = who
+                if render(language, sentence) == match[0]:  # agreement, repeated names
+                    return sentence, match.end()
     return None
+
+
+def meant(before: dict) -> list[str]:
+    """Whom a pronoun may mean, the likeliest first."""
+    clear = [before["who"]] if before.get("kind") in CLEAR else []
+    return clear + before.get("people", [])
 
 
 def read(text: str) -> tuple[list[dict], list[int], int | None]:
@@ -98,7 +105,7 @@ def read(text: str) -> tuple[list[dict], list[int], int | None]:
     else:
         return [], [], 0
     sentences, starts, (sentence, end) = [], [], found
-    sentence["language"], start = language, 0
+    sentence["language"], start, people = language, 0, []
     while True:
         sentences.append(sentence)
         starts.append(start)
@@ -108,8 +115,10 @@ def read(text: str) -> tuple[list[dict], list[int], int | None]:
             return sentences, starts, end
         start = end + 1
         told = len(sentences)
+        people = [sentence[s] for s in ("who", "whom") if s in sentence] + people
+        before = {**sentence, "people": people}
         expected = [OPENING[told]] if told < len(OPENING) else [*EVENTS, *ENDINGS]
-        found = (read_sentence(language, kind, text, start, sentence) for kind in expected)
+        found = (read_sentence(language, kind, text, start, before) for kind in expected)
         sentence, end = next(filter(None, found), (None, start))
         if sentence is None:
             return sentences, starts, start
