@@ -111,16 +111,16 @@ def load_model(folder_or_name, *, device=None, dtype=None) -> Transformer:
     config, layout, stored = open_folder(folder)
     with torch.device("meta"), Undrawn():             # shapes alone, no numbers
         model = Transformer(config)
-    empty = model.state_dict()
-    places = {name: locate(name, tuple(weight.shape), config, layout)
-              for name, weight in empty.items()}
+    shapes = {name: tuple(w.shape) for name, w in model.state_dict().items()}
+    places = {name: locate(name, shape, config, layout)
+              for name, shape in shapes.items()}
     match({place.name: place.shape for place in places.values()}, stored, folder)
     if dtype is None:
         shipped_on_cpu = (folder.parent == SHIPPED
                           and torch.device(device or "cpu").type == "cpu")
         dtype = (torch.float32 if shipped_on_cpu
                  else stored[places["tok_embeddings.weight"].name].dtype)
-    weights = {name: read_weight(stored[place.name], place.convert, empty[name],
+    weights = {name: read_weight(stored[place.name], place.convert, shapes[name],
                                  device, dtype)
                for name, place in places.items()}
     model.load_state_dict(weights, assign=True)       # these tensors, not copies

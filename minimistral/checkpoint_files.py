@@ -200,9 +200,10 @@ class Undrawn(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def read_weight(entry: Stored, convert, like: Tensor, device, dtype) -> Tensor:
-    """Read one tensor, converted, into memory of its own, shaped as `like`."""
-    weight = torch.empty_like(like, device=device or "cpu", dtype=dtype)
+def read_weight(entry: Stored, convert, shape, device, dtype) -> Tensor:
+    """Read one tensor, converted, into memory of its own, which is taken first: so the
+    converted copy, freed after, leaves no hole between the weights."""
+    weight = torch.empty(shape, device=device or "cpu", dtype=dtype)
     stored = convert(entry.read())
     if not finite(stored):
         raise ValueError(f"{entry.file}: tensor {entry.name!r} holds NaN or infinity: "
