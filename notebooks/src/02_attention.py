@@ -558,7 +558,7 @@ print("layers, heads, queries, keys:", tuple(maps["English"].shape))
 
 # %% [markdown]
 # Here is a question for the explorer. In the last sentence the model has to name the holder of the
-# ring, right after the token “Now” (or its last piece). It is Leo, because Anna gave it to him.
+# ring, right after the token “ Now”. It is Leo, because Anna gave it to him.
 # **Which tokens does that token look at?** Find a head that looks at a name, and one that looks at
 # something useless. A bar over a token is its weight; the asking token is underlined.
 
@@ -603,7 +603,7 @@ show(figure, alt=f"Of {on_leo.numel()} heads {int((on_leo > 0.3).sum())} give mo
 # the model through its own columns of `wo`. We set them to 0, measure, and put them back.
 #
 # To measure, we take two dozen new tales that end with *Now ... has the ...*, and stop each one after
-# “Now”.
+# “ Now”.
 
 # %%
 questions = ch02.holder_questions(tokenizer, 24)          # 24 tales, cut short
@@ -614,9 +614,9 @@ def right_name():
     return ch02.mean_probability(model, questions)
 
 
-predict("heads", "We switch off every head, one at a time. Which one costs the "
-        "right name most?", ["the one whose map gives that name most weight",
-                             "another one"], answer="")
+predict("heads", "We switch off every head, one at a time. Which two cost the "
+        "right name most?", ["the two whose maps give that name most weight",
+                       "one of those two, and one other", "two others"], answer="")
 
 # %%
 whole = right_name()
@@ -638,21 +638,27 @@ print(f"probability of the right name with all heads on: {whole:.2f}")
 # %%
 seen = torch.stack([ch02.weight_on_answer(attention_maps(model, q.ids), q)
                     for q in questions]).mean(0)          # (L, H)
-by_map, by_effect = (divmod(t.argmax().item(), n_heads) for t in (seen, falls))
-show(ch02.effects_picture(seen, falls, "What a head looks at and what it is worth"),
-     alt=f"Each head as a point. Most weight on the right name: layer and head "
-     f"{by_map}. Largest fall without it: layer and head {by_effect}.",
+by_map, by_cost = ch02.ranking(seen)[:2], ch02.ranking(falls)[:2]
+show(ch02.effects_picture(seen, falls, "A good map and a high cost are two things"),
+     alt=f"Each head as a point. Most weight on the right name: (layer, head) "
+     f"{by_map}. Highest cost when switched off: {by_cost}.",
      data=ch02.effects_table(seen, falls))
-reveal("heads", "A" if by_map == by_effect else "B",
-       f"The best map, layer {by_map[0]}, head {by_map[1]}, gives the right name "
-       f"{seen[by_map]:.2f}; that head is worth {falls[by_map]:.2f}. The one worth "
-       f"most, layer {by_effect[0]}, head {by_effect[1]}, gives the right name "
-       f"{seen[by_effect]:.2f} and is worth {falls[by_effect]:.2f}.")
+for place in [*by_map, by_cost[1]]:
+    print("layer {}, head {}:".format(*place), f"weight on the right name "
+          f"{seen[place]:.2f}, cost when off {falls[place]:.2f}")
+common = set(by_map) & set(by_cost)
+assert len(common) == 1 and seen[by_cost[1]] < 0.1 < 0.3 < falls[by_cost[1]]
+assert 0.4 < falls[by_cost[0]] < 0.6 and english[by_cost[1]][37, 37] > 0.9
+reveal("heads", "B", "One head is first in both lists; the seconds differ.")
 
 # %% [markdown]
-# Why can the two differ? A head may look at a name and hand over something else about it. What it hands
-# over may be ignored by the layers above, or another head may do the same work, so that nobody misses
-# it. And a head that never looks at the name may prepare the question for the one that does.
+# The map was right about the first head: it fetches the name, and without it the probability falls by half.
+# About the second it was wrong in both directions. A head that looks at the name hardly matters, and a
+# head of the first layer, which gives the name next to nothing, is sorely missed.
+#
+# Put the explorer on that head and on position 37, the “ Leo” who receives the ring. He looks at himself
+# alone; going by its map, one would call this head idle. But a head may prepare what a later one needs, and
+# what another head fetches may go unused.
 #
 # **In short:** a map is where a head looks. What a head is for, you learn by taking it away.
 
@@ -671,7 +677,7 @@ verdict(21, "true with a condition", "Whoever has the weights can look inside, a
 # *You may look inside* is true of every model whose weights are published, and it is worth a lot: none
 # of the last cells is possible with a model behind a web address. *Black boxes because they have so many
 # parameters* is the weaker half. Our model has thousands of times fewer, and its maps still did not
-# tell us what its heads do.
+# tell us which of its heads matter.
 #
 # A careful writer would have written: *Mistral publishes the weights of some of its models, so anybody
 # can inspect them and experiment with them. Understanding what happens inside remains research, for
@@ -704,7 +710,7 @@ torch.manual_seed(0)
 look_back = LookBack()
 ladder.fit(look_back)
 predict("rung", "From the bigram down to the floor: how far does one look get?",
-        ["about a sixth of the way", "about half", "all the way"], answer="")
+        ["about a fifth of the way", "about half", "all the way"], answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
@@ -714,7 +720,7 @@ text_bytes, floor = len(ladder.corpus.val.encode()), ladder.corpus.floor
 with torch.no_grad():
     losses = [ladder.validation_nats(m) / text_bytes
               for m in (lambda ids: smooth[ids], look_back)]
-assert 0.1 < (losses[0] - losses[1]) / (losses[0] - floor) < 0.25
+assert 0.15 < (losses[0] - losses[1]) / (losses[0] - floor) < 0.25
 reveal("rung", "A", f"The bigram needs {losses[0]:.2f} nats for each byte; the "
        f"floor, below which no model can go, is {floor:.2f}.")
 

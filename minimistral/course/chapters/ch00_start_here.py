@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ def recorded(name: str) -> str:
 # ---------------------------------------------------------------- text as a picture
 
 WIDTH = 82  # characters in a line, as many as fit into the figure at 12 points
+FONT = "DejaVu Sans Mono"  # comes with Matplotlib
 FEWEST_LINES = 4  # so that a page does not jump when a slider moves
 GREY = "#666666"
 
@@ -101,12 +103,20 @@ def set_in_lines(tokens: Sequence[str], width: int = WIDTH) -> list[tuple[int, i
                 line, column, text = line + 1, 0, text[1:]
         if column and column + len(text) > width:
             line, column = line + 1, 0
-        shown = "".join(c if c.isprintable() else "" for c in text)
+        shown = "".join(c for c in text if c.isprintable() and ord(c) in _letters())
         placed.append((line, column, shown))
         column += len(shown)
         if "\n" in text:
             line, column = line + 1, 0
     return placed
+
+
+@cache
+def _letters() -> set[int]:
+    """The characters that the font of the pictures has."""
+    from matplotlib import font_manager
+
+    return set(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
 
 
 def text_picture(tokens: Sequence[str], title: str, *, underlined: Collection[int] = (),
@@ -125,7 +135,7 @@ def text_picture(tokens: Sequence[str], title: str, *, underlined: Collection[in
         y = -spacing * line
         broken = grey_from is not None and i >= grey_from
         asking = bars is not None and i == len(tokens) - 1
-        ax.text(column, y, text, family="DejaVu Sans Mono", fontsize=12, va="baseline",
+        ax.text(column, y, text, family=FONT, fontsize=12, va="baseline",
                 color=GREY if broken else ORANGE if asking else BLACK,
                 style="italic" if broken else "normal", weight="bold" if asking else "normal",
                 parse_math=False)

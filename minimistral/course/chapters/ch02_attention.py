@@ -304,7 +304,7 @@ def weight_on_answer(maps: Tensor, question: Question) -> Tensor:
 
 
 def effects_table(seen: Tensor, falls: Tensor) -> dict[str, list]:
-    """Every head with its weight on the answer and the cost of its absence."""
+    """Every head with its weight on the answer and what its absence costs."""
     places = [divmod(n, seen.shape[1]) for n in range(seen.numel())]
     return {"layer": [layer for layer, _ in places], "head": [head for _, head in places],
             "weight on the answer": [round(seen[p].item(), 3) for p in places],
@@ -334,7 +334,7 @@ def effects_picture(seen: Tensor, falls: Tensor, title: str):
         ax.scatter(x.tolist(), y.tolist(), s=60, marker="os^Dv"[layer % 5],
                    color=(BLACK, BLUE, ORANGE, "#009E73", "#CC79A7")[layer % 5],
                    label=f"layer {layer}", zorder=3)
-    for layer, head in _marked(seen, falls):
+    for layer, head in dict.fromkeys([*ranking(seen)[:2], *ranking(falls)[:2]]):
         ax.annotate(f"layer {layer}, head {head}", (seen[layer, head], falls[layer, head]),
                     textcoords="offset points", xytext=(9, 6))
     ax.axhline(0, color="#767676", linewidth=1)
@@ -346,7 +346,7 @@ def effects_picture(seen: Tensor, falls: Tensor, title: str):
     return figure
 
 
-def _marked(seen: Tensor, falls: Tensor) -> list[tuple[int, int]]:
-    """The head with the best map and the head with the largest effect."""
-    best = [divmod(int(values.argmax()), values.shape[1]) for values in (seen, falls)]
-    return list(dict.fromkeys(best))
+def ranking(table: Tensor) -> list[tuple[int, int]]:
+    """The places (layer, head) of a table, the largest number first."""
+    order = table.flatten().argsort(descending=True, stable=True).tolist()
+    return [divmod(place, table.shape[1]) for place in order]
