@@ -131,6 +131,7 @@ def test_a_chapter_runs_and_its_slider_moves_the_figure(lab, tab, folder, tmp_pa
     cell = tab.locator(".jp-CodeCell").filter(has=tab.locator(".noUi-handle")).first
     picture = cell.locator(".jp-OutputArea img[alt]").first
     before, said = picture.get_attribute("src"), slider.get_attribute("aria-valuenow")
+    picture.scroll_into_view_if_needed()
     tab.screenshot(path=tmp_path / "before.png")
     slider.focus()
     tab.keyboard.press("ArrowRight")
