@@ -657,8 +657,8 @@ reveal("heads", "B", "One head is first in both lists; the seconds differ.")
 # head of the first layer, which gives the name next to nothing, is sorely missed.
 #
 # Put the explorer on that head and on position 37, the “ Leo” who receives the ring. He looks at himself
-# alone; going by its map, one would call this head idle. But a head may prepare what a later one needs, and
-# what another head fetches may go unused.
+# alone; going by its map, one would call this head idle. But one head may prepare what a later one needs,
+# and what another fetches may go unused.
 #
 # **In short:** a map is where a head looks. What a head is for, you learn by taking it away.
 

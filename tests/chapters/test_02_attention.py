@@ -211,6 +211,11 @@ def test_padded_batch_of_questions_equals_one_by_one():
     assert ch02.mean_probability(model, questions) == pytest.approx(sum(alone) / 2, rel=1e-5)
 
 
+def test_ranking_begins_with_the_largest():
+    table = torch.tensor([[0.1, 0.7], [0.9, -0.2]])
+    assert ch02.ranking(table) == [(1, 0), (0, 1), (0, 0), (1, 1)]
+
+
 def test_weight_on_the_answer_adds_up_its_places():
     maps = torch.zeros(1, 1, 3, 3)
     maps[0, 0, -1] = torch.tensor([0.2, 0.5, 0.3])

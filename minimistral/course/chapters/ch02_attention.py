@@ -144,7 +144,8 @@ def attention_maps(model: nn.Module, ids: Sequence[int] | Tensor) -> Tensor:
 # ---------------------------------------------------------------- the explorer's logic
 
 
-def strongest(weights: Tensor, tokens: Sequence[str], count: int = 3) -> list[tuple[int, str, float]]:
+def strongest(weights: Tensor, tokens: Sequence[str],
+              count: int = 3) -> list[tuple[int, str, float]]:
     """The tokens with most weight: (position, token, weight), the heaviest first.
 
     weights: (S,)
@@ -340,7 +341,8 @@ def effects_picture(seen: Tensor, falls: Tensor, title: str):
     ax.axhline(0, color="#767676", linewidth=1)
     low, high = falls.min().item(), falls.max().item()
     ax.set(title=title, xlabel="what the map shows: weight on the answer",
-           ylabel="what its absence costs", xlim=(-0.04 * seen.max().item(), seen.max().item() * 1.3),
+           ylabel="what its absence costs",
+           xlim=(-0.04 * seen.max().item(), 1.3 * seen.max().item()),
            ylim=(low - 0.1 * (high - low), high + 0.15 * (high - low)))
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

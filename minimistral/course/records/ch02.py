@@ -132,6 +132,10 @@ CAUSAL = Exercise(
         Misconception("everything allowed", _compared(lambda q, k: (k <= q) | True),
             "Every token sees every other, the future included. Which of the two positions "
             "has to be the smaller one?"),
+        Misconception("only the queries got an axis",
+            lambda query_positions, key_positions: query_positions[..., None] >= key_positions,
+            "It works for one text. With several texts the keys need a new axis as well, in "
+            "front of their own last one."),
         Misconception("no room for a batch", _causal_without_batch,
             "It works for one text. With a row of positions for each text, the new axes must "
             "stand at the end: count them from the right."),
@@ -253,6 +257,12 @@ def _attend_heads_by_view(q, k, v, mask):
     weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1)
     out = weights.masked_fill(hidden, 0.0).to(v.dtype) @ cut(v)
     return out.reshape(q.shape)
+
+
+def _attend_minus_a_billion(q, k, v, mask):
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~mask.unsqueeze(-3), -1e9).softmax(-1)
+    return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
 def _divided_by(size):
@@ -383,6 +393,9 @@ ATTEND = Exercise(
         Misconception("weights returned", _looks(mix=lambda w, k, v: w),
             "You returned the weights: one number for each pair of query and key. The last "
             "step is missing: mix the values with them."),
+        Misconception("minus a billion", _attend_minus_a_billion,
+            "Minus a billion does not fit into 16 bits, and a query that sees nothing gets an "
+            "average. Compute scores in float32, fill with the dtype's own minimum."),
         Misconception("always float32", _looks(dtype=torch.float32),
             "The values came in 16 bits and the result has 32. Do the softmax in float32, "
             "then return to the dtype of the values."),
@@ -481,6 +494,12 @@ STABLE_SOFTMAX = Exercise(
                 (x - x.amax(-1, keepdim=True)).exp()),
             "All weights together sum to 1. It should be each row by itself: sum along the "
             "last axis, and keep that axis."),
+        Misconception("scores made smaller", lambda x: torch.softmax(x / 1000, dim=-1),
+            "No overflow any more, but dividing shrinks the differences between scores, and "
+            "so the weights become too even. Subtract instead."),
+        Misconception("logarithms", lambda x: torch.log_softmax(x, dim=-1),
+            "These are the logarithms of the weights, all below zero. The last step, the "
+            "exponential, is missing."),
         Misconception("softmax down the columns", lambda x: torch.softmax(x, dim=-2),
             "The columns sum to 1 instead of the rows. One row belongs to one query, and the "
             "last axis counts the keys."),
@@ -623,6 +642,13 @@ EFFECTIVE_KEYS = Exercise(
         Misconception("one number for all", lambda w: _entropy(w).mean().exp(),
             "One number came out for everything. Each query has its own: the result has the "
             "shape of the weights without the last axis."),
+        Misconception("exponential of bits", lambda w: (_entropy(w) / math.log(2)).exp(),
+            "Even weights on 4 keys give more than 4: the entropy is in bits, the exponential "
+            "wants nats. Take the same base for both."),
+        Misconception("the whole table at once",
+            lambda w: (-torch.special.xlogy(w, w).sum()).exp(),
+            "One number came out, and a huge one: the sum ran over all queries. Sum over the "
+            "last axis only, the keys."),
         Misconception("a constant added inside the logarithm",
             lambda w: (-(w * (w + 1e-3).log()).sum(-1)).exp(),
             "Nearly right: a constant inside the logarithm shifts every weight. Treat the "
@@ -657,6 +683,7 @@ def three_pieces_of_unequal_length():
 def large_scores_that_rise_and_fall():
     q, k, v = _random(10, (3, 4), (11, 3, 4), (11, 3, 4))
     k = 80 * k * torch.linspace(0.1, 1, 11).roll(4)[:, None, None]
+    k = k * torch.tensor([0.02, 1.0, 1.0])[:, None]  # heads of very different size
     return q, [(k[i : i + 3], v[i : i + 3]) for i in range(0, 11, 3)]
 
 
@@ -724,6 +751,25 @@ def _mean_by_length(q, pieces):
     return sum(n * look for look, _, n in answers) / sum(n for _, _, n in answers)
 
 
+def _divided_each_time(q, pieces):
+    best = torch.full(q.shape[:1], -1e30)
+    total, mixed = torch.zeros(q.shape[:1]), torch.zeros(q.shape)
+    for k, v in pieces:
+        scores = _scores(q, k)
+        new = torch.maximum(best, scores.amax(-1))
+        shrink, powers = (best - new).exp(), (scores - new[:, None]).exp()
+        total = total * shrink + powers.sum(-1)
+        mixed = mixed * shrink[:, None] + torch.einsum("hs,shd->hd", powers, v)
+        mixed, best = mixed / total[:, None], new
+    return mixed
+
+
+def _one_maximum(q, pieces):
+    k, v = (torch.cat(parts) for parts in zip(*pieces))
+    powers = (_scores(q, k) - _scores(q, k).max()).exp()
+    return torch.einsum("hs,shd->hd", powers, v) / powers.sum(-1, keepdim=True)
+
+
 IN_PIECES = Exercise(
     name="attend_in_pieces", chapter=2, kind="function", entry="attend_in_pieces",
     title="A look that never holds all the keys", difficulty="hard", importance="useful",
@@ -774,6 +820,12 @@ IN_PIECES = Exercise(
             lambda q, pieces: _stream(q, pieces, keep_best=False),
             "When the scores fall again, the old sums grow without limit. The maximum is the "
             "largest of all pieces so far, not of the newest."),
+        Misconception("divided after every piece", _divided_each_time,
+            "The first pieces count too little: they were divided by a sum before the next "
+            "piece was added. Divide once, after the last piece."),
+        Misconception("one maximum for all heads", _one_maximum,
+            "NaN where one head's scores are far below another's: all its exponentials are 0. "
+            "Each head keeps a maximum of its own."),
         Misconception("no scale", lambda q, pieces: _stream(q, pieces, scale=False),
             "The weights are too sharp: the scores were not divided by the square root of "
             "the head size."),
@@ -914,7 +966,7 @@ def _heads(split=_swapped, merge="swap", scale="head", hide=True, way_back=True)
         B, T, _ = x.shape
         q, k, v = (split(x @ w, n_heads) for w in (wq, wk, wv))
         size = {"head": q.shape[-1], "model": x.shape[-1], "all": wq.shape[-1],
-                "none": 1, "squared": q.shape[-1] ** 2}[scale]
+                "none": 1, "squared": q.shape[-1] ** 2, "share": x.shape[-1] / n_heads}[scale]
         scores = q @ k.transpose(-2, -1) / math.sqrt(size)
         if hide:
             mask = causal(torch.arange(T), torch.arange(T))
@@ -970,6 +1022,9 @@ MULTI_HEAD = Exercise(
         Misconception("scaled by the width of all heads", _heads(scale="all"),
             "Nothing leaks any more. The scale now follows all heads together; a score is a "
             "sum over the numbers of one head."),
+        Misconception("scaled by the width over the heads", _heads(scale="share"),
+            "Nothing leaks any more. The scale divides the width of x by the number of heads; "
+            "a head may have another size. Ask q for its last axis."),
         Misconception("joining repaired, scale lost", _heads(scale="none"),
             "The heads are joined well. The weights are too sharp now: the scores must be "
             "divided by the root of one head's size."),
@@ -1069,6 +1124,11 @@ def _zero_every_other(attention, part, head):
     attention.wo.weight[:, head :: 6] = 0
 
 
+def _zero_width_over_heads(attention, part, head):
+    size = attention.wo.weight.shape[0] // 6
+    attention.wo.weight[:, head * size : (head + 1) * size] = 0
+
+
 def _zero_one_column(attention, part, head):
     attention.wo.weight[:, head] = 0
 
@@ -1129,6 +1189,9 @@ SWITCH_OFF = Exercise(
         Misconception("values cleared", _edited(_zero_values),
             "In this model several query heads share one value head, so you switched off all "
             "of them. Work behind the heads, where each has its own place."),
+        Misconception("head size from the width", _edited(_zero_width_over_heads),
+            "The wrong columns were cleared: a head's size need not be the width over the "
+            "number of heads. The configuration says it."),
         Misconception("every sixth column", _edited(_zero_every_other),
             "A head's numbers stand side by side in the output matrix, not spread over it. "
             "The first head has the first columns, head_dim of them."),
@@ -1170,7 +1233,7 @@ SWITCH_OFF = Exercise(
 
 
 def a_question_to_a_small_model():
-    return _small_model(18, layers=2, heads=4), torch.tensor([4, 19, 33, 7, 12]), 21
+    return _small_model(21, layers=2, heads=4), torch.tensor([4, 19, 33, 7, 12]), 21
 
 
 @torch.no_grad()
