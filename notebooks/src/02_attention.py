@@ -653,8 +653,8 @@ reveal("heads", "B", "One head is first in both lists; the seconds differ.")
 
 # %% [markdown]
 # The map was right about the first head: it fetches the name, and without it the probability falls by half.
-# About the second it was wrong in both directions. A head that looks at the name hardly matters, and a
-# head of the first layer, which gives the name next to nothing, is sorely missed.
+# About the second it was wrong in both directions. The second-best map hardly matters, and a head
+# of the first layer, which gives the name next to nothing, is sorely missed.
 #
 # Put the explorer on that head and on position 37, the “ Leo” who receives the ring. He looks at himself
 # alone; going by its map, one would call this head idle. But one head may prepare what a later one needs,
@@ -676,8 +676,8 @@ verdict(21, "true with a condition", "Whoever has the weights can look inside, a
 # %% [markdown]
 # *You may look inside* is true of every model whose weights are published, and it is worth a lot: none
 # of the last cells is possible with a model behind a web address. *Black boxes because they have so many
-# parameters* is the weaker half. Our model has thousands of times fewer, and its maps still did not
-# tell us which of its heads matter.
+# parameters* is the weaker half. Our model has thousands of times fewer, and its maps alone did not
+# tell us which heads matter.
 #
 # A careful writer would have written: *Mistral publishes the weights of some of its models, so anybody
 # can inspect them and experiment with them. Understanding what happens inside remains research, for

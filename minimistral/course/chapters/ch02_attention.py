@@ -25,7 +25,7 @@ from ..pieces import swap
 
 def shapes_picture():
     """Queries times keys gives scores, softmax and values give the result: as boxes."""
-    figure, ax = new_figure(9.4, 3.0)
+    figure, ax = new_figure(9.4, 2.8)
     boxes = [  # x, width, height, name, shape
         (0.2, 0.9, 1.8, "q", "(T, D)"), (1.9, 2.6, 0.9, "k transposed", "(D, S)"),
         (5.8, 2.6, 1.8, "weights", "(T, S)"), (8.9, 0.9, 2.6, "v", "(S, D)"),
@@ -167,21 +167,32 @@ def shown(token: str) -> str:
 
 
 def lines_of(tokens: Sequence[str], width: int = 76) -> list[list[tuple[int, int, str]]]:
-    """Tokens set in lines of at most ``width`` characters: (index, column, text)."""
+    """Tokens set in lines of at most ``width`` characters, no word cut: (index, column, text)."""
     lines: list[list[tuple[int, int, str]]] = [[]]
     column = 0
-    for i, token in enumerate(tokens):
-        text = token.replace("\n", "⏎")
-        if column + len(text) > width:
+    for word in words_of(tokens):
+        texts = [tokens[i].replace("\n", "⏎") for i in word]
+        if column and column + sum(map(len, texts)) > width:
             lines.append([])
             column = 0
-            text = text.lstrip(" ") or text
-        lines[-1].append((i, column, text))
-        column += len(text)
-        if "\n" in token:
+            texts[0] = texts[0].lstrip(" ") or texts[0]
+        for i, text in zip(word, texts):
+            lines[-1].append((i, column, text))
+            column += len(text)
+        if "\n" in tokens[word[-1]]:
             lines.append([])
             column = 0
     return [line for line in lines if line]
+
+
+def words_of(tokens: Sequence[str]) -> list[list[int]]:
+    """The positions of the tokens, word by word: a word begins with a blank or a new line."""
+    words: list[list[int]] = []
+    for i, token in enumerate(tokens):
+        if not words or token[:1] in (" ", "\n") or tokens[i - 1].endswith("\n"):
+            words.append([])
+        words[-1].append(i)
+    return words
 
 
 def map_picture(weights: Tensor, tokens: Sequence[str], position: int, title: str):
@@ -191,7 +202,7 @@ def map_picture(weights: Tensor, tokens: Sequence[str], position: int, title: st
     """
     lines = lines_of(tokens)
     figure, ax = new_figure(8.4, 0.8 * len(lines) + 0.6)
-    top = {i for i, _, weight in strongest(weights, tokens) if weight >= 0.05}
+    top = {i for i, _, weight in strongest(weights, tokens) if weight >= 0.1}
     for row, line in enumerate(lines):
         base = -row
         for i, column, text in line:

@@ -683,7 +683,6 @@ def three_pieces_of_unequal_length():
 def large_scores_that_rise_and_fall():
     q, k, v = _random(10, (3, 4), (11, 3, 4), (11, 3, 4))
     k = 80 * k * torch.linspace(0.1, 1, 11).roll(4)[:, None, None]
-    k = k * torch.tensor([0.02, 1.0, 1.0])[:, None]  # heads of very different size
     return q, [(k[i : i + 3], v[i : i + 3]) for i in range(0, 11, 3)]
 
 
@@ -764,12 +763,6 @@ def _divided_each_time(q, pieces):
     return mixed
 
 
-def _one_maximum(q, pieces):
-    k, v = (torch.cat(parts) for parts in zip(*pieces))
-    powers = (_scores(q, k) - _scores(q, k).max()).exp()
-    return torch.einsum("hs,shd->hd", powers, v) / powers.sum(-1, keepdim=True)
-
-
 IN_PIECES = Exercise(
     name="attend_in_pieces", chapter=2, kind="function", entry="attend_in_pieces",
     title="A look that never holds all the keys", difficulty="hard", importance="useful",
@@ -823,9 +816,6 @@ IN_PIECES = Exercise(
         Misconception("divided after every piece", _divided_each_time,
             "The first pieces count too little: they were divided by a sum before the next "
             "piece was added. Divide once, after the last piece."),
-        Misconception("one maximum for all heads", _one_maximum,
-            "NaN where one head's scores are far below another's: all its exponentials are 0. "
-            "Each head keeps a maximum of its own."),
         Misconception("no scale", lambda q, pieces: _stream(q, pieces, scale=False),
             "The weights are too sharp: the scores were not divided by the square root of "
             "the head size."),
