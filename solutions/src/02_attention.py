@@ -169,6 +169,7 @@ def attend_by_sevens(q, k, v, mask):
     return torch.stack(rows)[None]
 
 
+# %%
 prompt = tokenizer.encode("The golden ring\n", bos=True)
 try:
     with swap("attention.attend", attend_by_sevens):
