@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minimistral.rope import rotate
 
-# The fast path is taken unless a plain piece has been replaced (minimistral.course).
+# The fast path is taken unless the classroom has replaced a plain piece.
 FAST = True
 
 
@@ -29,8 +29,8 @@ def causal(query_positions: Tensor, key_positions: Tensor) -> Tensor:
 
 def within_window(query_positions: Tensor, key_positions: Tensor, window: int
                   ) -> Tensor:
-    """True where fewer than `window` steps lie between key and query, so that a query
-    sees `window` keys, its own included (Mistral 7B, section 2).
+    """True where fewer than `window` steps lie between key and query, so that a
+    query sees `window` keys, its own included (Mistral 7B, section 2).
 
     query_positions: (..., T), key_positions: (..., S) -> bool (..., T, S)
     """
@@ -62,14 +62,14 @@ def may_attend(query_positions: Tensor, key_positions: Tensor,
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention, head by head (Vaswani et al. 2017, section 3.2).
+    """Scaled dot-product attention, head by head (Vaswani et al. 2017, 3.2).
 
-    q: (B, T, H, D), k and v: (B, S, H, D), mask: bool (T, S) or (B, T, S), True where
-    the query may attend -> (B, T, H, D). The softmax is done in float32. A query that
-    may attend to nothing gets zeros.
+    q: (B, T, H, D), k and v: (B, S, H, D), mask: bool (T, S) or (B, T, S), True
+    where the query may attend -> (B, T, H, D). The softmax is done in float32. A
+    query that may attend to nothing gets zeros.
     """
     scores = torch.einsum("bthd,bshd->bhts", q, k).float() / math.sqrt(q.shape[-1])
-    hidden = ~mask.unsqueeze(-3)                               # the same for all heads
+    hidden = ~mask.unsqueeze(-3)                            # the same for all heads
     scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1).masked_fill(hidden, 0.0)  # (B, H, T, S)
     return torch.einsum("bhts,bshd->bthd", weights.type_as(v), v)
@@ -94,8 +94,8 @@ def plain_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def fast_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The same as `plain_attend`, by PyTorch's fused kernel, which never repeats the
-    shared heads and never stores the weights.
+    """The same as `plain_attend`, by PyTorch's fused kernel, which never repeats
+    the shared heads and never stores the weights.
 
     q: (B, T, H, D), k and v: (B, S, K, D) with K dividing H -> (B, T, H, D)
     """

@@ -1,8 +1,8 @@
 """The key/value cache: what attention has computed once, it keeps.
 
-A layer with a window keeps the last W positions only, in a ring: position p lives in
-slot p mod W. The buffer keeps each key's position beside it, so that nothing depends
-on the order of the slots (Mistral 7B, section 2, "rolling buffer cache").
+A layer with a window keeps the last W positions only, in a ring: position p lives
+in slot p mod W. The buffer keeps each key's position beside it, so that nothing
+depends on the order of the slots (Mistral 7B, section 2, "rolling buffer cache").
 """
 
 import torch
@@ -25,10 +25,11 @@ class LayerCache:
     def update(self, k: Tensor, v: Tensor, positions: Tensor
                ) -> tuple[Tensor, Tensor, Tensor]:
         """Store a chunk and return all keys, values and positions that its queries
-        may need: k, v (B, T, K, D), positions (B, T) -> (B, S', K, D) twice, (B, S').
+        may need: k, v (B, T, K, D), positions (B, T) -> (B, S', K, D) twice, (B,
+        S').
 
-        Into a ring, a chunk of several tokens is written after it is read: its first
-        queries still need keys that its last tokens overwrite.
+        Into a ring, a chunk of several tokens is written after it is read: its
+        first queries still need keys that its last tokens overwrite.
         """
         if self.ring and positions.shape[1] > 1:
             before = self.keys, self.values, self.positions
@@ -80,8 +81,8 @@ class KVCache:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.max_length = max_length
-        self.limit = None                       # positions that fit, None: no limit
-        self.end = 0                            # no position seen so far reaches this
+        self.limit = None                      # positions that fit, None: no limit
+        self.end = 0                           # no position seen so far reaches it
         self.length = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.layers = []
         for layer in range(config.n_layers):
@@ -89,7 +90,7 @@ class KVCache:
             sizes = [size for size in (window, max_length) if size is not None]
             slots = min(sizes, default=FIRST_SLOTS)
             if max_length is not None and slots != window:
-                self.limit = max_length             # this layer can't roll beyond it
+                self.limit = max_length            # this layer can't roll beyond it
             shape = (batch_size, slots, config.n_kv_heads, config.head_dim)
             self.layers.append(LayerCache(shape, window is not None, device, dtype))
 
@@ -107,12 +108,13 @@ class KVCache:
             layer.positions.fill_(-1)
 
     def make_room(self, end: int) -> None:
-        """Prepare for positions below `end`. Raises ValueError, with nothing changed,
-        if a cache without a window is too short for them."""
+        """Prepare for positions below `end`. Raises ValueError, with nothing
+        changed, if a cache without a window is too short for them."""
         if self.limit is not None and end > self.limit:
-            raise ValueError(f"the text reaches position {end - 1}, but the cache ends "
-                             f"at max_length={self.limit} and has no window to roll: "
-                             f"make max_length larger, or None to let it grow")
+            raise ValueError(
+                f"the text reaches position {end - 1}, but the cache ends at "
+                f"max_length={self.limit} and has no window to roll: make "
+                f"max_length larger, or None to let it grow")
         self.end = max(self.end, end)
         for layer in self.layers:
             slots = layer.keys.shape[1]

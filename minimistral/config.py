@@ -38,8 +38,8 @@ class MoEConfig:
     def __post_init__(self):
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ValueError(
-                f"num_experts_per_tok={self.num_experts_per_tok} must lie between 1 "
-                f"and num_experts={self.num_experts}: did you swap the two?")
+                f"num_experts_per_tok={self.num_experts_per_tok} must lie between "
+                f"1 and num_experts={self.num_experts}: did you swap the two?")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class ModelConfig:
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees; None for all before it."""
         pattern = self.sliding_window
-        return pattern[layer % len(pattern)] if isinstance(pattern, tuple) else pattern
+        if isinstance(pattern, tuple):
+            return pattern[layer % len(pattern)]
+        return pattern
 
     @classmethod
     def from_json(cls, source) -> "ModelConfig":
@@ -106,7 +108,7 @@ def check_config(config: ModelConfig) -> None:
                  "hidden_dim", "vocab_size"):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+            raise ValueError(f"{name}={value!r} must be a whole number from 1 up")
     if config.n_heads % config.n_kv_heads:
         slip = ("did you swap n_heads and n_kv_heads?"
                 if config.n_kv_heads > config.n_heads
@@ -114,10 +116,10 @@ def check_config(config: ModelConfig) -> None:
         raise ValueError(f"n_heads={config.n_heads} is not a multiple of "
                          f"n_kv_heads={config.n_kv_heads}: {slip}")
     if config.head_dim % 2:
-        raise ValueError(f"head_dim={config.head_dim} must be even: rotary positions "
-                         f"turn pairs; {config.dim} / {config.n_heads} is "
-                         f"{config.dim / config.n_heads:g}, did you swap n_layers and "
-                         f"n_heads?")
+        raise ValueError(
+            f"head_dim={config.head_dim} must be even, as rotary positions turn "
+            f"pairs; {config.dim} / {config.n_heads} is "
+            f"{config.dim / config.n_heads:g}: did you swap n_layers and n_heads?")
     for name in ("norm_eps", "rope_theta"):
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or not value > 0:
@@ -130,8 +132,8 @@ def check_config(config: ModelConfig) -> None:
     for window in windows:
         if window is not None and (isinstance(window, bool)
                                    or not isinstance(window, int) or window < 1):
-            raise ValueError(f"sliding_window={window!r} must be None or at least 1: "
-                             f"it counts the query's own position")
+            raise ValueError(f"sliding_window={window!r} must be None or at least "
+                             f"1: it counts the query's own position")
 
 
 def read_json(source) -> dict:
@@ -164,8 +166,9 @@ def config_from_params(params: dict) -> ModelConfig:
     known = {f.name for f in fields(ModelConfig)} - {"not_built"}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"params.json has unknown keys {unknown}: they may change the "
-                         f"mathematics, so nothing is loaded; known are {sorted(known)}")
+        raise ValueError(f"params.json has unknown keys {unknown}: they may change "
+                         f"the mathematics, so nothing is loaded; known are "
+                         f"{sorted(known)}")
     needed = {"dim", "n_layers", "n_heads", "hidden_dim", "vocab_size"}
     missing = sorted(needed - set(values))
     if missing:
@@ -180,8 +183,8 @@ def config_from_params(params: dict) -> ModelConfig:
                        {"num_experts", "num_experts_per_tok"})
         if extra or len(moe) < 2:
             raise ValueError(f"moe in params.json must hold num_experts and "
-                             f"num_experts_per_tok alone, not {sorted(moe)}: shared "
-                             f"experts and other routers are not built")
+                             f"num_experts_per_tok alone, not {sorted(moe)}: "
+                             f"shared experts and other routers are not built")
         values["moe"] = MoEConfig(moe["num_experts"], moe["num_experts_per_tok"])
     return ModelConfig(**values)
 
@@ -247,7 +250,8 @@ def weight_bytes(config: ModelConfig, dtype=torch.bfloat16) -> int:
 def cache_bytes_per_token(config: ModelConfig, dtype=torch.bfloat16) -> int:
     """Bytes of keys and values that one token adds to the cache, while no window
     is full yet: a key and a value for each layer and key/value head."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * dtype.itemsize
+    numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim
+    return numbers * dtype.itemsize
 
 
 def published(dim, layers, heads, kv_heads, hidden, vocab, theta, **more):
@@ -280,7 +284,8 @@ MODELS = {
     "mistral-large-2": published(12288, 88, 96, 8, 28672, 32768, 1e6),
     "ministral-3-3b": published(3072, 26, 32, 8, 9216, 131072, 1e6,
                                 tied_embeddings=True, not_built=YARN),
-    "ministral-3-8b": published(4096, 34, 32, 8, 14336, 131072, 1e6, not_built=YARN),
+    "ministral-3-8b": published(4096, 34, 32, 8, 14336, 131072, 1e6,
+                                not_built=YARN),
     "llama-2-7b": published(4096, 32, 32, 32, 11008, 32000, 1e4, not_built=LLAMA),
     "llama-2-13b": published(5120, 40, 40, 40, 13824, 32000, 1e4, not_built=LLAMA),
     "llama-2-70b": published(8192, 80, 64, 8, 28672, 32000, 1e4, not_built=LLAMA),

@@ -45,20 +45,21 @@ def stream(model: Transformer, prompt_ids, max_new_tokens: int, *,
     if not alone:
         raise ValueError(f"stream continues one prompt, not {len(prompts)}: "
                          f"use generate for a list of prompts")
-    for (token,) in decode(model, prompts, max_new_tokens, temperature, top_k, top_p,
-                           seed, stop_ids, prefill_chunk):
+    for (token,) in decode(model, prompts, max_new_tokens, temperature, top_k,
+                           top_p, seed, stop_ids, prefill_chunk):
         if token is not None:
             yield token
 
 
 def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: float,
-           top_k, top_p, seed, stop_ids, prefill_chunk) -> Iterator[list[int | None]]:
+           top_k, top_p, seed, stop_ids, prefill_chunk
+           ) -> Iterator[list[int | None]]:
     """Choose a token for every row, step by step; None for a row that has ended."""
     check_sampling(temperature, top_k, top_p)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be 0 or more")
     if prefill_chunk is not None and prefill_chunk < 1:
-        raise ValueError(f"prefill_chunk={prefill_chunk} must be at least 1, or None")
+        raise ValueError(f"prefill_chunk={prefill_chunk} must be None or 1 up")
     generators = [row_generator(seed, row) for row in range(len(prompts))]
     cache = KVCache(model.config, len(prompts), device=model.device,
                     dtype=model.tok_embeddings.weight.dtype)
@@ -80,8 +81,8 @@ def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: fl
 @torch.no_grad()
 def read_prompts(model, prompts: list[list[int]], cache: KVCache,
                  chunk: int | None = None) -> Tensor:
-    """Run all prompts through the model, `chunk` tokens at a time, filling the cache.
-    Shorter prompts are padded on the right with position -1.
+    """Run all prompts through the model, `chunk` tokens at a time, filling the
+    cache. Shorter prompts are padded on the right with position -1.
 
     Returns the logits after each prompt's last token, (B, V).
     """
@@ -98,7 +99,7 @@ def read_prompts(model, prompts: list[list[int]], cache: KVCache,
     for start in range(0, longest, chunk or longest):
         part = slice(start, start + (chunk or longest))
         x = model.features(ids[:, part].to(model.device), cache,
-                           positions[:, part].to(model.device))          # (B, t, dim)
+                           positions[:, part].to(model.device))        # (B, t, dim)
         row, = torch.where((lengths > part.start) & (lengths <= part.stop))
         last[row] = x[row, lengths[row] - 1 - start]
     return model.logits(last)
@@ -109,8 +110,8 @@ def choose(logits: Tensor, temperature: float, top_k, top_p, generators) -> Tens
     gives the same draws on every device."""
     logits = logits.float().cpu()
     if logits.isnan().any():
-        raise ValueError("the model's logits are NaN: its weights hold NaN or are too "
-                         "large for their dtype; load it anew, or in float32")
+        raise ValueError("the model's logits are NaN: its weights hold NaN or are "
+                         "too large for their dtype; load it anew, or in float32")
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = next_distribution(logits, temperature, top_k, top_p)
@@ -134,6 +135,6 @@ def as_prompts(prompt_ids) -> tuple[list[list[int]], bool]:
     prompts = [prompt_ids] if alone else [list(p) for p in prompt_ids]
     for row, prompt in enumerate(prompts):
         if not prompt:
-            raise ValueError(f"prompt {row} is empty: a text begins with <s>, so give "
-                             f"at least [tokenizer.bos_id]")
+            raise ValueError(f"prompt {row} is empty: a text begins with <s>, so "
+                             f"give at least [tokenizer.bos_id]")
     return prompts, alone

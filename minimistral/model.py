@@ -65,17 +65,19 @@ class Transformer(nn.Module):
                 positions: Tensor | None = None) -> Tensor:
         """token_ids: int (B, T) -> logits (B, T, V), float32.
 
-        positions: (T,) or (B, T), -1 for padding; left out, the tokens continue after
-        what the cache has seen. The cache is read and extended.
+        positions: (T,) or (B, T), -1 for padding; left out, the tokens continue
+        after what the cache has seen. The cache is read and extended.
         """
         return self.logits(self.features(token_ids, cache, positions))
 
     def features(self, token_ids: Tensor, cache: KVCache | None = None,
                  positions: Tensor | None = None) -> Tensor:
-        """The residual stream after the last block, normed: (B, T) -> (B, T, dim)."""
+        """The residual stream after the last block, normed: (B, T) -> (B, T,
+        dim)."""
         check_ids(token_ids, self.config.vocab_size)
         positions = find_positions(token_ids, cache, positions)
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
         x = self.tok_embeddings(token_ids)                           # (B, T, dim)
         for i, layer in enumerate(self.layers):
             x = layer(x, positions, angles, cache.layers[i] if cache else None)
@@ -84,15 +86,16 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """A score for every token of the vocabulary: (..., dim) -> (..., V), float32."""
+        """A score for every token of the vocabulary, (..., dim) -> (..., V)
+        float32."""
         table = self.output or self.tok_embeddings                   # (V, dim)
         return F.linear(x, table.weight).float()
 
 
 def initialise(model: Transformer) -> None:
-    """Draw all matrices from a normal distribution of standard deviation 0.02, those
-    that write into the residual stream narrower, as it adds up 2 * n_layers of them
-    (GPT-2, section 2.3)."""
+    """Draw all matrices from a normal distribution of standard deviation 0.02,
+    those that write into the residual stream narrower, as it adds up 2 * n_layers
+    of them (GPT-2, section 2.3)."""
     narrow = 0.02 / (2 * model.config.n_layers) ** 0.5
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
@@ -105,14 +108,14 @@ def check_ids(token_ids: Tensor, vocab_size: int) -> None:
     would stall the queue of work, so only ids on the CPU are looked at."""
     if token_ids.dim() != 2 or token_ids.is_floating_point():
         raise ValueError(f"token_ids must be whole numbers of shape (B, T), not "
-                         f"{token_ids.dtype} of shape {tuple(token_ids.shape)}: one "
-                         f"text alone is a batch of one, ids[None]")
+                         f"{token_ids.dtype} of shape {tuple(token_ids.shape)}: "
+                         f"one text alone is a batch of one, ids[None]")
     if token_ids.device.type == "cpu" and token_ids.numel():
         low, high = token_ids.aminmax()
         if low < 0 or high >= vocab_size:
             wrong = int(low) if low < 0 else int(high)
-            raise ValueError(f"token id {wrong} is outside 0..{vocab_size - 1}: do the "
-                             f"tokenizer and the model belong together?")
+            raise ValueError(f"token id {wrong} is outside 0..{vocab_size - 1}: do "
+                             f"the tokenizer and the model belong together?")
 
 
 def find_positions(token_ids: Tensor, cache: KVCache | None,
@@ -125,8 +128,8 @@ def find_positions(token_ids: Tensor, cache: KVCache | None,
     steps = torch.arange(length, device=token_ids.device)
     if positions is not None:
         if positions.shape not in ((length,), (batch, length)):
-            raise ValueError(f"positions of shape {tuple(positions.shape)} do not fit "
-                             f"token_ids of shape {(batch, length)}")
+            raise ValueError(f"positions of shape {tuple(positions.shape)} do not "
+                             f"fit token_ids of shape {(batch, length)}")
         if cache is not None:
             cache.make_room(int(positions.max()) + 1)
             positions = positions.expand(batch, length)

@@ -14,9 +14,9 @@ from minimistral.layers import SwiGLU
 def route(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Choose k experts for each token and weigh them (Mixtral, section 2.1).
 
-    logits: (N, E) -> weights (N, k), float32, rows summing to 1; experts (N, k), int64.
-    The softmax is taken over the k chosen logits, which is the same as a softmax over
-    all of them, cut to k and renormalised.
+    logits: (N, E) -> weights (N, k), float32, rows summing to 1; experts (N, k),
+    int64. The softmax is taken over the k chosen logits, which is the same as a
+    softmax over all of them, cut to k and renormalised.
     """
     chosen, experts = logits.float().topk(k, dim=-1)
     return chosen.softmax(dim=-1), experts
@@ -46,8 +46,8 @@ class MoE(nn.Module):
         return run(self.experts, tokens, weights.type_as(x), chosen).view_as(x)
 
 
-def chosen_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor
-                   ) -> Tensor:
+def chosen_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor,
+                   chosen: Tensor) -> Tensor:
     """Each expert runs on the tokens that chose it, and on no others.
 
     x: (N, dim); weights and chosen: (N, k) -> (N, dim)
@@ -60,11 +60,11 @@ def chosen_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: T
     return out
 
 
-def all_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor
-                ) -> Tensor:
+def all_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor,
+                chosen: Tensor) -> Tensor:
     """The same sum as one wide feed-forward: the experts side by side, the hidden
-    numbers of those not chosen weighed by 0. E / k times the arithmetic, but in three
-    large products, and no step depends on the data, as a compiled graph needs it.
+    numbers of those not chosen weighed by 0. E / k times the arithmetic, but in
+    three large products, and no step depends on the data, as compiling needs it.
 
     x: (N, dim); weights and chosen: (N, k) -> (N, dim)
     """
@@ -79,7 +79,8 @@ def all_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tens
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the router's logits while the model runs inside the `with` block: one
-    (N, E) tensor for each mixture layer and forward pass, in the order of the run."""
+    (N, E) tensor for each mixture layer and forward pass, in the order of the
+    run."""
     seen: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
     try:
@@ -91,11 +92,12 @@ def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
             layer.seen = None
 
 
-def balance_loss(router_logits: list[Tensor], k: int, *, pooled: bool = False) -> Tensor:
+def balance_loss(router_logits: list[Tensor], k: int, *, pooled: bool = False
+                 ) -> Tensor:
     """How unevenly the experts are used: E * sum over experts of f * P, with f the
     share of tokens that choose an expert (summing to k) and P the router's mean
-    probability for it (Fedus et al. 2021, section 2.2). Even use gives k, a collapse
-    of everything onto the same k experts gives E.
+    probability for it (Fedus et al. 2021, section 2.2). Even use gives k, a
+    collapse of everything onto the same k experts gives E.
 
     router_logits: one (N, E) tensor per layer. The loss is taken for each layer and
     averaged, or, if `pooled`, over all layers' tokens at once as Hugging Face does,

@@ -26,7 +26,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     and the result has x's dtype. This interleaved layout is that of Mistral's own
     checkpoints; Hugging Face's pairs i with i + D/2 instead.
     """
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)                  # one for all heads
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)          # (B, T, H, D/2)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)              # one for all heads
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)      # (B, T, H, D/2)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).type_as(x)

@@ -1,4 +1,5 @@
-"""From logits to the next token: greedy, or drawn after temperature, top-k and top-p."""
+"""From logits to the next token: the likeliest one, or one drawn after temperature,
+top-k and top-p."""
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     """Leave the likeliest tokens until their sum passes p, the one that crosses p
-    included, and scale what is left to sum to 1 (Holtzman et al. 2020, section 3.1).
+    included, and scale what is left to sum to 1 (Holtzman et al. 2020, section
+    3.1).
 
     probabilities: (B, V) -> (B, V)
     """
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered             # the sum of likelier tokens
+    before = ordered.cumsum(dim=-1) - ordered           # the sum of likelier tokens
     ordered = ordered.masked_fill(before > p, 0.0)
     ordered = ordered / ordered.sum(dim=-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter(-1, order, ordered)
@@ -52,11 +54,12 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(running, target, right=True).squeeze(-1)
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None
+                   ) -> None:
     """Raise ValueError for settings that define no distribution."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
     if top_k is not None and (top_k != int(top_k) or top_k < 1):
-        raise ValueError(f"top_k={top_k} must be a whole number of at least 1, or None")
+        raise ValueError(f"top_k={top_k} must be a whole number from 1 up, or None")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must lie above 0 and up to 1, or be None")

@@ -165,7 +165,7 @@ def test_a_file_that_is_no_params_json(tmp_path):
 
 
 @pytest.mark.parametrize("changes, match", [
-    ({"dim": 0}, "dim=0 must be a whole number of at least 1"),
+    ({"dim": 0}, "dim=0 must be a whole number from 1 up"),
     ({"n_layers": 2.5}, "n_layers=2.5"), ({"vocab_size": True}, "vocab_size=True"),
     ({"hidden_dim": "40"}, "hidden_dim='40'"),
     ({"n_heads": 2, "n_kv_heads": 4}, "n_heads=2.*n_kv_heads=4: did you swap"),

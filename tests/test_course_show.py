@@ -40,6 +40,7 @@ def test_a_figure_has_its_alt_text_and_its_numbers():
 
 
 def test_a_figure_is_the_same_each_time_and_white_and_closed():
+    pyplot.close("all")  # what other tests left open
     first, second = picture(figure_html(simple(), ALT)), picture(figure_html(simple(), ALT))
     assert first == second and not pyplot.get_fignums()
     assert Image.open(io.BytesIO(first)).convert("RGB").getpixel((0, 0)) == (255, 255, 255)
@@ -124,6 +125,7 @@ SETTINGS = [{"window": 1}, {"window": 3}, {"window": 9}]
 
 
 def test_an_explorer_follows_its_controls():
+    pyplot.close("all")  # what other tests left open
     explorer = Explorer(draw, CONTROLS)
     before = explorer.page.value
     assert explorer.set(window=5).startswith("With window 5, Anna")

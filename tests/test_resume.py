@@ -143,7 +143,15 @@ def test_how_often_to_save_may_change(tmp_path):
     assert run(tmp_path, save_every=5, eval_every=1) == whole
 
 
-def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Python's own answer to an interrupt; a job in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, interruptible):
     whole = run(None)
     model = new_model()
     stop_at(model, 6, lambda: signal.raise_signal(signal.SIGINT))
@@ -155,7 +163,7 @@ def test_an_interrupt_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
     assert run(tmp_path, save_every=100) == whole
 
 
-def test_a_second_interrupt_does_not_wait(tmp_path):
+def test_a_second_interrupt_does_not_wait(tmp_path, interruptible):
     model = new_model()
 
     def twice():
