@@ -27,24 +27,27 @@ def bigram() -> nn.Module:
     return nn.Embedding.from_pretrained((counts + 0.1).log())
 
 
-class OneLook(nn.Module):
-    """Chapter 2: an embedding, one layer of attention with four heads, an output."""
+class LookBack(nn.Module):
+    """Chapter 2: the bigram, and one layer of attention with four heads that adds to its scores."""
 
     def __init__(self, dim: int = 64, n_heads: int = 4, head_dim: int = 16):
         super().__init__()
         size = ladder.tokenizer.vocab_size
         self.cut = (n_heads, head_dim)
+        self.bigram = bigram()
         self.embedding = nn.Embedding(size, dim)
         self.wq, self.wk, self.wv = (
             nn.Linear(dim, n_heads * head_dim, bias=False) for _ in range(3))
         self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
-        self.output = nn.Linear(dim, size)
+        self.output = nn.Linear(dim, size, bias=False)
+        nn.init.zeros_(self.output.weight)                        # at first: a bigram
 
     def forward(self, ids):
         x = self.embedding(ids)                                   # (B, T, dim)
         q, k, v = (w(x).unflatten(-1, self.cut) for w in (self.wq, self.wk, self.wv))
         p = torch.arange(ids.shape[1])
-        return self.output(x + self.wo(attend(q, k, v, causal(p, p)).flatten(-2)))
+        look = self.wo(attend(q, k, v, causal(p, p)).flatten(-2))
+        return self.bigram(ids) + self.output(look)
 
 
 def keep(name: str, chapter: int, model, learn: bool = False) -> None:
@@ -63,7 +66,7 @@ def keep(name: str, chapter: int, model, learn: bool = False) -> None:
 def main() -> None:
     keep("bigram", 1, bigram())
     torch.manual_seed(0)
-    keep("one layer of attention", 2, OneLook(), learn=True)
+    keep("bigram and one look back", 2, LookBack(), learn=True)
     keep("the shipped tales-dense", 6, mm.load_model("tales-dense"))
     keep("the shipped tales-moe", 9, mm.load_model("tales-moe"))
 
