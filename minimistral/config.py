@@ -177,16 +177,26 @@ def config_from_params(params: dict) -> ModelConfig:
     has_window = values["sliding_window"] is not None
     values.setdefault("rope_theta", 1e4 if has_window else 1e6)
     values.setdefault("n_kv_heads", values["n_heads"])
-    values.setdefault("head_dim", values["dim"] // values["n_heads"])
-    if moe := values.get("moe"):
-        extra = sorted(k for k in moe if moe[k] and k not in
-                       {"num_experts", "num_experts_per_tok"})
-        if extra or len(moe) < 2:
-            raise ValueError(f"moe in params.json must hold num_experts and "
-                             f"num_experts_per_tok alone, not {sorted(moe)}: "
-                             f"shared experts and other routers are not built")
-        values["moe"] = MoEConfig(moe["num_experts"], moe["num_experts_per_tok"])
+    values["moe"] = moe_from_json(values.get("moe"))
+    if "head_dim" not in values:
+        dim, heads = values["dim"], values["n_heads"]
+        if not all(type(number) is int and number > 0 for number in (dim, heads)):
+            raise ValueError(f"dim={dim!r} and n_heads={heads!r} must be whole numbers "
+                             f"from 1 up")
+        values["head_dim"] = dim // heads
     return ModelConfig(**values)
+
+
+def moe_from_json(value) -> MoEConfig | None:
+    """params.json writes a mixture as an object of two numbers, or not at all."""
+    if not value:
+        return None
+    keys = {"num_experts", "num_experts_per_tok"}
+    if not isinstance(value, dict) or {k for k in value if value[k]} != keys:
+        raise ValueError(f"moe={value!r} in params.json must hold num_experts and "
+                         f"num_experts_per_tok alone: shared experts and other "
+                         f"routers are not built")
+    return MoEConfig(**{k: value[k] for k in keys})
 
 
 def window_from_json(value):

@@ -187,3 +187,15 @@ def test_experts_swapped():
         MoEConfig(num_experts=2, num_experts_per_tok=8)
     with pytest.raises(ValueError, match="num_experts_per_tok=0"):
         MoEConfig(4, 0)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"moe": 4}, "moe=4"),
+    ({"moe": {"num_experts": 8}}, "num_experts_per_tok alone"),
+    ({"n_heads": 0}, "n_heads=0"),
+    ({"dim": "wide"}, "dim='wide'"),
+])
+def test_params_with_the_wrong_kind_of_value_are_refused_by_name(change, words):
+    params = {"dim": 48, "n_layers": 2, "n_heads": 6, "hidden_dim": 40, "vocab_size": 97}
+    with pytest.raises(ValueError, match=words):
+        ModelConfig.from_json(params | change)

@@ -358,6 +358,10 @@ def _with_pieces(base: type) -> type:
             with swap(self.pieces, check_signature=False):
                 return super().forward(*args, **kwargs)
 
+        def features(self, *args, **kwargs):  # what reads a prompt before writing
+            with swap(self.pieces, check_signature=False):
+                return super().features(*args, **kwargs)
+
         def write(self, prompt: str = "", max_new_tokens: int = 80, *, temperature=0.0, seed=0, **options) -> str:
             """Continue a text with everything that is yours, sampling and cache included."""
             import minimistral as mm
