@@ -181,8 +181,8 @@ def config_from_params(params: dict) -> ModelConfig:
     if "head_dim" not in values:
         dim, heads = values["dim"], values["n_heads"]
         if not all(type(number) is int and number > 0 for number in (dim, heads)):
-            raise ValueError(f"dim={dim!r} and n_heads={heads!r} must be whole numbers "
-                             f"from 1 up")
+            raise ValueError(f"dim={dim!r} and n_heads={heads!r} must be whole "
+                             f"numbers from 1 up")
         values["head_dim"] = dim // heads
     return ModelConfig(**values)
 
