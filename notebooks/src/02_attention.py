@@ -300,15 +300,15 @@ def tiny_model():
         vocab_size=V))
 
 
+rows, polite = ch02.rows_of(all_ids, 32), tiny_model()    # (R, T + 1)
+losses = {"sees the past": ch02.train_briefly(polite, rows, 200, rate=1e-2)}
 predict("leak", "What does the loss do where everyone sees everyone?",
         ["nothing special: more context helps a little", "it falls towards nothing",
          "it rises: the future only confuses"], answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the curve of a model trained in this run
-rows = ch02.rows_of(all_ids, 32)                          # (R, T + 1)
-polite, peeking = tiny_model(), tiny_model()
-losses = {"sees the past": ch02.train_briefly(polite, rows, 200, rate=1e-2)}
+peeking = tiny_model()
 with swap("attention.causal", everyone):
     losses["sees everything"] = ch02.train_briefly(peeking, rows, 200, rate=1e-2)
 show(ch02.leak_picture(losses), alt="The loss of the model that sees everything "
