@@ -373,4 +373,4 @@ def test_mine_is_the_model_with_the_pieces(chapter_99, tmp_path, monkeypatch):
 def test_with_no_piece_mine_is_the_library(chapter_99, tmp_path):
     mm.save_model(mm.Transformer(TINY), tmp_path / "model")
     yours = mine(str(tmp_path / "model"))
-    assert yours.pieces == {} and "nothing yet" in repr(yours)
+    assert yours.pieces == {} and "no piece of yours yet" in repr(yours)

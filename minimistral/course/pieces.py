@@ -376,8 +376,10 @@ def _with_pieces(base: type) -> type:
             return prompt + tokenizer.decode(new)
 
         def __repr__(self) -> str:
-            yours = ", ".join(target for target in self.pieces) or "nothing yet"
-            lines = [f"{self.shipped_name}, running with your {yours}; the rest is the library's", *self.problems]
+            state = "running on the library's code: no piece of yours yet"
+            if self.pieces:
+                state = f"running on your {', '.join(self.pieces)}; the rest is the library's"
+            lines = [f"{self.shipped_name}, {state}", *self.problems]
             return "\n".join(lines)
 
     return Mine
