@@ -11,6 +11,7 @@
 
 # %%
 # NBVAL_IGNORE_OUTPUT: versions, memory and disk differ by machine
+import textwrap
 import time
 
 import torch
@@ -55,7 +56,7 @@ def a_tale(model, title, temperature=0.7, seed=0):
     ids = tokenizer.encode(title + "\n", bos=True)
     new = mm.generate(model, ids, 200, temperature=temperature, seed=seed,
                       stop_ids=(tokenizer.eos_id,))
-    return title + "\n" + tokenizer.decode(new)
+    return title + "\n" + textwrap.fill(tokenizer.decode(new), 84)
 
 began = time.perf_counter()
 print(a_tale(model, "The golden key", seed=2))
@@ -102,7 +103,7 @@ models = ch00.shipped()                                   # name -> model
 for name, writer in models.items():
     count = mm.count_parameters(writer.config)
     print(f"{name}: {count.total:,} parameters, {count.active:,} at work per token")
-    print(a_tale(writer, "The blue map", seed=2), "\n")
+    print(a_tale(writer, "The blue map", seed=4), "\n")
     assert abs(count.active - size) < 0.05 * size
 
 # %% [markdown]
@@ -114,7 +115,7 @@ for name, writer in models.items():
 # ones more often than that.
 #
 # **How high can you go before a tale falls apart?** Move the slider, with the mouse or with the arrow
-# keys. Press the button for another tale. Type a title of your own.
+# keys. Press the button for another tale. Type another title, such as *Le vieux chapeau*.
 
 # %%
 explore(ch00.tale_explorer(models, tokenizer),
@@ -129,7 +130,7 @@ explore(ch00.tale_explorer(models, tokenizer),
 # %% tags=["try"]
 for temperature in (0.0, 1.0, 2.0):
     tale = a_tale(model, "The red hat", temperature, seed=5)
-    print(f"temperature {temperature}:", tale.replace("\n", " / ")[:220], "\n")
+    print(f"temperature {temperature}: {tale[:400]}\n")
 
 # %% [markdown]
 # ## A look inside
@@ -164,7 +165,7 @@ reveal("place", "B", f"It writes “{word}”.")
 
 # %%
 look = ch00.best_look(model, tokenizer, TALE, "lake")
-title = f"To write the next word, “ the” looks back at “ lake” ({look.on_word:.2f})"
+title = f"To find the next word, “ the” looks back at “ lake”: {look.on_word:.2f}"
 show(ch00.look_picture(look, title), data=ch00.look_table(look),
      alt=f"The tale, a bar over each token. In layer {look.layer}, head "
      f"{look.head}, the last token gives “lake” {look.on_word:.2f} of its weight.")
@@ -177,7 +178,7 @@ assert look.on_word > 0.4
 # ## Your first answer, a wrong one
 #
 # You will write the pieces of this model yourself. Each is checked, and the check tries to say *which*
-# mistake it sees. Here is a function with a mistake that we put in. It computes the score of above. Run
+# mistake it sees. Here is a function with a mistake that we put in. It computes the score from above. Run
 # it: a model whose tales you have read gets 0.
 
 # %% tags=["your-turn"]
@@ -204,11 +205,11 @@ hint("share_of_tales")
 #
 # ## Where your things are
 #
-# You read your own copy of this page, in the folder `work`. Change what you like: the originals stay as
-# they are, and no update overwrites what you changed.
+# `run.py lab` gave you your own copy of this page, in the folder `work`. Change what you like: the
+# originals stay as they are, and no update overwrites what you changed.
 #
 # Some functions are **core pieces**: parts of the model itself. When yours passes, it is saved to
-# `work/mine`, and `mine()` is the shipped model, running on your code. That number starts at 0.
+# `work/mine`. Then `mine()` is the shipped model, running on your code. How many pieces are yours so far?
 
 # %%
 # NBVAL_IGNORE_OUTPUT: it counts the exercises of all chapters, and grows with each

@@ -40,7 +40,7 @@ def nats_per_byte(probabilities, text):
 check("nats_per_byte", nats_per_byte)
 
 # %% [markdown] tags=["solution"]
-# Add logarithms, never multiply probabilities: a product of a thousand of them is too small for a
+# Add logarithms, never multiply probabilities: a product of thousands of them is too small for a
 # float and becomes 0. And `len(text)` would count characters; “é” is one character and two bytes.
 
 # %% [markdown]

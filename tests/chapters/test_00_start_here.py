@@ -121,12 +121,14 @@ def test_at_temperature_0_every_token_is_the_likeliest(model, tokenizer):
 
 def test_the_verdict_says_what_happened(model, tokenizer):
     told = replace(ch00.tell_tale(model, tokenizer, "The red hat", 1.0, seed=0),
-                   broken_at=None, adds_up=True, ended=True, drawn=[3])
+                   broken_at=None, lie="", ended=True, drawn=[3])
     assert told.verdict().startswith("a tale; 1 of")
     assert replace(told, drawn=[]).verdict() == "a tale, and every token is the likeliest one"
-    assert replace(told, adds_up=False).verdict() == "a tale, but it does not add up"
+    assert replace(told, lie="Anna has it.").verdict() == "a tale, but it does not add up"
     assert replace(told, broken_at=7).verdict() == "after 7 tokens it is no tale any more"
-    assert replace(told, ended=False, broken_at=190).verdict().startswith("no end within")
+    assert replace(told, broken_at=0).verdict() == "the grammar knows no such title"
+    for at in (None, 190):
+        assert replace(told, ended=False, broken_at=at).verdict().startswith("no end within")
 
 
 def test_the_place_where_a_tale_breaks(tokenizer):

@@ -16,6 +16,7 @@ import minimistral as mm
 from minimistral import doctor
 from minimistral.checkpoint import SHIPPED
 from minimistral.tales import parse_tale
+from minimistral.tales_text import render
 
 from ..figures import BLACK, BLUE, ORANGE, new_figure
 from ..panel import Panel
@@ -77,6 +78,7 @@ WIDTH = 82  # characters in a line, as many as fit into the figure at 12 points
 FONT = "DejaVu Sans Mono"  # comes with Matplotlib
 FEWEST_LINES = 4  # so that a page does not jump when a slider moves
 GREY = "#666666"
+FAINT, TALLEST = 0.03, 1.6  # weights below the first get no bar; the bar of weight 1, in lines
 
 
 def text_of_each(tokenizer, ids: Sequence[int]) -> list[str]:
@@ -120,41 +122,49 @@ def _letters() -> set[int]:
 
 
 def text_picture(tokens: Sequence[str], title: str, *, underlined: Collection[int] = (),
-                 grey_from: int | None = None, bars: Tensor | None = None, note: str = ""):
+                 grey_from: int | None = None, bars: Tensor | None = None,
+                 notes: Sequence[str] = ()):
     """A text with some tokens underlined, a part in grey italics, or a bar over each token.
 
-    bars: (T,), from 0 to 1; those of 0.05 and more carry their number
+    bars: (T,), from 0 to 1, the weights that the last token gives; notes: lines below the text
     """
     placed = set_in_lines(tokens)
-    spacing = 1.0 if bars is None else 2.3
-    lines = max(FEWEST_LINES if bars is None else 1, placed[-1][0] + 1)
-    bottom = -spacing * (lines - 1) - (1.7 if note else 0.6)
-    top = 1.0 if bars is None else 2.2
-    figure, ax = new_figure(8.6, 0.5 + 0.27 * (top - bottom))
+    heights = _line_heights(placed, bars)
+    base = [heights[0] - sum(heights[: line + 1]) for line in range(len(heights))]
+    bottom = base[-1] - 0.6 - 1.1 * len(notes)
+    figure, ax = new_figure(8.6, 0.5 + 0.27 * (heights[0] - bottom))
     for i, (line, column, text) in enumerate(placed):
-        y = -spacing * line
+        left, right, y = column + len(text) - len(text.lstrip()), column + len(text), base[line]
         broken = grey_from is not None and i >= grey_from
         asking = bars is not None and i == len(tokens) - 1
-        ax.text(column, y, text, family=FONT, fontsize=12, va="baseline",
-                color=GREY if broken else ORANGE if asking else BLACK,
+        colour = GREY if broken else ORANGE if asking else BLACK
+        ax.text(column, y, text, family=FONT, fontsize=12, va="baseline", color=colour,
                 style="italic" if broken else "normal", weight="bold" if asking else "normal",
-                parse_math=False)
-        left, right = column + len(text) - len(text.lstrip()), column + len(text)
-        if (i in underlined or asking) and text.strip():
-            ax.plot([left, right], [y - 0.22] * 2, color=ORANGE if asking else BLUE,
-                    linestyle="-", linewidth=2)
-        weight = 0.0 if bars is None else bars[i].item()
-        if weight >= 0.02 and text.strip():
-            ax.bar((left + right) / 2, 0.8 * weight, 0.9 * (right - left), bottom=y + 0.75,
-                   color=BLUE)
-            if weight >= 0.05:
-                ax.text((left + right) / 2, y + 0.8 + 0.8 * weight, f"{weight:.2f}".lstrip("0"),
-                        ha="center", va="bottom", fontsize=11, color=BLUE)
-    if note:
-        ax.text(0, bottom + 0.35, note, fontsize=11, color=GREY, va="baseline")
-    ax.set(xlim=(-0.5, WIDTH + 2.3), ylim=(bottom, top), title=title)
+                parse_math=False, in_layout=False)
+        if left < right and (i in underlined or asking):
+            ax.plot([left, right], [y - 0.22] * 2, linestyle="-", linewidth=2,
+                    color=ORANGE if asking else BLUE)
+        if left < right and bars is not None and bars[i] >= FAINT:
+            height = TALLEST * bars[i].item()
+            ax.bar((left + right) / 2, height, 0.9 * (right - left), bottom=y + 0.75, color=BLUE)
+            ax.text((left + right) / 2, y + 0.85 + height, f"{bars[i]:.2f}".lstrip("0"),
+                    ha="center", va="bottom", fontsize=11, color=BLUE, in_layout=False)
+    for n, note in enumerate(reversed(notes)):
+        ax.text(0, bottom + 0.35 + 1.1 * n, note, fontsize=11, color=GREY, in_layout=False)
+    ax.set(xlim=(-0.5, WIDTH + 2.3), ylim=(bottom, heights[0]), title=title)
     ax.axis("off")
     return figure
+
+
+def _line_heights(placed: Sequence[tuple[int, int, str]], bars: Tensor | None) -> list[float]:
+    """Each line is 1 high, and higher where it carries bars and their numbers."""
+    heights = [1.0] * (placed[-1][0] + 1)
+    if bars is None:
+        return heights + [1.0] * (FEWEST_LINES - len(heights))
+    for (line, _, _), weight in zip(placed, bars.tolist()):
+        if weight >= FAINT:
+            heights[line] = max(heights[line], 2.0 + TALLEST * weight)
+    return heights
 
 
 # ---------------------------------------------------------------- temperature
@@ -169,16 +179,18 @@ class Told:
     tokens: list[str]  # the title first
     drawn: list[int]  # places of those that were not the likeliest
     broken_at: int | None  # the token at which it stops being a tale
-    adds_up: bool
+    lie: str  # a sentence that cannot be true, if there is one
     ended: bool
     share: Tensor  # (T,): the probability that the model gave to each token, 1 for the title
 
     def verdict(self) -> str:
-        if not self.ended and (self.broken_at is None or self.broken_at > LONGEST * 0.8):
+        if not self.ended and (self.broken_at is None or self.broken_at > 0.8 * LONGEST):
             return f"no end within {LONGEST} tokens"
+        if self.broken_at == 0:
+            return "the grammar knows no such title"
         if self.broken_at is not None:
             return f"after {self.broken_at} tokens it is no tale any more"
-        if not self.adds_up:
+        if self.lie:
             return "a tale, but it does not add up"
         if not self.drawn:
             return "a tale, and every token is the likeliest one"
@@ -200,8 +212,9 @@ def tell_tale(model: nn.Module, tokenizer, title: str, temperature: float, seed:
     tokens = text_of_each(tokenizer, ids)
     parse = parse_tale("".join(tokens))
     broken_at = None if parse.ok else token_at(tokens, parse.error_at)
+    lies = [render(parse.language, parse.events[c.sentence]) for c in parse.contradictions]
     return Told(tokens[1:], [i - 1 for i in drawn], None if broken_at is None else
-                max(0, broken_at - 1), parse.consistent, len(new) < LONGEST, share[1:])
+                max(0, broken_at - 1), lies[0] if lies else "", len(new) < LONGEST, share[1:])
 
 
 def token_at(tokens: Sequence[str], character: int) -> int:
@@ -220,12 +233,12 @@ def tale_explorer(models: dict[str, nn.Module], tokenizer) -> Callable:
     def draw(temperature: float, model: str, title: str, tale: int):
         told = tell_tale(models[model], tokenizer, title.strip(), temperature, seed=tale)
         verdict = told.verdict()
-        note = "underlined: not the likeliest token" if told.drawn else ""
-        if told.broken_at is not None:
-            note += "; grey italics: no tale any more" if note else "grey italics: no tale any more"
+        notes = {"underlined: not the likeliest token": told.drawn,
+                 "grey italics: no tale any more": told.broken_at is not None,
+                 f"cannot be true: “{told.lie}”": told.lie}
         figure = text_picture(
             told.tokens, f"Temperature {temperature:.1f}: {verdict}", underlined=told.drawn,
-            grey_from=told.broken_at, note=note)
+            grey_from=told.broken_at, notes=[note for note, holds in notes.items() if holds])
         text = " ".join("".join(told.tokens).split())
         sentence = f"{model} at temperature {temperature:.1f}: {verdict}. It wrote: {text}"
         table = {"token": [t.replace("\n", "(line break)") for t in told.tokens],
@@ -284,15 +297,16 @@ def look_table(look: Look) -> dict[str, list]:
 # ---------------------------------------------------------------- the map of the course
 
 PARTS = (
-    (range(0, 7), "A plain model that writes"),
-    (range(7, 10), "What makes it a Mistral"),
-    (range(10, 99), "The real thing"),
+    (0, "A plain model that writes"),
+    (7, "What makes it a Mistral"),
+    (10, "The real thing"),
 )
+READY, TO_COME = "ready", "to\N{NO-BREAK SPACE}come"
 
 
 def course_map(chapters: Sequence[Chapter] = CHAPTERS) -> Panel:
     """All chapters with their questions, which are ready today, and the next one to open."""
-    rows = [(str(c.number), c.title, c.question, _part(c), "ready" if c.written else "to come")
+    rows = [(str(c.number), c.title, c.question, _part(c), READY if c.written else TO_COME)
             for c in chapters]
     ready = [c for c in chapters if c.written]
     lines = [f"{len(ready)} of {len(chapters)} chapters are ready today: "
@@ -303,10 +317,11 @@ def course_map(chapters: Sequence[Chapter] = CHAPTERS) -> Panel:
         name = html.escape(f"Chapter {following.number}: {following.title}")
         link = f'<div>Open next: <a href="{following.name}.ipynb">{name}</a></div>'
         text = f"Open next: {following.name}.ipynb"
-    header = ("", "Chapter", "Its question", "Part", "Today")
+    header = ("", "Chapter", "Its question", "Here begins", "Today")
     return Panel("The map of the course", lines, table=(header, rows), extra_html=link,
                  extra_text=text)
 
 
 def _part(chapter: Chapter) -> str:
-    return next(name for numbers, name in PARTS if chapter.number in numbers)
+    """The name of the part that begins with this chapter."""
+    return dict(PARTS).get(chapter.number, "")
