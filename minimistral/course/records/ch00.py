@@ -93,6 +93,16 @@ SHARE_OF_TALES = Exercise(
         Misconception("rounded", lambda texts: round(sum(_ok(texts)) / len(texts), 2),
             "The share is rounded. Keep the number as it is; it is rounded when it is shown "
             "to somebody."),
+        Misconception("divided by forty", lambda texts: sum(_ok(texts)) / 40,
+            "Right for the forty texts of this page only. The function must work for any "
+            "number of texts: divide by how many it was given."),
+        Misconception("remainder", lambda texts: sum(_ok(texts)) % len(texts),
+            "The per cent sign does not make per cent: in Python it gives the remainder of a "
+            "division. A share needs the plain division."),
+        Misconception("a text instead of a number",
+            lambda texts: f"{sum(_ok(texts)) / len(texts):.2f}",
+            "You returned the share as text. Others want to compute with it, so return the "
+            "number and leave its looks to those who print it."),
         Misconception("tales for one that is none",
             lambda texts: sum(_ok(texts)) / max(1, len(texts) - sum(_ok(texts))),
             "You divided by the number of texts that are no tales. A share is divided by the "
