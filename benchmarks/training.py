@@ -29,12 +29,13 @@ from minimistral.train import (Tokens, TrainConfig, accumulate_gradients, make_o
 SEED, WARM_UP = 0, 2
 
 # name: (fused attention instead of matrix products, bfloat16 products, compiled, optimiser)
-WAYS = {
+WAYS = {                              # fused attention, bfloat16 products, compiled, optimizer
     "fused attention": (True, False, False, "adamw"),
     "attention by matrix products": (False, False, False, "adamw"),
-    "and products in bfloat16": (False, True, False, "adamw"),
-    "and compiled": (False, True, True, "adamw"),
-    "and Muon": (False, True, True, "muon"),
+    "fused, products in bfloat16": (True, True, False, "adamw"),
+    "fused, bfloat16, compiled": (True, True, True, "adamw"),
+    "matrix products, bfloat16, compiled": (False, True, True, "adamw"),
+    "matrix products, bfloat16, compiled, Muon": (False, True, True, "muon"),
 }
 
 

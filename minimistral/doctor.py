@@ -89,7 +89,7 @@ def device() -> Iterator[Finding]:
             "Install the CUDA build of PyTorch if you want the GPU; the course runs without",
         )
     else:
-        yield Finding("device", OK, f"cpu, {torch.get_num_threads()} threads; enough for the course")
+        yield Finding("device", OK, f"cpu, threads used: {torch.get_num_threads()}; enough for the course")
 
 
 def best_device() -> str:

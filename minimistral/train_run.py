@@ -84,9 +84,9 @@ class Run:
             self.old_handler = signal.signal(signal.SIGINT, self.on_interrupt)
         self.line = ProgressLine(self) if self.show else None
         self.quick = contextlib.ExitStack()
-        if self.model.device.type == "cpu":
-            self.quick.enter_context(matmul_attention())
         if self.config.compile:
+            if self.model.device.type == "cpu":
+                self.quick.enter_context(matmul_attention())
             self.quick.enter_context(compiled_layers(self.model))
         self.clock = time.perf_counter()
         return self
@@ -254,8 +254,8 @@ def masked_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def matmul_attention() -> Iterator[None]:
-    """Train with two matrix products instead of PyTorch's fused kernel, whose backward
-    pass takes most of a step's time on a CPU (benchmarks/training.py measures it)."""
+    """Train with two matrix products instead of PyTorch's fused kernel. Compiled, a CPU
+    is faster this way (benchmarks/training.py measures both)."""
     fused, attention.fast_attend = attention.fast_attend, masked_matmul
     try:
         yield
