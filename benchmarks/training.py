@@ -57,6 +57,7 @@ def provenance(threads: int) -> dict:
 def measure(name: str, way: str, samples: int) -> dict:
     """Seconds of each step, after steps that do not count (the first of them compiles)."""
     fused, bfloat16, compiled, optimizer = WAYS[way]
+    torch._dynamo.reset()                          # what another way compiled counts no more
     recipe = RECIPES[name]
     config = replace(recipe.training, optimizer=optimizer)
     torch.manual_seed(SEED)
