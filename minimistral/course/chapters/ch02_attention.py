@@ -323,7 +323,7 @@ def effects_table(seen: Tensor, falls: Tensor) -> dict[str, list]:
             "fall of probability": [round(falls[p].item(), 3) for p in places]}
 
 
-def time_attention(attend: Callable, length: int, heads: int, size: int, repeats: int = 3) -> float:
+def time_attention(attend: Callable, length: int, heads: int, size: int, repeats: int = 9) -> float:
     """Seconds that one causal look of ``length`` tokens takes: the best of some repeats."""
     chance = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, length, heads, size, generator=chance)
