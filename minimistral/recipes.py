@@ -45,13 +45,13 @@ class Recipe:
 
 DENSE = ModelConfig(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
                     hidden_dim=192, vocab_size=960)
-TRAINING = TrainConfig(steps=4_500, batch_size=24, seq_len=200, lr=6e-3, min_lr=0.02,
+TRAINING = TrainConfig(steps=9_000, batch_size=24, seq_len=200, lr=6e-3, min_lr=0.02,
                        optimizer="muon", warmup_steps=300, weight_decay=0.05, at_starts=True,
                        compile=True, eval_every=500, save_every=250)
 RECIPES = {
     "tales-dense": Recipe(DENSE, TRAINING),
-    "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=48, moe=MoEConfig(4, 2)),
-                        replace(TRAINING, steps=2_800, balance=0.01)),
+    "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=64, moe=MoEConfig(6, 2)),
+                        replace(TRAINING, balance=0.01)),
 }
 
 
