@@ -79,14 +79,16 @@ def all_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor,
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the router's logits while the model runs inside the `with` block: one
-    (N, E) tensor for each mixture layer and forward pass, in the order of the
-    run."""
+    (N, E) tensor for each mixture layer and forward pass, in the order of the run.
+    The list is filled when the block ends."""
     seen: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+    for layer in layers:
+        layer.seen = []             # its own: all layers then compile to one program
     try:
-        for layer in layers:
-            layer.seen = seen
         yield seen
+        seen += [logits for once in zip(*(layer.seen for layer in layers))
+                 for logits in once]
     finally:
         for layer in layers:
             layer.seen = None

@@ -16,12 +16,15 @@ from .progress import load_progress, update_progress
 VERDICTS = ("true", "true with a condition", "false", "not checkable")
 OPEN = (None, "", "?", "...", Ellipsis)
 
+_asked: dict[str, tuple[str, ...]] = {}  # the options of the questions put in this kernel
+
 
 def predict(name: str, question: str, options: Sequence[str] = (), *, answer: Any = None) -> Panel:
     """Ask for a prediction: ``answer="A"`` for one of the options, or a number without options.
 
     Unanswered it shows the question and how to answer. ``reveal(name, ...)`` compares later.
     """
+    _asked[name] = tuple(options)
     shown = [f"{_letter(n)}  {option}" for n, option in enumerate(options)]
     if _is_open(answer):
         how = f"answer={_letter(0)!r}" if options else "answer=<your number>"
@@ -38,6 +41,7 @@ def predict(name: str, question: str, options: Sequence[str] = (), *, answer: An
 
 def reveal(name: str, truth: Any, why: str = "", *, options: Sequence[str] = ()) -> Panel:
     """Compare a prediction with the truth: the right letter, or the measured number."""
+    options = options or _asked.get(name, ())
     answer = load_progress()["predictions"].get(name)
     truth = truth.item() if hasattr(truth, "item") else truth
     told = short(truth)

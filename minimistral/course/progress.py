@@ -189,7 +189,9 @@ def hint(name: str) -> Panel:
         return Panel(f"{exercise.title}: no hints for this one", tone="wait")
     shown = exercise.hints[step - 1]
     heading = f"Hint {step} of {len(exercise.hints)} · {shown.symptom}"
-    more = [] if step < len(exercise.hints) else ["The last hint. The solution is in the folder solutions."]
+    last = ("The last hint. The library's own cell comes next: read it, then write yours." if exercise.piece
+            else "The last hint. The solution is in the folder solutions.")
+    more = [] if step < len(exercise.hints) else [last]
     return Panel(heading, [shown.text, *more], tone="wait")
 
 
