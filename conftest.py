@@ -9,13 +9,17 @@ is offline.
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from unittest import mock
 
+import nbformat
 from nbval import kernel, plugin
 
+from minimistral.course import syllabus
 from minimistral.course.notebook_compare import difference, why_not_compared
 
 ROOT = Path(__file__).resolve().parent
@@ -31,6 +35,39 @@ def pytest_report_header(config) -> str:
     if reason:
         return f"notebooks: outputs were not compared: {reason}; every cell and assert is run"
     return "notebooks: outputs are compared with the stored ones"
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Seconds and compared outputs of each chapter's notebooks that ran, and what the course owes."""
+    times, shares = defaultdict(list), defaultdict(list)
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        path = getattr(report, "nodeid", "").partition("::")[0]
+        if path.endswith(".ipynb") and getattr(report, "when", None) == "call":
+            times[path].append(report.duration)
+    if not times:
+        return
+    for path in times:
+        shares[chapter_of(path)] += compared_outputs(ROOT / path)
+    terminalreporter.section("notebooks")
+    for chapter in sorted(shares):
+        cells = [t for path in times if chapter_of(path) == chapter for t in times[path]]
+        terminalreporter.line(f"{chapter}  {sum(cells):5.1f} s, slowest cell {max(cells):4.1f} s, "
+                              f"{sum(shares[chapter])} of {len(shares[chapter])} outputs compared")
+    every = [share for chapter in shares.values() for share in chapter]
+    terminalreporter.line(f"all {sum(map(sum, times.values())):5.1f} s, "
+                          f"{100 * sum(every) / len(every):.0f}% of the outputs compared")
+    owed = sum(map(len, syllabus.pending().values()))
+    terminalreporter.line(f"definitions that wait for chapters to be written: {owed}")
+
+
+def chapter_of(path: str) -> str:
+    return re.search(r"(\d\d)_\w+\.ipynb$", path)[1]
+
+
+def compared_outputs(path: Path) -> list[bool]:
+    """For each cell that has an output: is it compared?"""
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code" and c.outputs]
+    return ["nbval-ignore-output" not in c.metadata.get("tags", []) for c in cells]
 
 
 def _execute(self, source: str, allow_stdin: bool | None = None) -> str:
