@@ -221,8 +221,9 @@ def readme_table() -> str:
 # ---------------------------------------------------------------- definitions
 
 TEACHING_MODULES = (
-    "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "train",
-    "sampling", "generate", "cache", "moe", "checkpoint", "engine", "quantize", "lora", "instruct",
+    "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "cleaning",
+    "train", "sampling", "generate", "cache", "moe", "checkpoint", "engine", "quantize", "lora",
+    "instruct",
 )
 
 # module -> {definition: chapter that shows it}
@@ -236,8 +237,9 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "tokenizer": {
         "count_words": 1, "merge_pair": 1, "train_bpe_plain": 1, "train_bpe": 1,
-        "ranks_from_merges": 1, "learn_ranks": 1, "encode_plain": 1, "Vocabulary": 1,
-        "Tokenizer": 1, "load_tokenizer": 1,
+        "ranks_from_merges": 1, "learn_ranks": 1, "encode_plain": 1, "fast_encode": 1,
+        "Vocabulary": 1, "Tokenizer": 1, "load_tokenizer": 1, "PATTERN": 1,
+        "CONTROL_TOKENS": 1,
     },
     "attention": {
         "causal": 2, "within_window": 8, "not_padding": 6, "may_attend": 8, "attend": 2,
@@ -260,6 +262,10 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "tell": 5, "Writer": 5, "Surveyor": 5, "Contradiction": 5, "Reader": 5, "Parse": 5,
         "parse_tale": 5, "log_probability": 5, "Tale": 5, "sample_tale": 5, "source_entropy": 5,
         "score_tales": 5,
+    },
+    "cleaning": {
+        "normalised": 5, "drop_repeats": 5, "common_pairs": 5, "drop_meaningless": 5,
+        "shingles": 5, "similarity": 5, "signature": 5, "drop_near_repeats": 5,
     },
     "train": {
         "TrainConfig": 5, "check_train_config": 5, "Tokens": 5, "Rows": 5,
