@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimistral import tokenizer_files
+from minimistral import tokenizer, tokenizer_files
 from minimistral.tokenizer import (
     CONTROL_TOKENS,
     PATTERN,
@@ -152,6 +152,14 @@ def test_impossible_vocab_size(size, words):
 @given(mixed_text)
 def test_plain_and_tiktoken_give_the_same_ids(ours, text):
     assert [rank + ours.n_control for rank in encode_plain(text, ours.ranks)] == ours.encode(text)
+
+
+def test_switched_to_plain_a_tokenizer_gives_the_same_ids(ours, monkeypatch):
+    fast = ours.encode_batch(PROBES, bos=True)
+    calls = []
+    monkeypatch.setattr(tokenizer, "FAST", False)
+    monkeypatch.setattr(tokenizer, "encode_plain", lambda *a: calls.append(a) or encode_plain(*a))
+    assert ours.encode_batch(PROBES, bos=True) == fast and len(calls) == len(PROBES)
 
 
 @settings(max_examples=100, deadline=None)

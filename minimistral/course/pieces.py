@@ -367,8 +367,8 @@ def _with_pieces(base: type) -> type:
             import minimistral as mm
 
             tokenizer = mm.load_tokenizer(self.shipped_name)
-            ids = tokenizer.encode(prompt, bos=True)
             with swap(self.pieces, check_signature=False):
+                ids = tokenizer.encode(prompt, bos=True)
                 new = mm.generate(
                     self, ids, max_new_tokens, temperature=temperature, seed=seed,
                     stop_ids=(tokenizer.eos_id,), **options,
