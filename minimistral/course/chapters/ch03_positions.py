@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimistral.attention import attend, causal
-from minimistral.checkpoint import find_model
+from minimistral.checkpoint import find_model, permute_rotary
 from minimistral.rope import rotary_angles, rotate
 from minimistral.tales import sample_tale
 
@@ -270,3 +271,17 @@ def loss_of(model: nn.Module, rows: Tensor, positions: Tensor | None = None,
     logits = model(rows[:, :-1], positions=positions)                    # (R, T, V)
     losses = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
     return losses.view(len(rows), -1, every or rows.shape[1] - 1).mean((0, 2)).squeeze()
+
+
+# ---------------------------------------------------------------- the other layout
+
+
+def in_other_layout(model: nn.Module) -> nn.Module:
+    """A copy of a model whose queries and keys have the rows of Hugging Face's layout: within
+    each head first the even rows, then the odd ones."""
+    other = copy.deepcopy(model)
+    for layer in other.layers:
+        for linear, heads in ((layer.attention.wq, other.config.n_heads),
+                              (layer.attention.wk, other.config.n_kv_heads)):
+            linear.weight.data = permute_rotary(linear.weight.data, heads)
+    return other
