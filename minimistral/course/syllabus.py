@@ -75,7 +75,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         3, "positions", "Positions",
         "How does attention learn what came first?",
-        ("rope",), 45, 100, (2,),
+        ("rope",), 45, 100, (2,), written=True,
     ),
     Chapter(
         4, "transformer", "The transformer",

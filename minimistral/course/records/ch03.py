@@ -464,8 +464,8 @@ TOKENS_PER_TURN = Exercise(
             _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).floor()),
             "The numbers were cut to whole tokens. A turn need not end on a token; leave the "
             "fraction."),
-        Misconception("one for each number", lambda head_dim, theta: [
-                2 * math.pi * theta ** (i / head_dim) for i in range(head_dim)],
+        Misconception("one for each number", lambda head_dim, theta: torch.tensor([
+                2 * math.pi * theta ** (i / head_dim) for i in range(head_dim)]),
             "There is one result for each number of the head. A pair turns together, so there "
             "are half as many."),
         Misconception("slowest only",
