@@ -1,0 +1,1335 @@
+"""Chapter 4, the transformer: its three core pieces and its exercises."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimistral.cache import KVCache
+from minimistral.config import ModelConfig, count_parameters
+from minimistral.layers import RMSNorm as LibraryRMSNorm
+from minimistral.layers import SwiGLU as LibrarySwiGLU
+from minimistral.model import Block, Transformer
+from minimistral.rope import rotary_angles
+
+from ..exercises import Exercise, Hint, Misconception
+
+
+def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
+    """Numbers without a zero mean, in rows of different size."""
+    chance = torch.Generator().manual_seed(seed)
+    rows = 0.5 + torch.rand((*shape[:-1], 1), generator=chance)
+    return scale * (rows * torch.randn(shape, generator=chance) + 0.3)
+
+
+def _parameters(module, wanted: dict[str, tuple]) -> None:
+    """Raise in plain words unless the module has exactly these parameters."""
+    if not isinstance(module, nn.Module):
+        raise TypeError("the class must be an nn.Module, and make one when it is called")
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    lacking = [name for name in wanted if name not in shapes]
+    if lacking:
+        raise ValueError(f"no trained parameter called {' or '.join(lacking)}; "
+                         f"there are {', '.join(shapes) or 'none'}")
+    surplus = [name for name in shapes if name not in wanted]
+    if surplus:
+        raise ValueError(f"parameters that do not belong: {', '.join(surplus)}")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise ValueError(f"{name} has shape {shapes[name]}, not {shape}")
+
+
+# ---------------------------------------------------------------- piece: RMSNorm
+
+
+def rows_of_different_size():
+    x = _random(1, 2, 5, 6)
+    x = x * torch.tensor([[0.003], [1.0], [40.0], [0.2], [7.0]])
+    x[1, 2] = 0.0
+    return x, 1e-5
+
+
+def another_epsilon():
+    return _random(2, 3, 4, scale=0.1), 1e-2
+
+
+def large_numbers_in_float16():
+    x = 200 * _random(3, 2, 3, 5)
+    return x.half(), 1e-5
+
+
+@torch.no_grad()
+def _run_norm(candidate, x, eps):
+    """The weight at the start, and the output with a weight that is not all ones."""
+    dim = x.shape[-1]
+    module = candidate(dim, eps=eps)
+    _parameters(module, {"weight": (dim,)})
+    start = module.weight.detach().clone()
+    module.weight.copy_(torch.linspace(0.5, 1.5, dim))
+    return start, module.to(x.dtype)(x)
+
+
+def _norm(forward, start=torch.ones, base=nn.Module):
+    class RMSNorm(base):
+        def __init__(self, dim, eps=1e-5):
+            super().__init__()
+            self.eps = eps
+            self.weight = nn.Parameter(start(dim))
+
+        def forward(self, x):
+            return forward(self, x)
+    return RMSNorm
+
+
+def _divided(divisor):
+    """x in float32 over some root, cast back, weighted."""
+    def forward(self, x):
+        wide = x.float()
+        return (wide / divisor(self, wide)).type_as(x) * self.weight
+    return forward
+
+
+def _rms(self, x, axis=-1):
+    return (x.pow(2).mean(axis, keepdim=True) + self.eps).sqrt()
+
+
+class _PlainWeight(nn.Module):
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.eps, self.weight = eps, torch.ones(dim)
+
+    def forward(self, x):
+        return _divided(_rms)(self, x)
+
+
+class _FixedEpsilon(nn.Module):
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.eps = 1e-5
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return _divided(_rms)(self, x)
+
+
+class _WithBias(nn.Module):
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x):
+        return _divided(_rms)(self, x) + self.bias
+
+
+class _OneWeight(nn.Module):
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return _divided(_rms)(self, x)
+
+
+RMS_NORM = Exercise(
+    name="RMSNorm", chapter=4, kind="piece", piece="layers.RMSNorm", entry="RMSNorm",
+    title="RMSNorm", difficulty="medium", importance="essential", minutes=8,
+    reference=LibraryRMSNorm,
+    fixtures=(rows_of_different_size, another_epsilon, large_numbers_in_float16),
+    run=_run_norm,
+    equivalents={
+        "a root and a division": _norm(_divided(_rms)),
+        "F.rms_norm": _norm(lambda self, x: F.rms_norm(
+            x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)),
+        "weight in float32, cast last": _norm(lambda self, x: (
+            self.weight.float() * x.float() * torch.rsqrt(
+                x.float().square().mean(-1, True) + self.eps)).to(x.dtype)),
+        "by the length of the row": _norm(_divided(lambda self, x: (
+            x.norm(dim=-1, keepdim=True) ** 2 / x.shape[-1] + self.eps) ** 0.5)),
+        "in double": _norm(lambda self, x: (
+            x.double() / _rms(self, x.double())).to(x.dtype) * self.weight),
+    },
+    misconceptions=(
+        Misconception("the mean subtracted", _norm(_divided(
+                lambda self, x: (x.var(-1, keepdim=True, unbiased=False) + self.eps).sqrt())),
+            "You divided by the standard deviation, which leaves the mean out. The root mean "
+            "square takes the numbers as they are: square, mean, root."),
+        Misconception("LayerNorm", _norm(lambda self, x: F.layer_norm(
+                x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight),
+            "The mean of each token was subtracted first: that is LayerNorm. RMSNorm only "
+            "divides, and leaves the mean where it is."),
+        Misconception("no root", _norm(_divided(
+                lambda self, x: x.pow(2).mean(-1, keepdim=True) + self.eps)),
+            "Small tokens come out large, large ones small: you divided by the mean square "
+            "itself. Divide by its root."),
+        Misconception("sum instead of mean", _norm(_divided(
+                lambda self, x: (x.pow(2).sum(-1, keepdim=True) + self.eps).sqrt())),
+            "Each token has length 1, so its numbers shrink as dim grows. Take the mean of "
+            "the squares, not their sum."),
+        Misconception("mean over everything", _norm(_divided(
+                lambda self, x: (x.pow(2).mean() + self.eps).sqrt())),
+            "All tokens were divided by one number, so large ones stay large, and later "
+            "tokens matter to earlier ones. The mean belongs to each token alone."),
+        Misconception("mean over the tokens", _norm(_divided(
+                lambda self, x: _rms(self, x, -2))),
+            "The mean ran down a column, over the tokens. Every token is normed by itself: "
+            "along the last axis."),
+        Misconception("epsilon outside the root", _norm(_divided(
+                lambda self, x: x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps)),
+            "Nearly right; tiny tokens come out too large. The small number is added to the "
+            "mean square, under the root."),
+        Misconception("no epsilon", _norm(_divided(
+                lambda self, x: x.pow(2).mean(-1, keepdim=True).sqrt())),
+            "A token of zeros gives NaN: zero over zero. The small number under the root is "
+            "missing."),
+        Misconception("epsilon squared", _norm(_divided(
+                lambda self, x: (x.pow(2).mean(-1, keepdim=True) + self.eps ** 2).sqrt())),
+            "Tiny tokens come out too large: the small number was squared. It is added to "
+            "the mean square as it is."),
+        Misconception("the given epsilon not used", _FixedEpsilon,
+            "Right for the usual small number, wrong for another one. Keep the one that the "
+            "constructor was given."),
+        Misconception("computed in 16 bits", _norm(
+                lambda self, x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+                * self.weight),
+            "In float16 the squares of 300 are infinite already, and the token becomes zeros. "
+            "Go to float32 before squaring."),
+        Misconception("always float32", _norm(
+                lambda self, x: x.float() / _rms(self, x.float()) * self.weight),
+            "The token came in 16 bits and went out in 32. Inside in float32, then back to "
+            "the type of the input."),
+        Misconception("the weight forgotten", _norm(
+                lambda self, x: (x.float() / _rms(self, x.float())).type_as(x)),
+            "The numbers are normed, but the trained weight is not used. Multiply each "
+            "column by its weight at the end."),
+        Misconception("the weight added", _norm(
+                lambda self, x: (x.float() / _rms(self, x.float())).type_as(x) + self.weight),
+            "The weight was added. It scales the columns: multiply by it."),
+        Misconception("one plus the weight", _norm(
+                lambda self, x: (x.float() / _rms(self, x.float())).type_as(x) * (1 + self.weight)),
+            "Everything is too large by the token itself: you multiplied by one plus the "
+            "weight. In Mistral's files the weight already contains the 1."),
+        Misconception("weights of zeros", _norm(_divided(_rms), start=torch.zeros),
+            "The weight starts at zeros, so every token is wiped out. It starts at ones, "
+            "which changes nothing."),
+        Misconception("random weights", _norm(_divided(_rms), start=torch.randn),
+            "The weight starts at random numbers. It starts at ones: a new norm scales "
+            "nothing."),
+        Misconception("a plain tensor", _PlainWeight,
+            "The weight is a plain tensor: no optimiser would find it, and no checkpoint "
+            "fill it. Wrap it as a trained parameter."),
+        Misconception("a bias too", _WithBias,
+            "There is a bias, or another parameter too many. RMSNorm has one weight for each "
+            "column and nothing else."),
+        Misconception("one weight for all columns", _OneWeight,
+            "There is a single weight. Each of the dim columns has one of its own."),
+        Misconception("size of the average number", _norm(_divided(
+                lambda self, x: x.abs().mean(-1, keepdim=True) + self.eps)),
+            "You divided by the mean of the absolute numbers. The root mean square squares "
+            "first, so that large numbers count for more."),
+        Misconception("the axis is lost", _norm(lambda self, x: (
+                x.float() * torch.rsqrt(x.float().pow(2).mean(-1) + self.eps)).type_as(x)
+                * self.weight),
+            "The mean lost its axis, so it no longer fits beside the tokens. Keep the last "
+            "axis, with size 1."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "What is the root mean square of (3, 4)? Square, mean, root: three operations, "
+             "each along the last axis."),
+        Hint("My shapes do not fit, or zeros give NaN",
+             "mean(dim=-1, keepdim=True) keeps an axis of size 1, which fits beside every "
+             "token. Add self.eps to the mean of the squares, before the root."),
+        Hint("It is refused in float16",
+             "1. wide = x.float(). 2. wide over the root of (mean of wide squared + eps). "
+             "3. type_as(x). 4. times self.weight, an nn.Parameter of torch.ones(dim)."),
+    ),
+    praise="Every layer of every Mistral reads the stream through this.",
+)
+
+
+# ---------------------------------------------------------------- piece: SwiGLU
+
+
+def tokens_of_two_texts():
+    return 6, 11, _random(4, 2, 5, 6, scale=1.5)
+
+
+def narrow_hidden():
+    return 7, 3, _random(5, 4, 7, scale=2.0)
+
+
+@torch.no_grad()
+def _run_feed_forward(candidate, dim, hidden, x):
+    with torch.random.fork_rng(devices=[]):           # new matrices draw random numbers
+        module = candidate(dim, hidden)
+    shapes = {"w1.weight": (hidden, dim), "w2.weight": (dim, hidden), "w3.weight": (hidden, dim)}
+    _parameters(module, shapes)
+    for seed, (name, shape) in enumerate(shapes.items()):
+        module.get_parameter(name).copy_(_random(40 + seed, *shape) / 2)
+    return module(x)
+
+
+def _gated(forward, bias=False, turned=False):
+    class SwiGLU(nn.Module):
+        def __init__(self, dim, hidden_dim):
+            super().__init__()
+            up, down = (dim, hidden_dim), (hidden_dim, dim)
+            self.w1 = nn.Linear(*up, bias=bias)
+            self.w2 = nn.Linear(*(up if turned else down), bias=bias)
+            self.w3 = nn.Linear(*(down if turned else up), bias=bias)
+
+        def forward(self, x):
+            return forward(self, x)
+    return SwiGLU
+
+
+class _TwoMatrices(nn.Module):
+    def __init__(self, dim, hidden_dim):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x):
+        return self.w2(F.silu(self.w1(x)))
+
+
+def _swiglu(self, x):
+    return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def _by_matrices(self, x):
+    z = x @ self.w1.weight.T
+    return (z / (1 + (-z).exp()) * (x @ self.w3.weight.T)) @ self.w2.weight.T
+
+
+def _in_one_product(self, x):
+    gate, value = F.linear(x, torch.cat([self.w1.weight, self.w3.weight])).chunk(2, dim=-1)
+    return F.linear(value * gate * gate.sigmoid(), self.w2.weight)
+
+
+SWIGLU = Exercise(
+    name="SwiGLU", chapter=4, kind="piece", piece="layers.SwiGLU", entry="SwiGLU",
+    title="SwiGLU", difficulty="easy", importance="essential", minutes=6,
+    reference=LibrarySwiGLU,
+    fixtures=(tokens_of_two_texts, narrow_hidden),
+    run=_run_feed_forward,
+    equivalents={
+        "silu by hand": _gated(_by_matrices),
+        "one product for gate and value": _gated(_in_one_product),
+        "value first": _gated(lambda self, x: self.w2(self.w3(x).mul(F.silu(self.w1(x))))),
+        "z times its sigmoid": _gated(lambda self, x: self.w2(
+            self.w1(x) * torch.sigmoid(self.w1(x)) * self.w3(x))),
+    },
+    misconceptions=(
+        Misconception("gate and value swapped", _gated(
+                lambda self, x: self.w2(self.w1(x) * F.silu(self.w3(x)))),
+            "It would train as well, but a published checkpoint would give nonsense: the "
+            "bend is on the wrong one. The gate comes from w1."),
+        Misconception("no bend", _gated(lambda self, x: self.w2(self.w1(x) * self.w3(x))),
+            "Gate and value are multiplied, but the gate has no bend, so a bad fit turns the "
+            "sign instead of closing. Put the gate through silu."),
+        Misconception("sigmoid", _gated(
+                lambda self, x: self.w2(self.w1(x).sigmoid() * self.w3(x))),
+            "The gate is a sigmoid alone, between 0 and 1. silu is z times that sigmoid, so "
+            "an open gate grows with z."),
+        Misconception("relu", _gated(lambda self, x: self.w2(F.relu(self.w1(x)) * self.w3(x))),
+            "The gate has a sharp corner: that is relu. silu is smooth, and slightly below "
+            "zero on the left."),
+        Misconception("gelu", _gated(lambda self, x: self.w2(F.gelu(self.w1(x)) * self.w3(x))),
+            "Close, but the bend is that of gelu. Mistral's is silu: z times its sigmoid."),
+        Misconception("bend on both", _gated(
+                lambda self, x: self.w2(F.silu(self.w1(x)) * F.silu(self.w3(x)))),
+            "Gate and value both went through silu. Only the gate has a bend; the value may "
+            "have any sign."),
+        Misconception("bend on the product", _gated(
+                lambda self, x: self.w2(F.silu(self.w1(x) * self.w3(x)))),
+            "The bend is on the product. It belongs to the gate alone, before the two are "
+            "multiplied."),
+        Misconception("sum instead of product", _gated(
+                lambda self, x: self.w2(F.silu(self.w1(x)) + self.w3(x))),
+            "Gate and value were added. A gate decides how much goes through: multiply, "
+            "number by number."),
+        Misconception("bend at the end", _gated(
+                lambda self, x: F.silu(self.w2(self.w1(x) * self.w3(x)))),
+            "The bend comes last, so hardly anything below zero can be written. It belongs "
+            "to the gate, inside."),
+        Misconception("the value left out", _gated(
+                lambda self, x: self.w2(F.silu(self.w1(x)))),
+            "The value has no effect on the result: w3 is made but not used. Multiply the "
+            "gate with it."),
+        Misconception("two matrices", _TwoMatrices,
+            "That is the older feed-forward of two matrices. The gated one has three; the "
+            "third makes the value."),
+        Misconception("w2 and w3 exchanged", _gated(
+                lambda self, x: self.w3(F.silu(self.w1(x)) * self.w2(x)), turned=True),
+            "The names are exchanged: you write back with w3. In Mistral's files w2 is the "
+            "way back, from hidden to dim."),
+        Misconception("biases", _gated(_swiglu, bias=True),
+            "The matrices have biases. Mistral's have none, and its checkpoints hold no "
+            "numbers for them."),
+        Misconception("stream added inside", _gated(lambda self, x: x + _swiglu(self, x)),
+            "The token itself was added. The feed-forward returns only what it writes; the "
+            "block does the adding."),
+        Misconception("softmax as a gate", _gated(
+                lambda self, x: self.w2(self.w1(x).softmax(-1) * self.w3(x))),
+            "The gates share one whole, as in attention. Here every gate decides alone: silu, "
+            "number by number."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Three matrices. Which two read dim numbers and make hidden ones? Which one goes "
+             "the other way?"),
+        Hint("The numbers are refused",
+             "gate = silu of w1 x. value = w3 x, with nothing done to it. Then their product, "
+             "number by number, has hidden numbers."),
+        Hint("The parameters are refused",
+             "nn.Linear(dim, hidden_dim, bias=False) for w1 and w3, nn.Linear(hidden_dim, "
+             "dim, bias=False) for w2. The result: w2 of the product of F.silu(w1 x) and w3 x."),
+    ),
+    praise="Most of a large model's parameters stand in such matrices.",
+)
+
+
+# ---------------------------------------------------------------- piece: one block
+
+
+def _block(seed: int) -> Block:
+    config = ModelConfig(dim=12, n_layers=3, n_heads=3, n_kv_heads=1, head_dim=6, hidden_dim=10,
+                         vocab_size=30)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = Block(config)
+        for name, p in block.named_parameters():
+            p.data = _random(seed + len(name), *p.shape) / (1 if p.dim() == 1 else 3)
+    return block.requires_grad_(False)
+
+
+def a_whole_text_at_once():
+    return _block(50), _random(51, 2, 7, 12), (7,)
+
+
+def a_text_in_two_pieces_with_a_cache():
+    return _block(52), _random(53, 2, 7, 12, scale=3.0), (4, 3)
+
+
+@torch.no_grad()
+def _run_block(candidate, block, x, lengths):
+    """The pieces one after the other; with more than one piece there is a cache."""
+    config = ModelConfig(dim=12, n_layers=1, n_heads=3, n_kv_heads=1, head_dim=6, hidden_dim=10,
+                         vocab_size=30)
+    cache = KVCache(config, batch_size=x.shape[0]) if len(lengths) > 1 else None
+    outputs, start = [], 0
+    for length in lengths:
+        positions = torch.arange(start, start + length).expand(x.shape[0], length)
+        if cache is not None:
+            cache.make_room(start + length)
+        angles = rotary_angles(positions, 6, 10000.0)
+        piece = x[:, start : start + length]
+        kept = cache.layers[0] if cache is not None else None
+        outputs.append(candidate(block, piece, positions, angles, kept))
+        start += length
+    return outputs
+
+
+def _wired(rule):
+    """A forward whose two parts are wired by ``rule(self, x, look)``."""
+    def block_forward(self, x, positions, angles, cache=None):
+        return rule(self, x, lambda y: self.attention(y, positions, angles, cache))
+    return block_forward
+
+
+def _right(self, x, look):
+    h = x + look(self.attention_norm(x))
+    return h + self.feed_forward(self.ffn_norm(h))
+
+
+def _kept_norm(self, x, look):
+    x = self.attention_norm(x)
+    h = self.ffn_norm(x + look(x))
+    return h + self.feed_forward(h)
+
+
+def _once_normed(self, x, look):
+    n = self.attention_norm(x)
+    h = x + look(n)
+    return h + self.feed_forward(n)
+
+
+def _first_kept_norm(self, x, look):
+    n = self.attention_norm(x)
+    h = n + look(n)
+    return h + self.feed_forward(self.ffn_norm(h))
+
+
+def _post_norm(self, x, look):
+    h = self.attention_norm(x + look(x))
+    return self.ffn_norm(h + self.feed_forward(h))
+
+
+def _parallel(self, x, look):
+    return x + look(self.attention_norm(x)) + self.feed_forward(self.ffn_norm(x))
+
+
+def _old_x(self, x, look):
+    h = x + look(self.attention_norm(x))
+    return x + self.feed_forward(self.ffn_norm(h))
+
+
+def _in_place(self, x, look):
+    x += look(self.attention_norm(x))
+    x += self.feed_forward(self.ffn_norm(x))
+    return x
+
+
+def _twice(self, x, look):
+    h = x + look(self.attention_norm(x))
+    return x + h + self.feed_forward(self.ffn_norm(h))
+
+
+def _without_cache(self, x, positions, angles, cache=None):
+    h = x + self.attention(self.attention_norm(x), positions, angles)
+    return h + self.feed_forward(self.ffn_norm(h))
+
+
+def _by_names(self, x, positions, angles, cache=None):
+    look = self.attention(x=self.attention_norm(x), positions=positions, angles=angles,
+                          cache=cache)
+    return torch.add(torch.add(x, look), self.feed_forward(self.ffn_norm(x + look)))
+
+
+def _on_a_copy(self, x, positions, angles, cache=None):
+    x = x.clone()
+    x += self.attention(self.attention_norm(x), positions, angles, cache)
+    x += self.feed_forward(self.ffn_norm(x))
+    return x
+
+
+BLOCK = Exercise(
+    name="block", chapter=4, kind="piece", piece="model.Block.forward", entry="block_forward",
+    title="One block", difficulty="medium", importance="essential", minutes=6,
+    reference=Block.forward,
+    fixtures=(a_whole_text_at_once, a_text_in_two_pieces_with_a_cache),
+    run=_run_block,
+    equivalents={
+        "two lines": _wired(_right),
+        "arguments by name": _by_names,
+        "adding into a copy": _on_a_copy,
+        "one line": _wired(lambda self, x, look: (
+            lambda h: self.feed_forward(self.ffn_norm(h)) + h)(look(self.attention_norm(x)) + x)),
+    },
+    misconceptions=(
+        Misconception("norm after the sum", _wired(_post_norm),
+            "The stream itself was normed, after each sum. In this block each part reads a "
+            "normed copy, and the stream is only added to."),
+        Misconception("the normed copy carried on", _wired(_first_kept_norm),
+            "The attention's output was added to the normed copy, so the stream of the "
+            "earlier blocks is lost. Add it to x as it came."),
+        Misconception("both normed copies carried on", _wired(_kept_norm),
+            "You wrote the normed copies over the stream. Norm only what a part reads; add "
+            "to the stream itself."),
+        Misconception("attention replaces", _wired(lambda self, x, look: (
+                lambda h: h + self.feed_forward(self.ffn_norm(h)))(look(self.attention_norm(x)))),
+            "The first plus is missing: the looks have replaced the stream. Add them to x."),
+        Misconception("feed-forward replaces", _wired(lambda self, x, look: self.feed_forward(
+                self.ffn_norm(x + look(self.attention_norm(x))))),
+            "The second plus is missing: what the feed-forward writes has replaced the "
+            "stream. Add it to h."),
+        Misconception("nothing is added", _wired(lambda self, x, look: self.feed_forward(
+                self.ffn_norm(look(self.attention_norm(x))))),
+            "Both parts replace the stream, as in the tower at the start of the chapter. Two "
+            "plus signs are missing."),
+        Misconception("both read x", _wired(_parallel),
+            "The feed-forward reads x and does not see what attention has just fetched. It "
+            "reads h, through its own norm."),
+        Misconception("second sum on the old x", _wired(_old_x),
+            "What attention fetched is read by the feed-forward, but is gone from the "
+            "stream: the second sum starts from x. Start from h."),
+        Misconception("x added twice", _wired(_twice),
+            "x is in the result twice: h already contains it. The second line adds to h "
+            "alone."),
+        Misconception("norms exchanged", _wired(lambda self, x, look: (
+                lambda h: h + self.feed_forward(self.attention_norm(h)))(
+                    x + look(self.ffn_norm(x)))),
+            "The two norms are exchanged; their trained weights differ. Attention reads "
+            "through attention_norm, the feed-forward through ffn_norm."),
+        Misconception("one norm for both", _wired(lambda self, x, look: (
+                lambda h: h + self.feed_forward(self.attention_norm(h)))(
+                    x + look(self.attention_norm(x)))),
+            "Both parts read through the norm of the attention. Each has one of its own, "
+            "with its own weight."),
+        Misconception("the first copy read twice", _wired(_once_normed),
+            "The feed-forward reads the copy made for attention, from before the looks were "
+            "added. Norm h anew for it."),
+        Misconception("no first norm", _wired(lambda self, x, look: (
+                lambda h: h + self.feed_forward(self.ffn_norm(h)))(x + look(x))),
+            "Attention reads the stream as it is. It should read it through attention_norm."),
+        Misconception("no second norm", _wired(lambda self, x, look: (
+                lambda h: h + self.feed_forward(h))(x + look(self.attention_norm(x)))),
+            "The feed-forward reads the stream as it is. It should read it through "
+            "ffn_norm."),
+        Misconception("norm on what is written", _wired(lambda self, x, look: (
+                lambda h: h + self.ffn_norm(self.feed_forward(h)))(
+                    x + self.attention_norm(look(x)))),
+            "The norms are applied to what the parts write. They belong in front: to what "
+            "the parts read."),
+        Misconception("no feed-forward", _wired(
+                lambda self, x, look: x + look(self.attention_norm(x))),
+            "The block ends after attention. The second line, with the feed-forward, is "
+            "missing."),
+        Misconception("feed-forward first", _wired(lambda self, x, look: (
+                lambda h: h + look(self.attention_norm(h)))(
+                    x + self.feed_forward(self.ffn_norm(x)))),
+            "The order is reversed: first attention fetches, then the feed-forward works on "
+            "what was fetched."),
+        Misconception("cache not handed on", _without_cache,
+            "Right for a whole text, wrong when a text comes in pieces: attention did not "
+            "get the cache. Hand it through."),
+        Misconception("stream changed in place", _wired(_in_place),
+            "The values are right, but your code wrote into its input. Make a new tensor: a "
+            "sum, and no adding in place."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Follow the arrows of the picture: down from the stream into a norm, into "
+             "attention, and back into a plus. What does the plus add together?"),
+        Hint("The values are wrong",
+             "First line: h = x + attention of the normed x. Second line: h + feed-forward "
+             "of the normed h. Nothing else changes the stream."),
+        Hint("Attention wants more arguments",
+             "self.attention(self.attention_norm(x), positions, angles, cache) gives what to "
+             "add to x. Then the same with feed_forward and ffn_norm, on h."),
+    ),
+    praise="Stack it 32 times and it is the body of Mistral 7B.",
+)
+
+
+# ---------------------------------------------------------------- exercise: layer_norm
+
+
+def tokens_with_a_mean():
+    x = _random(6, 2, 3, 5) + torch.tensor([[4.0], [-2.0], [0.0]])
+    x[0, 1] = 3.0                                     # no spread at all
+    return x, _random(7, 5), _random(8, 5), 1e-5
+
+
+def tiny_tokens():
+    return _random(9, 4, 6, scale=0.004), _random(10, 6), _random(11, 6), 1e-5
+
+
+def _layer_norm(center, spread, finish=None):
+    def layer_norm(x, weight, bias, eps=1e-5):
+        shifted = x - center(x)
+        normed = shifted / spread(x, shifted, eps)
+        return finish(normed, weight, bias) if finish else normed * weight + bias
+    return layer_norm
+
+
+def _mean(x):
+    return x.mean(-1, keepdim=True)
+
+
+def _deviation(x, shifted, eps):
+    return (shifted.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+LAYER_NORM = Exercise(
+    name="layer_norm", chapter=4, kind="complete", entry="layer_norm",
+    title="The older norm", difficulty="easy", importance="useful", minutes=6,
+    reference=_layer_norm(_mean, _deviation),
+    fixtures=(tokens_with_a_mean, tiny_tokens),
+    tolerance=1e-4,
+    equivalents={
+        "F.layer_norm": lambda x, weight, bias, eps=1e-5: F.layer_norm(
+            x, weight.shape, weight, bias, eps),
+        "variance from torch": _layer_norm(_mean, lambda x, s, eps: (
+            x.var(-1, keepdim=True, unbiased=False) + eps).sqrt()),
+        "rsqrt": lambda x, weight, bias, eps=1e-5: (x - _mean(x)) * torch.rsqrt(
+            (x - _mean(x)).square().mean(-1, True) + eps) * weight + bias,
+    },
+    misconceptions=(
+        Misconception("RMSNorm", _layer_norm(lambda x: 0.0, _deviation),
+            "The mean is still there: this is RMSNorm, with a bias. LayerNorm first takes "
+            "each token's mean away."),
+        Misconception("root mean square of x", _layer_norm(_mean, lambda x, s, eps: (
+                x.pow(2).mean(-1, keepdim=True) + eps).sqrt()),
+            "The mean was taken away, but you divided by the size of x with its mean. "
+            "Square what is left after the shift."),
+        Misconception("n - 1", _layer_norm(_mean, lambda x, s, eps: (
+                x.var(-1, keepdim=True) + eps).sqrt()),
+            "Slightly too small: the variance was divided by n - 1, as for a sample. Here it "
+            "is the plain mean of the squares."),
+        Misconception("std", _layer_norm(_mean, lambda x, s, eps: x.std(-1, keepdim=True) + eps),
+            "torch's standard deviation divides by n - 1, and the small number came after "
+            "the root. Mean of the squares, plus it, then the root."),
+        Misconception("no root", _layer_norm(_mean, lambda x, s, eps: (
+                s.pow(2).mean(-1, keepdim=True) + eps)),
+            "You divided by the variance. Its root gives numbers of typical size 1."),
+        Misconception("no epsilon", _layer_norm(_mean, lambda x, s, eps: (
+                s.pow(2).mean(-1, keepdim=True)).sqrt()),
+            "A token whose numbers are all equal gives NaN: zero over zero. The small number "
+            "under the root is missing."),
+        Misconception("epsilon outside", _layer_norm(_mean, lambda x, s, eps: (
+                s.pow(2).mean(-1, keepdim=True)).sqrt() + eps),
+            "Tiny tokens come out too large. The small number is added before the root is "
+            "taken."),
+        Misconception("over the tokens", _layer_norm(lambda x: x.mean(-2, keepdim=True),
+                lambda x, s, eps: (s.pow(2).mean(-2, keepdim=True) + eps).sqrt()),
+            "Means were taken over the tokens of a text. Each token is normed by itself, "
+            "along the last axis."),
+        Misconception("over everything", _layer_norm(lambda x: x.mean(), lambda x, s, eps: (
+                s.pow(2).mean() + eps).sqrt()),
+            "All tokens share one mean and one size. Each token has its own: last axis only."),
+        Misconception("no weight and bias", _layer_norm(_mean, _deviation,
+                lambda n, weight, bias: n),
+            "The tokens are normed, but weight and bias are not used. Scale the columns, "
+            "then shift them."),
+        Misconception("bias before weight", _layer_norm(_mean, _deviation,
+                lambda n, weight, bias: (n + bias) * weight),
+            "The bias was added before the weight, and so it was scaled too. First the "
+            "weight, then the bias."),
+        Misconception("mean not taken away in the end",
+            lambda x, weight, bias, eps=1e-5: x / (
+                x.var(-1, keepdim=True, unbiased=False) + eps).sqrt() * weight + bias,
+            "You divided the token itself, its mean still inside. The shifted token is what "
+            "gets divided."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Take the token (1, 3). What is its mean? What is left when it is taken away?"),
+        Hint("The numbers are slightly off",
+             "(1, 3) becomes (-1, 1). The mean of its squares is 1, not 2: divide by n. Add "
+             "eps to that mean, then take the root."),
+        Hint("A token of equal numbers gives NaN",
+             "shifted = x minus its mean over the last axis, axis kept. normed = shifted over "
+             "the root of (mean of shifted squared + eps)."),
+    ),
+    praise="RMSNorm leaves out two of its steps, and models train as well.",
+)
+
+
+# ---------------------------------------------------------------- exercise: model_in_order
+
+
+MODEL_ORDER = Exercise(
+    name="model_in_order", chapter=4, kind="order",
+    title="From ids to scores", difficulty="easy", importance="essential", minutes=4,
+    lines=(
+        "x = tok_embeddings(token_ids)            # (B, T) -> (B, T, dim)",
+        "angles = rotary_angles(positions, head_dim, theta)",
+        "for block in layers: x = block(x, positions, angles)",
+        "x = norm(x)",
+        "logits = output(x)                       # (B, T, dim) -> (B, T, V)",
+        "loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())",
+    ),
+    distractors=("logits = logits.softmax(dim=-1)",),
+    equivalents={"angles first": (1, 0, 2, 3, 4, 5)},
+    misconceptions=(
+        Misconception("softmax before the loss", (0, 1, 2, 3, 4, 6, 5),
+            "cross_entropy does its own softmax. A softmax of a softmax is nearly even, so "
+            "the loss hardly falls."),
+        Misconception("softmax, angles first", (1, 0, 2, 3, 4, 6, 5),
+            "cross_entropy does its own softmax; with two of them the loss hardly falls. One "
+            "line stays out."),
+        Misconception("norm before the blocks", (0, 1, 3, 2, 4, 5),
+            "The last norm came before the blocks. The stream grows while they write; the "
+            "norm stands between the last block and the output."),
+        Misconception("norm, angles first", (1, 0, 3, 2, 4, 5),
+            "The last norm stands in front of the blocks. They write after it, so the output "
+            "would read a stream of any size."),
+        Misconception("no last norm", (0, 1, 2, 4, 5),
+            "The output reads the stream as it is, and that has grown. One line is missing "
+            "between blocks and output."),
+        Misconception("norm after the output", (0, 1, 2, 4, 3, 5),
+            "Scores are not normed: it would fix how sure the model may be. The norm stands "
+            "before the output matrix."),
+    ),
+    hints=(
+        Hint("I do not know which line is first",
+             "Which lines use nothing that another line makes?"),
+        Hint("I have one line too many",
+             "cross_entropy takes scores, not probabilities. Which line makes probabilities?"),
+        Hint("The order is still refused",
+             "Embed, angles, blocks, norm, output, loss: six steps."),
+    ),
+    praise="Embed, look and think L times, norm, score.",
+)
+
+
+# ---------------------------------------------------------------- exercise: widest_hidden
+
+
+def several_budgets_with_shared_heads():
+    return ModelConfig(dim=48, n_layers=5, n_heads=6, n_kv_heads=2, head_dim=10, hidden_dim=1,
+                       vocab_size=700), (300_000, 123_456)
+
+
+def budgets_just_below_a_model_of_hidden_50():
+    config = ModelConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=12, hidden_dim=50,
+                         vocab_size=211)
+    total = count_parameters(config).total            # one more hidden number costs 288
+    return config, tuple(total - less for less in (0, 20, 60, 130, 200, 250))
+
+
+def tied_tables():
+    return ModelConfig(dim=40, n_layers=7, n_heads=5, n_kv_heads=5, head_dim=6, hidden_dim=1,
+                       vocab_size=900, tied_embeddings=True), (200_000,)
+
+
+def _run_widest(candidate, config, budgets):
+    return [candidate(config, budget) for budget in budgets]
+
+
+def _hidden(*, matrices=3, tables=None, kv=True, size=None, norms=None, blocks=True,
+            round_=math.floor, per_block=True):
+    def widest_hidden(config, budget):
+        c = config
+        n_tables = tables if tables is not None else 1 if c.tied_embeddings else 2
+        D = size(c) if size else c.head_dim
+        keys = c.n_kv_heads if kv else c.n_heads
+        attention = c.n_layers * c.dim * D * 2 * (c.n_heads + keys)
+        n_norms = (2 * c.n_layers + 1) if norms is None else norms(c)
+        left = budget - n_tables * c.vocab_size * c.dim - attention - n_norms * c.dim
+        return int(round_(left / (matrices * c.dim * (c.n_layers if per_block else 1))))
+    return widest_hidden
+
+
+def _hidden_by_trying(config, budget):
+    from dataclasses import replace
+
+    hidden = 1
+    while count_parameters(replace(config, hidden_dim=hidden + 1)).total <= budget:
+        hidden += 1
+    return hidden
+
+
+def _hidden_by_difference(config, budget):
+    from dataclasses import replace
+
+    one, two = (count_parameters(replace(config, hidden_dim=h)).total for h in (1, 2))
+    return 1 + (budget - one) // (two - one)
+
+
+WIDEST_HIDDEN = Exercise(
+    name="widest_hidden", chapter=4, kind="function", entry="widest_hidden",
+    title="As wide as the budget allows", difficulty="medium", importance="essential", minutes=12,
+    reference=_hidden(),
+    fixtures=(several_budgets_with_shared_heads, budgets_just_below_a_model_of_hidden_50,
+              tied_tables),
+    run=_run_widest,
+    equivalents={
+        "one more until it is too many": _hidden_by_trying,
+        "from two counts": _hidden_by_difference,
+        "whole numbers": lambda config, budget: (
+            budget - count_parameters(config).total) // (3 * config.dim * config.n_layers)
+            + config.hidden_dim,
+    },
+    misconceptions=(
+        Misconception("rounded up", _hidden(round_=math.ceil),
+            "The model is over the budget by a little: round down."),
+        Misconception("rounded to the nearest", _hidden(round_=round),
+            "For some budgets the model comes out over it: the nearest number may be too "
+            "large. Round down."),
+        Misconception("two matrices", _hidden(matrices=2),
+            "Too wide by half: the gated feed-forward has three matrices, not two."),
+        Misconception("one table", _hidden(tables=1),
+            "Too wide: there is a table at each end, unless the model ties them."),
+        Misconception("always two tables", _hidden(tables=2),
+            "Right until the tables are tied: then there is one table, not two."),
+        Misconception("no tables", _hidden(tables=0),
+            "Much too wide: the tables of embeddings and outputs cost vocabulary times dim "
+            "each."),
+        Misconception("keys and values for all heads", _hidden(kv=False),
+            "Too narrow where heads share: the matrices of keys and values have n_kv_heads "
+            "heads, not n_heads."),
+        Misconception("head size from dim", _hidden(size=lambda c: c.dim // c.n_heads),
+            "Heads times head size need not be dim. Take the head size that the "
+            "configuration names."),
+        Misconception("norms forgotten", _hidden(norms=lambda c: 0),
+            "Nearly right, and over the budget where it is tight: each norm has dim weights."),
+        Misconception("last norm forgotten", _hidden(norms=lambda c: 2 * c.n_layers),
+            "Off only where the budget is met exactly: besides two norms in each block there "
+            "is a last one."),
+        Misconception("one norm for each block", _hidden(norms=lambda c: c.n_layers + 1),
+            "Off only where the budget is tight: a block has two norms, one for each of its "
+            "parts."),
+        Misconception("one feed-forward for all blocks", _hidden(per_block=False),
+            "Far too wide: every block has a feed-forward of its own. Divide by the number "
+            "of blocks as well."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "How many parameters has the model without its feed-forwards? How many does one "
+             "more hidden number cost, over all blocks?"),
+        Hint("My result is slightly off",
+             "One hidden number costs 3 · dim in each block. Without feed-forwards: tables, "
+             "four matrices of attention in each block, 2 · L + 1 norms of dim."),
+        Hint("It is refused for tied tables, or when the budget is met exactly",
+             "hidden = (budget - tables - attention - norms) // (3 * dim * n_layers), with one "
+             "table when config.tied_embeddings, else two. Whole numbers throughout."),
+    ),
+    praise="Sizes of models are chosen this way round: first the budget, then the width.",
+)
+
+
+# ---------------------------------------------------------------- exercise: leaky_norm (bug)
+
+
+def two_texts():
+    return _random(12, 2, 5, 6) * torch.tensor([[1.0], [3.0], [0.2], [30.0], [2.0]]), _random(13, 6)
+
+
+def one_text_with_a_token_of_zeros():
+    x = _random(14, 7, 4, scale=5.0)
+    x[3] = 0.0
+    return x, _random(15, 4)
+
+
+def _tokens_normed(divisor, scale=lambda n, weight: n * weight):
+    return lambda x, weight: scale(x / divisor(x), weight)
+
+
+def _root(x, dim=-1, eps=1e-5):
+    return (x.pow(2).mean(dim, keepdim=True) + eps).sqrt()
+
+
+LEAKY_NORM = Exercise(
+    name="norm_tokens", chapter=4, kind="bug", entry="norm_tokens",
+    title="A norm that sees the future", difficulty="medium", importance="essential", minutes=8,
+    reference=_tokens_normed(_root),
+    fixtures=(two_texts, one_text_with_a_token_of_zeros),
+    equivalents={
+        "rsqrt": lambda x, weight: x * torch.rsqrt(x.square().mean(-1, True) + 1e-5) * weight,
+        "F.rms_norm": lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5),
+        "float32 inside": lambda x, weight: (x.float() / _root(x.float())).type_as(x) * weight,
+    },
+    misconceptions=(
+        Misconception("unchanged", _tokens_normed(lambda x: _root(x, (-2, -1))),
+            "The last token still moves the earlier ones: all tokens of a text share one "
+            "size. Over which axes does the mean run?"),
+        Misconception("over the tokens only", _tokens_normed(lambda x: _root(x, -2)),
+            "Now each column has a size that all tokens share, so the future still leaks. "
+            "The mean belongs to one token."),
+        Misconception("over everything", _tokens_normed(
+                lambda x: (x.pow(2).mean() + 1e-5).sqrt()),
+            "Now even the texts of a batch share one size. The mean belongs to one token: "
+            "last axis only."),
+        Misconception("no norm", _tokens_normed(lambda x: 1.0),
+            "Nothing leaks, but nothing is normed either. Keep the division, and let each "
+            "token have its own size."),
+        Misconception("epsilon lost", _tokens_normed(lambda x: _root(x, -1, 0.0)),
+            "No leak any more, but a token of zeros gives NaN. Keep the small number under "
+            "the root."),
+        Misconception("root lost", _tokens_normed(lambda x: _root(x) ** 2),
+            "No leak any more, but the root is gone: small tokens come out large."),
+        Misconception("weight lost", _tokens_normed(_root, lambda n, weight: n),
+            "No leak any more, but the weight is gone. Only the axes were wrong."),
+        Misconception("sum instead of mean", _tokens_normed(
+                lambda x: (x.pow(2).sum(-1, keepdim=True) + 1e-5).sqrt()),
+            "No leak any more, but each token has length 1 now. It was the mean of the "
+            "squares; keep it."),
+        Misconception("over the past only", _tokens_normed(lambda x: (
+                x.pow(2).mean(-1, keepdim=True).cumsum(-2)
+                / torch.arange(1, x.shape[-2] + 1)[:, None] + 1e-5).sqrt()),
+            "Nothing leaks from the future, but earlier tokens still decide how large a "
+            "token is. A token is normed by itself."),
+    ),
+    hints=(
+        Hint("I see no slip",
+             "The cell above moves the last token and prints how far each earlier one moves. "
+             "In which line could tokens meet?"),
+        Hint("A token moves that should not",
+             "x has axes text, token, number. A mean over axis -2 is a mean over the tokens; "
+             "each token should know only its own numbers."),
+        Hint("I know the line and not the repair",
+             "Take the mean over the last axis only, dim=-1, with keepdim=True."),
+    ),
+    praise="A mask cannot stop what leaks through a norm.",
+)
+
+
+# ---------------------------------------------------------------- exercise: start_weights (bug)
+
+
+def a_model_to_be_started():
+    return (6,)
+
+
+def a_deeper_model():
+    return (11,)
+
+
+def _run_start(candidate, layers):
+    """What the function makes of each kind of weight: its mean and its spread, rounded."""
+    config = ModelConfig(dim=40, n_layers=layers, n_heads=4, n_kv_heads=2, head_dim=10,
+                         hidden_dim=90, vocab_size=120)
+    with torch.random.fork_rng(devices=[]):           # drawing is the task
+        model = Transformer(config)
+        for weight in model.parameters():
+            weight.data.fill_(1.0)                    # so that norms begin right
+        candidate(model)
+    kinds: dict[str, list[Tensor]] = {}
+    for name, weight in model.named_parameters():
+        kind = ".".join(part for part in name.split(".") if part not in ("weight", "layers")
+                        and not part.isdigit())
+        kinds.setdefault(kind, []).append(weight.detach().flatten().float())
+    joined = {kind: torch.cat(parts) for kind, parts in kinds.items()}
+    return {kind: (v.mean().item(), v.std().item()) for kind, v in joined.items()}
+
+
+def _compare_starts(expected, actual):
+    if not isinstance(actual, dict) or set(actual) != set(expected):
+        return "the model's parameters are not what they were"
+    for kind, (mean, spread) in expected.items():
+        got_mean, got_spread = actual[kind]
+        if abs(got_mean - mean) > 0.004 or not abs(got_spread - spread) <= 0.06 * spread + 1e-6:
+            return (f"{kind}: expected mean {mean:.2f} and spread {spread:.4f}, "
+                    f"got {got_mean:.2f} and {got_spread:.4f}")
+    return None
+
+
+def _started(matrices=0.02, narrow=lambda n: 0.02 / (2 * n) ** 0.5, norms=None,
+             ends=("wo.weight", "w2.weight"), draw=nn.init.normal_):
+    def start_weights(model):
+        small = narrow(model.config.n_layers)
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                draw(weight, std=small if name.endswith(ends) else matrices)
+            elif norms:
+                norms(weight)
+    return start_weights
+
+
+def _started_by_modules(model):
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for block in model.layers:
+        for matrix in (block.attention.wo, block.feed_forward.w2):
+            matrix.weight.data /= math.sqrt(2 * model.config.n_layers)
+
+
+@torch.no_grad()
+def _started_by_hand(model):
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.fill_(1.0)
+        else:
+            weight.copy_(0.02 * torch.randn(weight.shape))
+            if name.endswith(("wo.weight", "w2.weight")):
+                weight.div_((2 * len(model.layers)) ** 0.5)
+
+
+START_WEIGHTS = Exercise(
+    name="start_weights", chapter=4, kind="bug", entry="start_weights",
+    title="The loss is ln V and stays there", difficulty="medium", importance="essential",
+    minutes=10,
+    reference=_started(),
+    fixtures=(a_model_to_be_started, a_deeper_model),
+    run=_run_start, compare=_compare_starts,
+    equivalents={
+        "module by module": _started_by_modules,
+        "randn": _started_by_hand,
+        "norms set to one": _started(norms=nn.init.ones_),
+    },
+    misconceptions=(
+        Misconception("unchanged", _started(norms=lambda w: nn.init.normal_(w, std=0.02)),
+            "The norms still get tiny random weights, so every part reads almost nothing. "
+            "Which parameters are matrices, and which are not?"),
+        Misconception("norms of zeros", _started(norms=nn.init.zeros_),
+            "Now the norms are zeros: no part reads anything at all. What should a new norm "
+            "do to what it reads?"),
+        Misconception("all parts alike", _started(narrow=lambda n: 0.02),
+            "The norms are right. But what writes into the stream no longer starts narrower; "
+            "that part of the code was right, so keep it."),
+        Misconception("narrower without the 2", _started(narrow=lambda n: 0.02 / n ** 0.5),
+            "The norms are right. Each block writes twice, so the narrow spread is over the "
+            "root of twice the number of blocks."),
+        Misconception("narrower without the root", _started(narrow=lambda n: 0.02 / (2 * n)),
+            "The norms are right. The narrow spread lost its root: sizes of random numbers "
+            "add up by their squares."),
+        Misconception("matrices of ones", _started(draw=lambda w, std: nn.init.ones_(w)),
+            "All matrices are ones now, so all heads and hidden numbers start alike and stay "
+            "alike. They need random numbers."),
+        Misconception("spread of one", _started(matrices=1.0),
+            "The norms are right, but the matrices are fifty times too wide: the first loss "
+            "is far above the logarithm of V."),
+        Misconception("even numbers", _started(draw=lambda w, std: nn.init.uniform_(w, -std, std)),
+            "The norms are right, but the matrices are drawn evenly between two limits, and "
+            "so their spread is smaller than was asked for."),
+        Misconception("only the first matrix narrow", _started(ends=("wo.weight",)),
+            "The norms are right, but the feed-forward writes into the stream too: its way "
+            "back starts narrower as well."),
+    ),
+    hints=(
+        Hint("I see no slip",
+             "The cell prints the size of what each norm hands on. In a new model it should "
+             "be about 1. What decides it?"),
+        Hint("What the norms hand on is nearly zero",
+             "A norm has one axis of weights, and they start at 1. The loop draws *every* "
+             "parameter anew."),
+        Hint("I know the slip and not the repair",
+             "Leave alone what is not a matrix: only where weight.dim() == 2 is something "
+             "drawn."),
+    ),
+    praise="The first loss was right and the model was dead: one test alone is not enough.",
+)
+
+
+# ---------------------------------------------------------------- exercise: who_says_it
+
+
+def _small_model(seed: int, layers: int, tied: bool = False) -> Transformer:
+    config = ModelConfig(dim=20, n_layers=layers, n_heads=3, n_kv_heads=1, head_dim=4,
+                         hidden_dim=14, vocab_size=37, tied_embeddings=tied)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Transformer(config)
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.data.mul_(15)                  # far from the small start of training
+            else:
+                weight.data = 0.5 + torch.rand(weight.shape)
+    return model.requires_grad_(False)
+
+
+def a_model_of_three_blocks():
+    return _small_model(16, 3), torch.tensor([3, 9, 27, 1, 5, 5]), 11
+
+
+def a_model_of_two_blocks():
+    return _small_model(17, 2), torch.tensor([30, 2, 2, 11]), 36
+
+
+def _written(model, ids, order=("attention", "feed_forward"), embedding=True, token=-1):
+    kept, hooks = [], []
+
+    def keep(_, args, out):
+        kept.append(out[0, token])
+
+    for block in model.layers:
+        for name in order:
+            hooks.append(getattr(block, name).register_forward_hook(keep))
+    model(ids[None])
+    for hook in hooks:
+        hook.remove()
+    first = [model.tok_embeddings(ids[token])] if embedding else []
+    return torch.stack([*first, *kept])                                  # (2 L + 1, dim)
+
+
+def _says(divisor=None, weigh=True, **choice):
+    @torch.no_grad()
+    def who_says_it(model, ids, answer):
+        rows = _written(model, ids, **choice)
+        full = _written(model, ids).sum(0)
+        size = (full.pow(2).mean() + model.norm.eps).sqrt()
+        if divisor:
+            size = divisor(rows, size)
+        direction = model.output.weight[answer]
+        if weigh:
+            direction = direction * model.norm.weight
+        return (rows / size) @ direction
+    return who_says_it
+
+
+@torch.no_grad()
+def _says_by_differences(model, ids, answer):
+    """The stream before and after each part, by hand."""
+    from minimistral.rope import rotary_angles as turn
+
+    positions = torch.arange(len(ids))
+    angles = turn(positions, model.config.head_dim, model.config.rope_theta)
+    x = model.tok_embeddings(ids)[None]
+    parts = [x]
+    for block in model.layers:
+        parts.append(block.attention(block.attention_norm(x), positions, angles))
+        x = x + parts[-1]
+        parts.append(block.feed_forward(block.ffn_norm(x)))
+        x = x + parts[-1]
+    last = torch.cat([p[:, -1] for p in parts])
+    return last / (x[0, -1].square().mean() + model.norm.eps).sqrt() @ (
+        model.norm.weight * model.output.weight[answer])
+
+
+@torch.no_grad()
+def _says_from_totals(model, ids, answer):
+    rows = _written(model, ids)
+    total = rows.sum(0)
+    scale = model.norm(total) / total                 # the same for every part
+    return torch.stack([F.linear(row * scale, model.output.weight)[answer] for row in rows])
+
+
+@torch.no_grad()
+def _says_normed_each(model, ids, answer):
+    return model.norm(_written(model, ids)) @ model.output.weight[answer]
+
+
+@torch.no_grad()
+def _says_cumulative(model, ids, answer):
+    return model.norm(_written(model, ids).cumsum(0)) @ model.output.weight[answer]
+
+
+@torch.no_grad()
+def _says_blocks(model, ids, answer):
+    kept = [model.tok_embeddings(ids)[-1]]
+    hooks = [b.register_forward_hook(lambda _, args, out: kept.append(out[0, -1]))
+             for b in model.layers]
+    total = model(ids[None])
+    for hook in hooks:
+        hook.remove()
+    return model.logits(model.norm(torch.stack(kept)))[:, answer] if total is not None else None
+
+
+@torch.no_grad()
+def _says_shares(model, ids, answer):
+    parts = _says()(model, ids, answer)
+    return parts / parts.sum()
+
+
+WHO_SAYS_IT = Exercise(
+    name="who_says_it", chapter=4, kind="function", entry="who_says_it",
+    title="Who says the answer?", difficulty="hard", importance="useful", minutes=18,
+    reference=_says(),
+    fixtures=(a_model_of_three_blocks, a_model_of_two_blocks),
+    tolerance=1e-4,
+    equivalents={
+        "the blocks by hand": _says_by_differences,
+        "the scale from the sum": _says_from_totals,
+        "float64": lambda model, ids, answer: _says()(model, ids, answer).double(),
+    },
+    misconceptions=(
+        Misconception("each part normed by itself", _says_normed_each,
+            "The parts do not sum to the logit: each was divided by its own size. The last "
+            "norm divides the whole stream by one number."),
+        Misconception("the stream so far", _says_cumulative,
+            "That is the logit lens: each row contains all rows before it. Asked is what each "
+            "part alone adds to the logit."),
+        Misconception("one row for each block", _says_blocks,
+            "You read the stream after each block. Asked is what every part writes: attention "
+            "and feed-forward apart, and the embedding."),
+        Misconception("the norm left out", _says(divisor=lambda rows, size: 1.0),
+            "Right up to one factor: the last norm divides the whole stream by its size. "
+            "Divide every part by that same number."),
+        Misconception("the norm's weight left out", _says(weigh=False),
+            "The parts do not sum to the logit: the weight of the last norm is missing. It "
+            "scales each column before the output."),
+        Misconception("the embedding left out", _says(embedding=False),
+            "One row is missing, so the parts do not sum to the logit: the embedding speaks "
+            "as well, and comes first."),
+        Misconception("the first token", _says(token=0, divisor=lambda rows, size: (
+                rows.sum(0).pow(2).mean() + 1e-5).sqrt()),
+            "These are the parts of the first token. The answer follows the last one."),
+        Misconception("shares of the logit", _says_shares,
+            "These are shares of the whole. Asked are the parts themselves, whose sum is the "
+            "logit."),
+        Misconception("sizes", lambda model, ids, answer: _written(model, ids).norm(dim=-1),
+            "These are sizes: how loud each part is. Asked is how far it speaks for the "
+            "answer, which may be below zero."),
+        Misconception("divided by the length", _says(
+                divisor=lambda rows, size: rows.sum(0).norm()),
+            "Too small by one factor: the stream was divided by its length. The norm divides "
+            "by the root of the mean square."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "At the last token the stream is the embedding plus 2 · L written rows. Which "
+             "modules give these rows, and how can a hook keep them?"),
+        Hint("My parts do not sum to the logit",
+             "logit = (sum of rows / size · weight of the norm) · row of the output matrix. "
+             "The size belongs to the whole sum: one number for all parts."),
+        Hint("I cannot put it together",
+             "1. Hooks on block.attention and block.feed_forward keep out[0, -1]. 2. rows = "
+             "embedding and these. 3. size = root of the mean square of rows.sum(0), eps "
+             "included. 4. rows / size @ (norm.weight * output.weight[answer])."),
+    ),
+    praise="The stream is a sum, so the credit can be shared out exactly.",
+)
+
+
+# ---------------------------------------------------------------- exercise: my_config (open)
+
+
+LIMIT = 300_000
+
+
+def no_argument():
+    return ()
+
+
+@torch.no_grad()
+def _run_config(candidate):
+    """Is it a model within the limit, does it start ignorant, does it not leak?"""
+    config = candidate()
+    if not isinstance(config, ModelConfig):
+        raise TypeError("the function must return a ModelConfig")
+    parameters = count_parameters(config).total
+    with torch.random.fork_rng(devices=[]):
+        model = Transformer(config)
+        ids = torch.randint(0, config.vocab_size, (4, 30))
+    logits = model(ids)
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+    return {
+        "a vocabulary of 960 tokens": config.vocab_size == 960,
+        "at most 300,000 parameters": parameters <= LIMIT,
+        "at least 100,000 parameters": parameters >= 100_000,
+        "a loss of about ln V at the start": abs(loss - math.log(config.vocab_size)) < 0.3,
+    }
+
+
+def _compare_config(expected, actual):
+    if not isinstance(actual, dict):
+        return "no configuration came back"
+    wrong = [what for what, good in actual.items() if good != expected[what]]
+    return f"not met: {'; '.join(wrong)}" if wrong else None
+
+
+def _config(**change):
+    numbers = {"dim": 96, "n_layers": 1, "n_heads": 4, "n_kv_heads": 4, "head_dim": 24,
+               "hidden_dim": 240, "vocab_size": 960, **change}
+    return lambda: ModelConfig(**numbers)
+
+
+MY_CONFIG = Exercise(
+    name="my_config", chapter=4, kind="open", entry="my_config",
+    title="The best small model", difficulty="medium", importance="optional", minutes=20,
+    reference=_config(),
+    fixtures=(no_argument,),
+    run=_run_config, compare=_compare_config,
+    equivalents={
+        "narrow and deep": _config(dim=56, n_layers=4, n_heads=2, n_kv_heads=2, head_dim=28,
+                                   hidden_dim=150),
+        "shared heads": _config(n_kv_heads=1, hidden_dim=260),
+        "tied tables": _config(dim=128, n_heads=4, head_dim=32, hidden_dim=256,
+                               tied_embeddings=True),
+    },
+    misconceptions=(
+        Misconception("over the limit", _config(hidden_dim=640),
+            "The model has more than 300,000 parameters. Count by formula before building; "
+            "the two tables alone take 1,920 for each number of dim."),
+        Misconception("another vocabulary", _config(vocab_size=500, hidden_dim=500),
+            "The vocabulary is not that of the tales: with fewer rows some ids have no "
+            "embedding. Leave it at 960."),
+        Misconception("far below the limit", _config(dim=24, head_dim=6, hidden_dim=60),
+            "Fewer than 100,000 parameters: most of the budget is unused, and width is worth "
+            "having."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "The tables cost 2 · 960 · dim. How large may dim be so that half of the budget "
+             "is left for blocks?"),
+        Hint("I am over the limit",
+             "mm.count_parameters(config).total tells before anything is built. Exercise 3 "
+             "gives the widest hidden for what is left."),
+        Hint("I do not know what to try",
+             "Three candidates of the same size: one wide block; two blocks; four narrow ones. "
+             "Also tied_embeddings=True. Write your guess down, then train."),
+    ),
+    praise="A model within the budget. Now let the ladder judge it.",
+)
+
+
+EXERCISES = [RMS_NORM, SWIGLU, BLOCK, LAYER_NORM, MODEL_ORDER, WIDEST_HIDDEN, LEAKY_NORM,
+             START_WEIGHTS, WHO_SAYS_IT, MY_CONFIG]
