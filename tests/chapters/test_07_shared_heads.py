@@ -194,7 +194,7 @@ def test_explorer_says_what_it_draws():
     sizes = dict(zip(table["model"], table["GiB"]))
     assert sizes["yours"] == sizes["Mistral 7B"] == 4.0 and sizes["Llama 2 7B"] == 16.0
     figure, sentence, _ = ch07.cache_explorer(16, 128, 8, 2048, 4)
-    assert "on 1 key/value heads" in sentence and "smallest" in figure.axes[0].get_title()
+    assert "on 1 key/value head," in sentence and "smallest" in figure.axes[0].get_title()
 
 
 def test_sharing_picture_has_a_box_for_every_head():

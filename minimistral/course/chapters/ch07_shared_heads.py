@@ -142,7 +142,8 @@ def _box(ax, x, y, text, group, width=0.8):
     ax.text(x, y, text, ha="center", va="center", fontsize=12, zorder=3)
 
 
-def share_of_cache(config: mm.ModelConfig, length: int, dtype=torch.bfloat16, batch: int = 1) -> float:
+def share_of_cache(config: mm.ModelConfig, length: int, dtype=torch.bfloat16,
+                   batch: int = 1) -> float:
     """Of the bytes read to write one token for each text: the part that is keys and values.
 
     Every active weight is read once for the whole batch (of the table of token embeddings only a
@@ -219,13 +220,15 @@ def cache_explorer(query_heads: int, heads_that_share_one: int, layers: int, con
         ax.axvline(size, color=BLUE, linestyle=style, linewidth=1.5)
         ax.text(size, len(order) - 0.35, f"{size} GiB", color=BLUE, ha="center", fontsize=11)
     place = len(order) - order.index("yours")
-    text = "the smallest" if place == 6 else "the largest" if place == 1 else f"number {place} from the top"
+    text = {6: "the smallest", 1: "the largest"}.get(place, f"number {place} from the top")
     ax.set(xscale="log", xlim=(0.01, 2000), ylim=(-0.6, len(order) + 0.1),
            xlabel=f"GiB of cache for one text of {context:,} tokens (log scale)",
            title=f"Your cache is {text} of these six")
-    kv_heads, per_token = config.n_kv_heads, mm.cache_bytes_per_token(config, torch.int8) * bits / 8
+    kv_heads = config.n_kv_heads
+    per_token = mm.cache_bytes_per_token(config, torch.int8) * bits / 8
     alone = cache_gib(your_config(query_heads, 1, layers), context, bits)
-    sentence = (f"{query_heads} query heads on {kv_heads} key/value heads, {layers} layers, {bits} bits: "
+    sentence = (f"{query_heads} query heads on {kv_heads} key/value head{'s' * (kv_heads > 1)}, "
+                f"{layers} layers, {bits} bits: "
                 f"{per_token / KIB:.0f} KiB for each token, {sizes['yours']:.2f} GiB for "
                 f"{context:,} tokens; without sharing {alone:.2f} GiB.")
     return figure, sentence, {"model": order, "GiB": [round(sizes[name], 3) for name in order]}
