@@ -1,0 +1,86 @@
+"""The recorded runs of chapter 5, kept in the package with their provenance.
+
+    python benchmarks/curves.py [curves] [cleaning] [lies]
+
+curves     short runs, one healthy and the others with one fault each    assets/curves.json
+cleaning   one heap of text in four states, the same number of tokens    assets/cleaning.json
+lies       the shipped model taught by tales of which a part is false    assets/lies.json
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from datetime import date
+
+import torch
+
+from minimistral.course.chapters import ch05_training as ch05
+from minimistral.course.ladder import ladder
+from minimistral.course.progress import write_atomically
+from minimistral.recipes import cpu_name
+
+
+def provenance(what: str, seconds: float) -> dict:
+    return {"command": f"python benchmarks/curves.py {what}", "date": date.today().isoformat(),
+            "python": platform.python_version(), "torch": torch.__version__,
+            "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, "
+                       f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            "processor_seconds": round(seconds, 1)}
+
+
+def keep(what: str, facts: dict, began: float) -> None:
+    facts = {"provenance": provenance(what, time.process_time() - began), **facts}
+    text = json.dumps(facts, ensure_ascii=False)
+    write_atomically(ch05.ASSETS / f"{what}.json", text + "\n")
+    print(f"{what}: {time.process_time() - began:.0f} s", flush=True)
+
+
+def rounded(run: dict) -> dict:
+    return {key: [round(value, 4) for value in values] for key, values in run.items()}
+
+
+def curves() -> None:
+    began, runs = time.process_time(), []
+    for use, name, trial, seed in ch05.recorded_trials():
+        run = ch05.run_trial(trial, seed)
+        runs.append({"use": use, "name": name, "seed": seed, "trial": asdict(trial), **rounded(run)})
+        print(f"{name:24} seed {seed}: loss {run['loss'][-1]:.3f}, val {run['val'][-1]:.3f}",
+              flush=True)
+    floor = ladder.corpus.floor_per_token(ladder.tokenizer)
+    keep("curves", {"floor": floor, "every": 20, "runs": runs}, began)
+
+
+def cleaning() -> None:
+    began, rows = time.process_time(), []
+    makers = {"small": ch05.ladder_model, "bigger": ch05.wide_model}
+    for seed in range(3):
+        heaps = ch05.heaps(seed)
+        for size, state in [("small", s) for s in heaps] + [("bigger", "raw")]:
+            model = makers[size](seed)
+            loss = ch05.fixed_budget(heaps[state], model, seed=seed)
+            rows.append({"seed": seed, "model": size, "text": state,
+                         "parameters": sum(w.numel() for w in model.parameters()),
+                         "documents": len(heaps[state]), "nats_per_byte": round(loss, 5)})
+            print(rows[-1], flush=True)
+    keep("cleaning", {"floor": ladder.corpus.floor, "runs": rows}, began)
+
+
+def lies() -> None:
+    began, rows = time.process_time(), []
+    for share in (0.0, 0.5, 1.0):
+        rows.append(ch05.study_lies(share))
+        print(rows[-1], flush=True)
+    keep("lies", {"runs": rows}, began)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for what in sys.argv[1:] or ["curves", "cleaning", "lies"]:
+        {"curves": curves, "cleaning": cleaning, "lies": lies}[what]()
+
+
+if __name__ == "__main__":
+    main()
