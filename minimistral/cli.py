@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Mistral family of language models, built piece by piece.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_train, _add_generate):
+    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_train, _add_generate,
+                _add_postcard):
         add(commands)
     return parser
 
@@ -166,6 +167,26 @@ def _generate(arguments: argparse.Namespace) -> None:
         print()
     else:
         print(tokenizer.decode(list(ids)))
+
+
+def _add_postcard(commands) -> None:
+    parser = commands.add_parser(
+        "postcard", help="one HTML page about a model you trained, to pass on", formatter_class=_Help
+    )
+    option = parser.add_argument
+    option("folder", metavar="FOLDER", help="the folder that minimistral train has filled")
+    option("--out", required=True, metavar="FILE", help="the page to write, such as card.html")
+    option("--title", metavar="TEXT", help="the model's name (default: the folder's)")
+    option("--prompt", default="", metavar="TEXT", help="let the sample continue this (default: none)")
+    option("--seed", type=int, default=0, metavar="N", help="of the samples")
+    option("--replace", action="store_true", help="write over a file that is there")
+    parser.set_defaults(run=_postcard)
+
+
+def _postcard(arguments: argparse.Namespace) -> None:
+    from minimistral import postcard
+
+    postcard.run(arguments)
 
 
 if __name__ == "__main__":

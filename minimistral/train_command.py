@@ -8,9 +8,11 @@ import argparse
 import copy
 import json
 import os
+import platform
 import shutil
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -66,7 +68,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"{where}; minimistral train --out {out} --resume goes on") from None
     if is_first_process():
         mm.save_model(model, out)
-        record.to_json(out / "record.json")
+        facts = json.loads(record.to_json())
+        facts["about"] = about(corpus, tokenizer, tokens, held_out, device)
+        text = json.dumps(facts) + "\n"
+        (out / "record.json").write_text(text, encoding="utf-8", newline="\n")
         shutil.rmtree(out / "training")
         print(f"Saved in {out}. It writes:\n")
         show_sample(model, tokenizer, arguments.seed)
@@ -164,6 +169,27 @@ def describe(corpus, model, tokens, device: torch.device) -> None:
             f"{corpus.name}: {len(tokens.ids):,} tokens; {count.total:,} parameters{active} on {device}",
             file=sys.stderr,
         )
+
+
+def about(corpus, tokenizer, tokens, held_out: list[list[int]], device: torch.device) -> dict:
+    """What a record of losses does not say: the text, by its name alone, and what ran where.
+
+    frequencies: nats per token of the held-out text for somebody who knows nothing but how often
+    each token occurs in the training text.
+    """
+    counts = torch.bincount(tokens.ids, minlength=tokenizer.vocab_size).double()
+    counts[tokenizer.bos_id] = 0  # begins every text and is never predicted
+    surprise = -((counts + 1) / (counts + 1).sum()).log()
+    targets = torch.tensor([token for ids in held_out for token in ids[1:]])
+    return {
+        "corpus": corpus.name,
+        "train_bytes": len(corpus.train.encode()), "train_tokens": len(tokens.ids),
+        "val_bytes": len(corpus.val.encode()), "val_tokens": len(targets),
+        "frequencies": surprise[targets].mean().item(),
+        "device": str(device), "date": date.today().isoformat(),
+        "versions": {"minimistral": mm.__version__, "python": platform.python_version(),
+                     "torch": torch.__version__},
+    }
 
 
 def show_sample(model, tokenizer, seed: int) -> None:

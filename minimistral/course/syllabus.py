@@ -58,6 +58,7 @@ CHAPTERS: tuple[Chapter, ...] = (
         "What does a language model see instead of letters?",
         ("tokenizer",), 45, 100, (0,),
         (Headline(20, "The model handles the main European languages."),),
+        written=True,
     ),
     Chapter(
         2, "attention", "Attention",
@@ -103,12 +104,14 @@ CHAPTERS: tuple[Chapter, ...] = (
                 "because the whole model runs for every token.",
             ),
         ),
+        written=True,
     ),
     Chapter(
         7, "shared_heads", "Shared heads",
         "How much memory can we save when heads share keys and values?",
         ("attention",), 45, 90, (2, 6),
         (Headline(5, "Grouped-query attention saves memory by sharing keys and values."),),
+        written=True,
     ),
     Chapter(
         8, "sliding_window", "The sliding window",

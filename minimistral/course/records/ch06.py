@@ -1,0 +1,1487 @@
+"""Chapter 6, generation and cache: three core pieces, the memory of a layer, and its exercises."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimistral.cache import KVCache
+from minimistral.config import ModelConfig
+from minimistral.generate import generate
+from minimistral.model import Transformer
+from minimistral.sampling import draw, keep_top_k, keep_top_p
+
+from ..exercises import Exercise, Hint, Misconception
+
+INF = float("inf")
+
+
+def _logits(seed: int, *shape: int) -> Tensor:
+    """Scores without a zero mean, whose rows differ in size."""
+    chance = torch.Generator().manual_seed(seed)
+    size = 1 + 2 * torch.rand((*shape[:-1], 1), generator=chance)
+    return size * torch.randn(shape, generator=chance) + 0.3
+
+
+# ---------------------------------------------------------------- piece: draw
+
+
+def the_three_places():
+    chances = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
+    return chances, torch.tensor([0.6, 0.95])
+
+
+def rows_with_impossible_tokens():
+    chances = torch.tensor([[0.0, 0.25, 0.25, 0.0, 0.5, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
+                            [0.5, 0.0, 0.0, 0.125, 0.375, 0.0], [0.25, 0.25, 0.0, 0.25, 0.0, 0.25]])
+    return chances, torch.tensor([0.0, 0.999, 0.5, 0.25])
+
+
+def rows_whose_sums_are_rounded():
+    chances = torch.tensor([[0.2, 0.3, 0.4, 0.09, 0.0], [0.3, 0.3, 0.2, 0.2, 0.01]])
+    return chances, torch.tensor([0.995, 0.596])
+
+
+def eight_rows_of_eleven_tokens():
+    chance = torch.Generator().manual_seed(3)
+    return _logits(2, 8, 11).softmax(-1), torch.rand(8, generator=chance)
+
+
+def _drawn(pick):
+    def draw(probabilities, uniforms):
+        running = probabilities.double().cumsum(-1)
+        return pick(probabilities, running, uniforms.double()[:, None])
+    return draw
+
+
+def _draw_by_loop(probabilities, uniforms):
+    found = []
+    for row, u in zip(probabilities.double().tolist(), uniforms.double().tolist()):
+        target, total = u * sum(row), 0.0
+        for i, p in enumerate(row):
+            total += p
+            if total > target:
+                break
+        found.append(i)
+    return torch.tensor(found)
+
+
+def _steadily(candidate, probabilities, uniforms):
+    """Torch's own chance begins at the same place, so that a function that uses it repeats."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return candidate(probabilities, uniforms)
+
+
+DRAW = Exercise(
+    name="draw", chapter=6, kind="piece", piece="sampling.draw", entry="draw",
+    title="To draw a token", difficulty="medium", importance="essential", minutes=8,
+    reference=draw, run=_steadily,
+    fixtures=(the_three_places, rows_with_impossible_tokens, rows_whose_sums_are_rounded,
+              eight_rows_of_eleven_tokens),
+    equivalents={
+        "count the sums passed": _drawn(lambda p, r, u: (r <= u * r[:, -1:]).sum(-1)),
+        "first True": _drawn(lambda p, r, u: (r > u * r[:, -1:]).long().argmax(-1)),
+        "scaled probabilities": _drawn(lambda p, r, u: torch.searchsorted(
+            r / r[:, -1:], u, right=True)[:, 0]),
+        "bucketize by rows": lambda probabilities, uniforms: torch.stack([torch.bucketize(
+            u * p.double().sum(), p.double().cumsum(0), right=True)
+            for p, u in zip(probabilities, uniforms.double())]),
+        "loop": _draw_by_loop,
+    },
+    misconceptions=(
+        Misconception("the likeliest", _drawn(lambda p, r, u: p.argmax(-1)),
+            "The likeliest token came out, whatever the number was. The number decides: it falls "
+            "into one of the pieces of the line."),
+        Misconception("no running sum", _drawn(lambda p, r, u: (p > u).long().argmax(-1)),
+            "You compared the number with single probabilities. The pieces lie one after the "
+            "other, so compare it with their running sum."),
+        Misconception("nearest probability",
+            _drawn(lambda p, r, u: (p - u).abs().argmin(-1)),
+            "You took the token whose probability is nearest to the number. The number is a place "
+            "on the line from 0 to 1."),
+        Misconception("nearest running sum", _drawn(lambda p, r, u: (r - u).abs().argmin(-1)),
+            "You took the nearest running sum, above or below. It must be the first one that "
+            "is greater than the number."),
+        Misconception("the last sum below",
+            _drawn(lambda p, r, u: ((r <= u).sum(-1) - 1).clamp(min=0)),
+            "You are one token early: the last sum that is below the number. It must be the first "
+            "that is greater."),
+        Misconception("equal is enough", _drawn(lambda p, r, u: torch.searchsorted(
+                r, u * r[:, -1:], right=False)[:, 0]),
+            "A token with probability 0 can be chosen by the number 0. The running sum must be "
+            "greater than the number, not only equal."),
+        Misconception("sum not scaled, one too far", _drawn(lambda p, r, u: torch.searchsorted(
+                r, u, right=True)[:, 0]),
+            "Where rounded probabilities sum to less than 1, a number near 1 finds no token. Scale "
+            "the number by the row's last running sum."),
+        Misconception("not scaled, first True", _drawn(lambda p, r, u: (r > u).long().argmax(-1)),
+            "Where no sum passes the number, your search falls back to token 0. Scale the number "
+            "by the last running sum of its row first."),
+        Misconception("not scaled, clamped to the last",
+            _drawn(lambda p, r, u: (r <= u).sum(-1).clamp(max=p.shape[-1] - 1)),
+            "Where the sum is below 1, the last token gets what is missing, even with probability "
+            "0. Scale the number instead of limiting the index."),
+        Misconception("one number for all", _drawn(lambda p, r, u: (
+                r > u[0] * r[:, -1:]).long().argmax(-1)),
+            "All rows used the first number. Each row has its own; give the numbers a second axis, "
+            "so that row meets row."),
+        Misconception("all tokens alike", _drawn(lambda p, r, u: (
+                u[:, 0] * p.shape[-1]).long()),
+            "The number was turned into an index as if all tokens were equally likely. The pieces "
+            "of the line are as long as the probabilities."),
+        Misconception("sorted first", _drawn(lambda p, r, u: p.sort(-1, descending=True)[1].gather(
+                -1, (p.sort(-1, descending=True)[0].double().cumsum(-1) > u * r[:, -1:]
+                     ).long().argmax(-1, keepdim=True))[:, 0]),
+            "You sorted the tokens first. The shares are right, but the same seed must give the "
+            "same token: keep the order of the vocabulary."),
+        Misconception("torch's own chance", lambda probabilities, uniforms: torch.multinomial(
+                probabilities, 1)[:, 0],
+            "The result does not depend on the numbers that were given: it was drawn anew. Use the "
+            "numbers, so that a seed can repeat a text."),
+        Misconception("an axis left over", _drawn(lambda p, r, u: torch.searchsorted(
+                r, u * r[:, -1:], right=True)),
+            "The tokens are right, but the result has an axis too many: one number for each row is "
+            "wanted and nothing else."),
+        Misconception("booleans", _drawn(lambda p, r, u: r > u * r[:, -1:]),
+            "That is the comparison itself, a row of True and False. Wanted is the place of the "
+            "first True in each row."),
+        Misconception("probabilities", _drawn(lambda p, r, u: p.gather(
+                -1, (r > u * r[:, -1:]).long().argmax(-1, keepdim=True))[:, 0]),
+            "You returned how likely the chosen tokens are. Wanted are the tokens, that is, their "
+            "places in the row."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Lengths 0.5, 0.2, 0.3, laid end to end: where does each piece end? Which end is the "
+             "first beyond 0.6?"),
+        Hint("It is refused for impossible tokens or rounded sums",
+             "Three steps: running sums along the last axis; the number times the last running "
+             "sum of its row; the first running sum that is greater than that."),
+        Hint("The shapes do not fit",
+             "Running sums are (B, V), the numbers (B). With [:, None] they become (B, 1) and meet "
+             "every column. torch.searchsorted(running, target, right=True) gives (B, 1); drop the "
+             "last axis."),
+    ),
+    praise="Chance is now in your hands: the same seed writes the same tale.",
+)
+
+
+# ---------------------------------------------------------------- piece: keep_top_k
+
+
+def two_rows_of_seven():
+    return _logits(4, 2, 7), 3
+
+
+def rows_with_equal_logits():
+    return torch.tensor([[1.0, 3.0, 3.0, 0.5, 3.0, -2.0], [2.0, 2.0, 2.0, 2.0, 2.0, 2.0],
+                         [-1.0, -4.0, -1.0, -3.0, 5.0, -1.0]]), 2
+
+
+def k_larger_than_the_vocabulary():
+    return _logits(5, 3, 4), 9
+
+
+def only_one():
+    return _logits(6, 4, 6) - 7, 1
+
+
+def _leftmost(candidate, logits, k):
+    """Which of equal logits are kept does not matter: the kept ones move to the left."""
+    before = logits.clone()
+    kept = candidate(logits, k)
+    if not isinstance(kept, Tensor) or kept.shape != before.shape:
+        return kept
+    kept = kept.clone()
+    for given, row in zip(before, kept):
+        for value in given.unique():
+            places = (given == value).nonzero().flatten()
+            if len(places) > 1:
+                row[places] = row[places].sort(descending=True)[0]
+    return kept
+
+
+def _k_by_sort(logits, k):
+    order = logits.sort(dim=-1, descending=True)[1]
+    rank = torch.empty_like(order).scatter(
+        -1, order, torch.arange(logits.shape[-1]).expand_as(order))
+    return logits.masked_fill(rank >= k, -INF)
+
+
+def _k_by_mask(logits, k):
+    best = logits.topk(min(k, logits.shape[-1]))[1]
+    mask = torch.ones_like(logits, dtype=torch.bool).scatter(-1, best, False)
+    return torch.where(mask, -INF, logits)
+
+
+def _k_by_rows(logits, k):
+    out = torch.full_like(logits, -INF)
+    for row, target in zip(logits, out):
+        for i in row.topk(min(k, len(row)))[1]:
+            target[i] = row[i]
+    return out
+
+
+def _threshold(logits, k, keep, k_of=lambda k, logits: min(k, logits.shape[-1])):
+    limit = logits.topk(k_of(k, logits), dim=-1)[0][..., -1:]
+    return logits.masked_fill(~keep(logits, limit), -INF)
+
+
+def _in_place(logits, k):
+    logits[logits.argsort(-1, descending=True).argsort(-1) >= k] = -INF
+    return logits
+
+
+KEEP_TOP_K = Exercise(
+    name="keep_top_k", chapter=6, kind="piece", piece="sampling.keep_top_k", entry="keep_top_k",
+    title="The k largest", difficulty="easy", importance="essential", minutes=5,
+    reference=keep_top_k, run=_leftmost,
+    fixtures=(two_rows_of_seven, rows_with_equal_logits, k_larger_than_the_vocabulary, only_one),
+    equivalents={
+        "ranks by sorting": _k_by_sort,
+        "mask and where": _k_by_mask,
+        "row by row": _k_by_rows,
+        "double argsort": lambda logits, k: logits.masked_fill(
+            logits.argsort(-1, descending=True).argsort(-1) >= k, -INF),
+    },
+    misconceptions=(
+        Misconception("a threshold keeps ties",
+            lambda logits, k: _threshold(logits, k, lambda x, limit: x >= limit),
+            "With equal logits more than k are kept: all that reach the k-th value. Keep the "
+            "places that topk names, not the values above a limit."),
+        Misconception("a strict threshold",
+            lambda logits, k: _threshold(logits, k, lambda x, limit: x > limit),
+            "Too few are kept: the k-th itself was thrown out. It belongs to the k largest."),
+        Misconception("written into the input", _in_place,
+            "The values are right, but the logits that you were given are changed as well, and "
+            "somebody may still need them. Work on a copy."),
+        Misconception("the smallest", lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, (i := logits.topk(min(k, logits.shape[-1]), largest=False)[1]),
+                logits.gather(-1, i)),
+            "The smallest logits are kept and the largest are gone. A large logit means: likely."),
+        Misconception("largest in size",
+            lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, (i := logits.abs().topk(min(k, logits.shape[-1]))[1]), logits.gather(-1, i)),
+            "Strongly negative logits are kept. Compare the logits with their sign: the most "
+            "negative is the least likely."),
+        Misconception("zeros instead of minus infinity",
+            lambda logits, k: torch.zeros_like(logits).scatter(
+                -1, (i := logits.topk(min(k, logits.shape[-1]))[1]), logits.gather(-1, i)),
+            "What is cut has the logit 0, an ordinary score that still gets probability. Only "
+            "minus infinity becomes 0 in the softmax."),
+        Misconception("the cut ones only",
+            lambda logits, k: logits.scatter(-1, logits.topk(min(k, logits.shape[-1]))[1], -INF),
+            "The other way round: the k largest were set to minus infinity and the rest kept."),
+        Misconception("values only", lambda logits, k: logits.topk(min(k, logits.shape[-1]))[0],
+            "Only the k values came back, without their places. The result has the shape of the "
+            "logits, so that each token keeps its place."),
+        Misconception("places only", lambda logits, k: logits.topk(min(k, logits.shape[-1]))[1],
+            "You returned which tokens are kept. Wanted are the logits themselves, with minus "
+            "infinity for all others."),
+        Misconception("sorted", lambda logits, k: torch.cat([
+                (s := logits.sort(-1, descending=True)[0])[:, :k],
+                torch.full_like(s[:, k:], -INF)], 1),
+            "The kept logits moved to the front. A token is its place in the row; every kept logit "
+            "stays where it was."),
+        Misconception("one cut for the batch",
+            lambda logits, k: logits.masked_fill(
+                logits < logits.flatten().topk(min(k, logits.numel()))[0][-1], -INF),
+            "The k largest of the whole batch were kept, so some rows keep nothing. Each row keeps "
+            "its own k."),
+        Misconception("down the columns",
+            lambda logits, k: torch.full_like(logits, -INF).scatter(
+                0, (i := logits.topk(min(k, len(logits)), dim=0)[1]), logits.gather(0, i)),
+            "The largest of each column were kept. A row belongs to one text; its tokens are the "
+            "last axis."),
+        Misconception("k not limited", lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, (i := logits.topk(k)[1]), logits.gather(-1, i)),
+            "It stops when k is larger than the vocabulary. Then all tokens are kept: take the "
+            "smaller of k and V."),
+        Misconception("one too many", lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, (i := logits.topk(min(k + 1, logits.shape[-1]))[1]), logits.gather(-1, i)),
+            "One token too many is kept. Sorted, the k largest are those at 0 up to k - 1."),
+        Misconception("probabilities", lambda logits, k: keep_top_k(logits, k).softmax(-1),
+            "The right tokens, but as probabilities. Logits come back, with minus infinity for "
+            "what is cut; the softmax follows later."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "logits.topk(k) gives two things: the values and their places. Which of the two says "
+             "what to keep?"),
+        Hint("It is refused for equal logits, or for a large k",
+             "Three logits of 3.0 and k = 2: a limit of 3.0 lets all three through, but topk names "
+             "two places. For k above V take min(k, V)."),
+        Hint("I have the places; what now?",
+             "Begin with a row of minus infinities: torch.full_like(logits, -torch.inf). Then "
+             ".scatter(-1, places, values) writes the kept values into it."),
+    ),
+    praise="Exactly k, at their places, ties or not.",
+)
+
+
+# ---------------------------------------------------------------- piece: keep_top_p
+
+
+def the_example_and_a_sure_row():
+    return torch.tensor([[0.15, 0.45, 0.10, 0.30], [0.01, 0.02, 0.95, 0.02]]), 0.6
+
+
+def three_rows_of_seven():
+    return _logits(7, 3, 7).softmax(-1), 0.85
+
+
+def five_rows_of_eleven():
+    return _logits(8, 5, 11).softmax(-1), 0.37
+
+
+def rows_that_are_zero_somewhere():
+    return torch.tensor([[0.0, 0.3, 0.0, 0.25, 0.45], [0.2, 0.0, 0.0, 0.55, 0.25]]), 0.93
+
+
+def _nucleus(cut=lambda ordered, p: ordered.cumsum(-1) - ordered > p, scale=True, back="scatter",
+             descending=True, source=lambda x: x):
+    """keep_top_p with one step exchanged."""
+    def keep_top_p(probabilities, p):
+        probabilities = source(probabilities)
+        ordered, order = probabilities.sort(dim=-1, descending=descending, stable=True)
+        kept = ordered.masked_fill(cut(ordered, p), 0.0)
+        if scale:
+            kept = kept / kept.sum(-1, keepdim=True)
+        if back == "scatter":
+            return torch.zeros_like(kept).scatter(-1, order, kept)
+        return kept.gather(-1, order) if back == "gather" else kept
+    return keep_top_p
+
+
+def _p_by_rows(probabilities, p):
+    out = torch.zeros_like(probabilities)
+    for row, target in zip(probabilities.tolist(), out):
+        total = 0.0
+        for i in sorted(range(len(row)), key=lambda i: -row[i]):
+            target[i] = row[i]
+            total += row[i]
+            if total > p:
+                break
+    return out / out.sum(-1, keepdim=True)
+
+
+def _p_by_sums(probabilities, p):
+    """Token by token: the sum of all that are likelier."""
+    likelier = probabilities[:, None, :] > probabilities[:, :, None]
+    before = (likelier * probabilities[:, None, :]).sum(-1)
+    kept = probabilities * (before <= p)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def _p_shifted(probabilities, p):
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    out = ordered.cumsum(-1) > p
+    out[:, 1:] = out[:, :-1].clone()
+    out[:, 0] = False
+    mask = torch.zeros_like(out).scatter(-1, order, out)
+    kept = probabilities.masked_fill(mask, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def _p_with_limit(probabilities, keep):
+    kept = probabilities * keep
+    return kept / kept.sum(-1, keepdim=True)
+
+
+KEEP_TOP_P = Exercise(
+    name="keep_top_p", chapter=6, kind="piece", piece="sampling.keep_top_p", entry="keep_top_p",
+    title="The nucleus", difficulty="medium", importance="essential", minutes=10,
+    reference=keep_top_p,
+    fixtures=(the_example_and_a_sure_row, three_rows_of_seven, five_rows_of_eleven,
+              rows_that_are_zero_somewhere),
+    equivalents={
+        "row by row": _p_by_rows,
+        "sum of the likelier": _p_by_sums,
+        "shifted mask": _p_shifted,
+        "unsorted by argsort": lambda probabilities, p: (lambda o, i: (
+            lambda kept: (kept / kept.sum(-1, keepdim=True)).gather(-1, i.argsort(-1)))(
+                o.masked_fill(o.cumsum(-1) - o > p, 0.0)))(
+                    *probabilities.sort(-1, descending=True)),
+        "from the small end": lambda probabilities, p: (lambda o, i: _p_with_limit(
+            probabilities, torch.zeros_like(o, dtype=torch.bool).scatter(
+                -1, i, o.cumsum(-1) >= 1 - p)))(*probabilities.sort(-1)),
+    },
+    misconceptions=(
+        Misconception("the crossing token dropped",
+            _nucleus(cut=lambda o, p: o.cumsum(-1) > p),
+            "The token that crosses p was dropped; where one token alone passes p, nothing is left "
+            "and the row is NaN. Compare the sum before each token."),
+        Misconception("crossing token dropped, first kept",
+            _nucleus(cut=lambda o, p: (o.cumsum(-1) > p) & (torch.arange(o.shape[-1]) > 0)),
+            "The token that crosses p is missing; you saved only the first. The rule needs no "
+            "exception: compare the sum of the likelier tokens with p."),
+        Misconception("not scaled", _nucleus(scale=False),
+            "The rows sum to less than 1. What is left must be scaled: divide each row by its own "
+            "sum."),
+        Misconception("scaled by p", lambda probabilities, p: _nucleus(scale=False)(
+                probabilities, p) / p,
+            "You divided by p, but what is kept sums to more than p: the crossing token is in it. "
+            "Divide by the sum itself."),
+        Misconception("left in sorted order", _nucleus(back="no"),
+            "The right numbers at wrong places: they are still sorted. Each must go back to the "
+            "token that it came from."),
+        Misconception("gathered back", _nucleus(back="gather"),
+            "Put back to the wrong places: gather reads at the order, scatter writes to it. The "
+            "order says where each sorted number came from."),
+        Misconception("sorted the wrong way", _nucleus(descending=False),
+            "The least likely tokens are kept: sorting goes upwards unless told otherwise. The "
+            "likeliest come first."),
+        Misconception("not sorted", lambda probabilities, p: _p_with_limit(
+                probabilities, probabilities.cumsum(-1) - probabilities <= p),
+            "You summed in the order of the vocabulary. Sort first: the likeliest tokens are to be "
+            "kept, wherever they stand."),
+        Misconception("a limit for single tokens", lambda probabilities, p: _p_with_limit(
+                probabilities, probabilities >= 1 - p),
+            "You compared each probability with a limit. Top-p is about the sum of the likeliest "
+            "tokens."),
+        Misconception("only tokens above p", lambda probabilities, p: _p_with_limit(
+                probabilities, probabilities > p),
+            "You kept tokens that are themselves above p, often none. It is the sum of the "
+            "likeliest that must pass p."),
+        Misconception("one token too many",
+            _nucleus(cut=lambda o, p: o.cumsum(-1) - o - F.pad(o, (1, 0))[:, :-1] > p),
+            "One token too many is kept: the one after the crossing. The sum before a token must "
+            "not hold p already."),
+        Misconception("the rest of p", _nucleus(cut=lambda o, p: o.cumsum(-1) - o > 1 - p),
+            "You kept until the sum passes 1 - p. With p = 0.9 nearly everything should be kept, "
+            "not a tenth."),
+        Misconception("softmax again", _nucleus(source=lambda x: x.softmax(-1)),
+            "A softmax was applied to probabilities, which makes them nearly level. They are "
+            "probabilities already; sort them as they are."),
+        Misconception("softmax to scale", lambda probabilities, p: _nucleus(scale=False)(
+                probabilities, p).softmax(-1),
+            "A softmax gives every token something, the cut ones too. To scale, divide each row by "
+            "its sum."),
+        Misconception("scaled over the batch", lambda probabilities, p: (
+                lambda kept: kept / kept.sum())(_nucleus(scale=False)(probabilities, p)),
+            "All rows together sum to 1. Each row is one distribution: sum along the last axis, "
+            "and keep that axis."),
+        Misconception("tokens counted", lambda probabilities, p: (
+                lambda kept: kept / kept.sum(-1, keepdim=True))(probabilities.where(
+                    probabilities.argsort(-1, descending=True).argsort(-1)
+                    < math.ceil(p * probabilities.shape[-1]), torch.tensor(0.0))),
+            "You kept a share p of the tokens. It is their probability that must reach p, be it in "
+            "one token or in many."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Sorted: 0.45, 0.30, 0.15, 0.10. The sums before each: 0, 0.45, 0.75, 0.90. Which of "
+             "these are not above 0.6?"),
+        Hint("I get NaN in a row with one likely token",
+             "The sum up to and with the first token is 0.95, above p, but the sum before it is 0. "
+             "Use the sum before: cumsum minus the number itself."),
+        Hint("My numbers are at the wrong places",
+             "sort returns two things: sorted numbers and where they came from. "
+             "torch.zeros_like(probabilities).scatter(-1, order, ordered) writes each back to its "
+             "place."),
+    ),
+    praise="The cut now adapts itself to the place.",
+)
+
+
+# ---------------------------------------------------------------- in the chapter: remember
+
+
+def _chunk(seed: int, length: int, start: int):
+    k, v = _logits(seed, 2, length, 3, 4), _logits(seed + 50, 2, length, 3, 4)
+    return k, v, torch.arange(start, start + length).expand(2, length)
+
+
+def three_tokens_then_one_then_two():
+    return ([_chunk(11, 3, 0), _chunk(12, 1, 3), _chunk(13, 2, 4)],)
+
+
+def a_text_that_begins_at_position_seven():
+    return ([_chunk(14, 5, 7), _chunk(15, 2, 12)],)
+
+
+def _all_memories(candidate, chunks):
+    """What is kept after every chunk."""
+    kept, results = None, []
+    for k, v, positions in chunks:
+        kept = candidate(kept, k, v, positions)
+        results.append(tuple(kept))
+    return results
+
+
+def _appended(join):
+    def remember(kept, k, v, positions):
+        new = (k, v, positions)
+        return new if kept is None else join(kept, new)
+    return remember
+
+
+def _cat(kept, new, dim=1):
+    return tuple(torch.cat(pair, dim=dim) for pair in zip(kept, new))
+
+
+def _remember_long(kept, k, v, positions):
+    if kept is not None:
+        old_k, old_v, old_positions = kept
+        k = torch.cat([old_k, k], dim=1)
+        v = torch.cat([old_v, v], dim=1)
+        positions = torch.cat([old_positions, positions], dim=1)
+    return k, v, positions
+
+
+REMEMBER = Exercise(
+    name="remember", chapter=6, kind="function", entry="remember",
+    title="The memory of a layer", difficulty="easy", importance="essential", minutes=5,
+    reference=_appended(_cat), run=_all_memories,
+    fixtures=(three_tokens_then_one_then_two, a_text_that_begins_at_position_seven),
+    equivalents={
+        "three lines": _remember_long,
+        "negative axes": _appended(lambda kept, new: (
+            torch.cat([kept[0], new[0]], -3), torch.cat([kept[1], new[1]], -3),
+            torch.cat([kept[2], new[2]], -1))),
+        "a list": lambda kept, k, v, positions: list(_appended(_cat)(kept, k, v, positions)),
+        "empty at first": lambda kept, k, v, positions: _cat(
+            kept or (k[:, :0], v[:, :0], positions[:, :0]), (k, v, positions)),
+    },
+    misconceptions=(
+        Misconception("only the new", lambda kept, k, v, positions: (k, v, positions),
+            "Only the newest tokens are left; a query would see nothing of its past. Append them "
+            "to what was kept."),
+        Misconception("only the old", _appended(lambda kept, new: kept),
+            "The new tokens are missing: the memory stays as it was after the first call."),
+        Misconception("along the batch", _appended(lambda kept, new: (
+                torch.cat([kept[0], new[0]], 0), torch.cat([kept[1], new[1]], 0),
+                torch.cat([kept[2], new[2]], 0))),
+            "You joined along the axis of the texts. A text grows along its own axis: the second, "
+            "number 1."),
+        Misconception("along the last axis", _appended(lambda kept, new: _cat(kept, new, -1)),
+            "You joined along the last axis, which for keys is the size of a head. The tokens lie "
+            "along axis 1."),
+        Misconception("along the heads", _appended(lambda kept, new: (
+                torch.cat([kept[0], new[0]], 2), torch.cat([kept[1], new[1]], 2),
+                torch.cat([kept[2], new[2]], 1))),
+            "You joined along the heads. Their number never grows; the tokens do, along axis 1."),
+        Misconception("new ones first", _appended(lambda kept, new: _cat(new, kept)),
+            "The newest tokens stand first. Looks would still be right, but the order was asked "
+            "for: what comes later stands later."),
+        Misconception("positions not joined", _appended(lambda kept, new: (
+                *_cat(kept[:2], new[:2]), new[2])),
+            "Keys and values grew, the positions did not. Without its position nobody knows "
+            "whether a key may be seen."),
+        Misconception("positions counted anew", _appended(lambda kept, new: (
+                *_cat(kept[:2], new[:2]),
+                torch.arange(kept[2].shape[1] + new[2].shape[1]).expand(
+                    len(new[2]), kept[2].shape[1] + new[2].shape[1]))),
+            "You counted positions from 0. A text may begin later; join the positions that were "
+            "given."),
+        Misconception("values from keys", _appended(lambda kept, new: (
+                torch.cat([kept[0], new[0]], 1), torch.cat([kept[0], new[0]], 1),
+                torch.cat([kept[2], new[2]], 1))),
+            "The values are a copy of the keys. What a token hands over is kept beside what it is "
+            "found by."),
+        Misconception("keys and values exchanged", _appended(lambda kept, new: (
+                torch.cat([kept[1], new[1]], 1), torch.cat([kept[0], new[0]], 1),
+                torch.cat([kept[2], new[2]], 1))),
+            "Keys and values changed places on the way. They come in and go out in the same "
+            "order: keys, values, positions."),
+        Misconception("added up", _appended(lambda kept, new: tuple(
+                a[:, :1] + b for a, b in zip(kept, new))),
+            "Old and new were added as numbers. They have to stand side by side: join them along "
+            "axis 1."),
+        Misconception("None not expected", lambda kept, k, v, positions: _cat(
+                kept, (k, v, positions)),
+            "The first call gives None: nothing is kept yet. Then what is new is all there is."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "What should be returned at the very first call, when nothing is kept?"),
+        Hint("The shapes are wrong",
+             "Keys are (B, S, K, D): texts, tokens, heads, numbers. Five tokens and one make six "
+             "along axis 1; positions are (B, S), and there it is axis 1 as well."),
+        Hint("How do I join?",
+             "torch.cat([old, new], dim=1), three times: keys, values, positions. If kept is None, "
+             "return the three new ones."),
+    ),
+    praise="That is a cache: what was computed once is kept.",
+)
+
+
+# ---------------------------------------------------------------- exercise: with_temperature
+
+
+def rows_at_one_half():
+    return _logits(21, 2, 5), 0.5
+
+
+def a_block_at_one_point_seven():
+    return _logits(22, 2, 3, 7), 1.7
+
+
+def large_logits_at_a_low_temperature():
+    return 40 * _logits(23, 3, 4), 0.05
+
+
+def temperature_zero_with_equal_logits():
+    return torch.tensor([[1.0, 4.0, 4.0, 0.5], [-3.0, -2.0, -5.0, -2.5]]), 0
+
+
+def _dial(warm=lambda x, t: (x / t).softmax(-1),
+          cold=lambda x: F.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)):
+    return lambda logits, temperature: (cold(logits) if temperature == 0
+                                        else warm(logits, temperature))
+
+
+WITH_TEMPERATURE = Exercise(
+    name="with_temperature", chapter=6, kind="complete", entry="with_temperature",
+    title="The whole dial, zero included", difficulty="easy", importance="essential", minutes=6,
+    reference=_dial(),
+    fixtures=(rows_at_one_half, a_block_at_one_point_seven, large_logits_at_a_low_temperature,
+              temperature_zero_with_equal_logits),
+    equivalents={
+        "power of probabilities": _dial(warm=lambda x, t: (x.log_softmax(-1) / t).softmax(-1)),
+        "logsumexp": _dial(warm=lambda x, t: (x / t - (x / t).logsumexp(-1, keepdim=True)).exp()),
+        "scatter": _dial(cold=lambda x: torch.zeros_like(x).scatter(
+            -1, x.argmax(-1, keepdim=True), 1.0)),
+        "comparison": _dial(cold=lambda x: (
+            torch.arange(x.shape[-1]) == x.argmax(-1, keepdim=True)).float()),
+    },
+    misconceptions=(
+        Misconception("multiplied", _dial(warm=lambda x, t: (x * t).softmax(-1)),
+            "The dial is reversed: a low temperature makes the row flatter. The logits are "
+            "divided by the temperature."),
+        Misconception("probabilities divided", _dial(warm=lambda x, t: (
+                lambda p: p / p.sum(-1, keepdim=True))(x.softmax(-1) / t)),
+            "The dial does nothing: the temperature is left out, or it divides probabilities that "
+            "are scaled again afterwards. Divide the logits, before the softmax."),
+        Misconception("probabilities divided, not scaled",
+            _dial(warm=lambda x, t: x.softmax(-1) / t),
+            "The rows no longer sum to 1. Temperature belongs to the logits, before the softmax."),
+        Misconception("softmax of divided probabilities",
+            _dial(warm=lambda x, t: (x.softmax(-1) / t).softmax(-1)),
+            "Two softmaxes: the second one treats probabilities as scores, and everything becomes "
+            "nearly level. Divide the logits, then one softmax."),
+        Misconception("plain exponentials", _dial(warm=lambda x, t: (
+                lambda e: e / e.sum(-1, keepdim=True))((x / t).exp())),
+            "NaN: at a low temperature the scores become large and their exponentials infinite. "
+            "The library's softmax takes care of that."),
+        Misconception("down the columns", _dial(warm=lambda x, t: (x / t).softmax(-2)),
+            "The columns sum to 1. Each row is one distribution; the tokens are the last axis."),
+        Misconception("no case for zero",
+            lambda logits, temperature: (logits / temperature).softmax(-1),
+            "Division by 0 at temperature 0. That setting has a meaning of its own: all "
+            "probability for the likeliest token."),
+        Misconception("equal ones share", _dial(cold=lambda x: (
+                lambda m: m / m.sum(-1, keepdim=True))((x == x.amax(-1, keepdim=True)).float())),
+            "At temperature 0 equal logits share the probability. The first of them gets all."),
+        Misconception("every equal one gets 1",
+            _dial(cold=lambda x: (x == x.amax(-1, keepdim=True)).float()),
+            "At temperature 0 a row with equal logits sums to 2. Only the first of them gets "
+            "probability 1."),
+        Misconception("the token at zero", _dial(cold=lambda x: x.argmax(-1)),
+            "At temperature 0 you return the token. Wanted is a distribution as always: 1 at that "
+            "token, 0 elsewhere."),
+        Misconception("the largest logit at zero", _dial(cold=lambda x: x.where(
+                x == x.amax(-1, keepdim=True), torch.tensor(0.0))),
+            "At temperature 0 the row holds logits. It should hold probabilities: 1 at the "
+            "likeliest token, 0 elsewhere."),
+        Misconception("whole numbers", _dial(cold=lambda x: F.one_hot(
+                x.argmax(-1), x.shape[-1])),
+            "At temperature 0 the result is made of whole numbers. Probabilities have the dtype of "
+            "the logits."),
+        Misconception("softmax at zero", _dial(cold=lambda x: x.softmax(-1)),
+            "At temperature 0 you give the plain softmax. Zero is the end of the dial where the "
+            "likeliest token gets everything."),
+    ),
+    hints=(
+        Hint("I do not know what zero means",
+             "At 0.1 the likeliest token has nearly all the probability, at 0.01 more still. "
+             "Where does that lead?"),
+        Hint("The dial does nothing, or goes the wrong way",
+             "Scores 2 and 1 at temperature 0.5 become 4 and 2, and the softmax stretches the "
+             "difference. So: divide the logits, then softmax."),
+        Hint("How do I make a row with a single 1?",
+             "F.one_hot(places, V) gives rows with a 1 at each place, as whole numbers; .to(dtype) "
+             "makes them probabilities. argmax gives the first of equal ones."),
+    ),
+    praise="From greedy to wild on one dial.",
+)
+
+
+# ---------------------------------------------------------------- exercise: cached_loop_in_order
+
+CACHED_LOOP = Exercise(
+    name="cached_loop_in_order", chapter=6, kind="order",
+    title="The loop with a cache, line by line", difficulty="easy", importance="essential",
+    minutes=5,
+    lines=(
+        "new, cache = [], mm.KVCache(model.config)",
+        "logits = model(torch.tensor([prompt]), cache)[0, -1]",
+        "for step in range(n):",
+        "    token = int(choose(logits))",
+        "    if token in stop_ids: break",
+        "    new.append(token)",
+        "    logits = model(torch.tensor([[token]]), cache)[0, -1]",
+    ),
+    distractors=("    logits = model(torch.tensor([prompt + new]), cache)[0, -1]",),
+    misconceptions=(
+        Misconception("everything read into the cache again", (0, 1, 2, 3, 4, 5, 7),
+            "The whole text is read into a cache that holds it already, so the model sees it "
+            "twice. Only the new token is unread."),
+        Misconception("stop token kept", (0, 1, 2, 3, 5, 4, 6),
+            "The stop token gets into the result before anybody looks at it. First ask whether it "
+            "ends the text."),
+        Misconception("never asked to stop", (0, 1, 2, 3, 5, 6),
+            "The loop never looks for a stop token, so it writes on after the end of the text."),
+        Misconception("read before it is kept and asked", (0, 1, 2, 3, 6, 4, 5),
+            "It works, but the stop token is read for nothing. Ask first, then keep, then read."),
+        Misconception("read after asking, then kept", (0, 1, 2, 3, 4, 6, 5),
+            "It works, but in this exercise the token is kept first and read last, so that nothing "
+            "stands between reading and the next choice."),
+        Misconception("prompt read in the loop", (0, 2, 1, 3, 4, 5, 6),
+            "The loop begins before the prompt is read. The prompt is read once, ahead of it."),
+        Misconception("both readings", (0, 1, 2, 3, 4, 5, 6, 7),
+            "One line reads the new token, another the whole text again. Only one of the two "
+            "belongs."),
+        Misconception("no reading in the loop", (0, 1, 2, 3, 4, 5),
+            "Every step chooses from the same logits: nothing new is read. One line is missing."),
+    ),
+    hints=(
+        Hint("I do not know which line is first",
+             "Which line needs nothing but the model's configuration?"),
+        Hint("Two lines look alike",
+             "After reading a prompt of 8 tokens the cache holds 8. If all 9 are read into it now, "
+             "how many does it hold?"),
+        Hint("The order is still refused",
+             "Make a cache, read the prompt; then in a loop: choose, ask whether to stop, keep, "
+             "read the one new token."),
+    ),
+    praise="Choose, ask, keep, read: this is how every model writes.",
+)
+
+
+# ---------------------------------------------------------------- exercise: keep_min_p
+
+
+def a_sure_row_and_an_open_one():
+    return torch.tensor([[0.02, 0.90, 0.05, 0.03, 0.0], [0.30, 0.05, 0.25, 0.22, 0.18]]), 0.2
+
+
+def four_rows_of_nine():
+    return _logits(31, 4, 9).softmax(-1), 0.33
+
+
+def two_level_rows():
+    return torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.15, 0.35, 0.27, 0.23]]), 0.55
+
+
+def three_rows_with_a_small_share():
+    return _logits(32, 3, 8).softmax(-1), 0.04
+
+
+def _min_p(limit, keep=lambda p, limit: p >= limit, scale=lambda x: x / x.sum(-1, keepdim=True)):
+    return lambda probabilities, share: scale(
+        probabilities * keep(probabilities, limit(probabilities, share)))
+
+
+def _of_the_best(p, share):
+    return share * p.amax(-1, keepdim=True)
+
+
+def _min_p_by_rows(probabilities, share):
+    rows = []
+    for row in probabilities.tolist():
+        kept = [p if p >= share * max(row) else 0.0 for p in row]
+        rows.append([p / sum(kept) for p in kept])
+    return torch.tensor(rows)
+
+
+KEEP_MIN_P = Exercise(
+    name="keep_min_p", chapter=6, kind="function", entry="keep_min_p",
+    title="Another cut: a share of the best", difficulty="easy", importance="useful", minutes=7,
+    reference=_min_p(_of_the_best),
+    fixtures=(a_sure_row_and_an_open_one, four_rows_of_nine, two_level_rows,
+              three_rows_with_a_small_share),
+    equivalents={
+        "loop": _min_p_by_rows,
+        "logarithms": lambda probabilities, share: probabilities.log().masked_fill(
+            probabilities.log() < probabilities.log().amax(-1, keepdim=True) + math.log(share),
+            -INF).softmax(-1),
+        "relative": lambda probabilities, share: (lambda kept: kept / kept.sum(-1, keepdim=True))(
+            torch.where(probabilities / probabilities.amax(-1, keepdim=True) >= share,
+                        probabilities, 0.0)),
+    },
+    misconceptions=(
+        Misconception("a fixed limit", _min_p(lambda p, share: share),
+            "The limit is the same for all rows. It should follow each row's likeliest token: a "
+            "share of that."),
+        Misconception("best of the batch", _min_p(lambda p, share: share * p.max()),
+            "The limit comes from the most certain row of the batch. Each row has a likeliest "
+            "token of its own."),
+        Misconception("best of the column",
+            _min_p(lambda p, share: share * p.amax(0, keepdim=True)),
+            "The maximum was taken down the columns, so texts influence one another. A row is one "
+            "distribution."),
+        Misconception("not scaled", _min_p(_of_the_best, scale=lambda x: x),
+            "The rows sum to less than 1. Divide what is left by its own sum."),
+        Misconception("scaled over the batch", _min_p(_of_the_best, scale=lambda x: x / x.sum()),
+            "All rows together sum to 1. Scale each row by its own sum: along the last axis, kept."),
+        Misconception("scaled by softmax", _min_p(_of_the_best, scale=lambda x: x.softmax(-1)),
+            "A softmax gives something to the tokens that were cut. To scale, divide by the sum of "
+            "the row."),
+        Misconception("the others kept", _min_p(_of_the_best, keep=lambda p, limit: p < limit),
+            "The unlikely tokens are kept and the likely ones cut. Keep what reaches the limit."),
+        Misconception("a share of the sum", _min_p(
+                lambda p, share: share * p.mean(-1, keepdim=True)),
+            "The limit is a share of the mean. It should be a share of the row's largest "
+            "probability."),
+        Misconception("subtracted from the best",
+            _min_p(lambda p, share: p.amax(-1, keepdim=True) - share),
+            "You subtracted the share from the largest probability. A share of it means a "
+            "product."),
+        Misconception("the rest of the best",
+            _min_p(lambda p, share: (1 - share) * p.amax(-1, keepdim=True)),
+            "The limit is too high: one minus the share. With a share of 0.2 everything from a "
+            "fifth of the best stays."),
+        Misconception("only the best", lambda probabilities, share: F.one_hot(
+                probabilities.argmax(-1), probabilities.shape[-1]).float(),
+            "Only the likeliest token is left in every row. Others that reach the share stay as "
+            "well."),
+        Misconception("the nucleus", lambda probabilities, share: keep_top_p(probabilities, share),
+            "That is top-p: a limit on the sum. Here each token is compared with the likeliest "
+            "one."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "In a row the best has 0.30 and the share is 0.2. How likely must another token be to "
+             "stay?"),
+        Hint("It is right for one row only",
+             "The best is taken row by row: amax(dim=-1, keepdim=True) has shape (B, 1) and meets "
+             "every token of its row."),
+        Hint("My rows do not sum to 1",
+             "Three steps: the limit of each row; 0 for what is below; divide by the row's sum."),
+    ),
+    praise="One line, no sorting, and it adapts to the place.",
+)
+
+
+# ---------------------------------------------------------------- exercise: until_stop
+
+
+def a_sequence_of_two_in_the_middle():
+    return [7, 4, 9, 3, 9, 3, 4, 8, 3, 4], [[3, 4]]
+
+
+def several_that_overlap():
+    return [5, 1, 2, 6, 1, 2, 3, 5], [[2, 3], [6, 1, 2], [5, 5]]
+
+
+def half_a_sequence_at_the_end():
+    return [8, 2, 8, 9, 4], [[9, 4, 1], [4, 4]]
+
+
+def at_the_very_end_and_single():
+    return [6, 5, 4, 9, 2], [[2], [9, 3]]
+
+
+def at_the_very_beginning():
+    return [4, 4, 1, 7], [[4, 4], [1, 7]]
+
+
+def nothing_to_look_for():
+    return [3, 1, 3], []
+
+
+def _stop(begins, cut=lambda ids, i, stop: ids[:i], last=False, choose=min):
+    def until_stop(ids, stops):
+        found = []
+        for stop in stops:
+            places = [i for i in range(len(ids)) if begins(ids, i, list(stop))]
+            if places:
+                found.append((places[-1] if last else places[0], stop))
+        if not found:
+            return list(ids)
+        at, stop = choose(found, key=lambda pair: pair[0]) if choose else found[0]
+        return cut(list(ids), at, stop)
+    return until_stop
+
+
+def _whole(ids, i, stop):
+    return ids[i : i + len(stop)] == stop
+
+
+def _stop_while_writing(ids, stops):
+    """As a loop that writes would notice it: at the end of the sequence that begins first."""
+    best = len(ids)
+    for i in range(len(ids)):
+        for stop in stops:
+            if all(i + j < len(ids) and ids[i + j] == s for j, s in enumerate(stop)):
+                best = min(best, i)
+    return ids[:best]
+
+
+def _stop_by_text(ids, stops):
+    text = "".join(f" {i} " for i in ids)
+    ends = [text.find("".join(f" {i} " for i in stop)) for stop in stops]
+    ends = [e for e in ends if e >= 0]
+    return [int(i) for i in (text[: min(ends)] if ends else text).split()]
+
+
+UNTIL_STOP = Exercise(
+    name="until_stop", chapter=6, kind="function", entry="until_stop",
+    title="Stop at several tokens", difficulty="medium", importance="useful", minutes=10,
+    reference=_stop(_whole),
+    fixtures=(a_sequence_of_two_in_the_middle, several_that_overlap, half_a_sequence_at_the_end,
+              at_the_very_end_and_single, at_the_very_beginning, nothing_to_look_for),
+    equivalents={"token by token": _stop_while_writing, "by text": _stop_by_text,
+                 "as a tensor": lambda ids, stops: torch.tensor(_stop(_whole)(ids, stops))},
+    misconceptions=(
+        Misconception("stop kept", _stop(_whole, cut=lambda ids, i, stop: ids[: i + len(stop)]),
+            "The stop sequence is still in the result. Everything from its first token on is left "
+            "out."),
+        Misconception("first token kept", _stop(_whole, cut=lambda ids, i, stop: ids[: i + 1]),
+            "The first token of the stop sequence is still there. Cut before it."),
+        Misconception("any of its tokens", _stop(lambda ids, i, stop: ids[i] in stop),
+            "A single token of a stop sequence ended the text. The whole sequence must stand there, "
+            "in order."),
+        Misconception("its first token is enough", _stop(lambda ids, i, stop: ids[i] == stop[0]),
+            "The first token of a sequence ended the text. Look whether the others follow it."),
+        Misconception("the last one", _stop(_whole, last=True),
+            "You cut at the last place where the sequence occurs. The text ends at the first."),
+        Misconception("first in the list", _stop(_whole, choose=None),
+            "You cut at the first sequence of the list that occurs. Of all sequences, the one that "
+            "begins earliest ends the text."),
+        Misconception("latest of all", _stop(_whole, choose=max),
+            "Of several sequences you took the one that comes last. The earliest ends the text."),
+        Misconception("half a sequence", _stop(
+                lambda ids, i, stop: ids[i:] != [] and stop[: len(ids) - i] == ids[i : i + len(stop)]),
+            "Half a sequence at the end was taken for a whole one. The rest might never come: keep "
+            "those tokens."),
+        Misconception("only at the end", lambda ids, stops: next(
+                (ids[: -len(s)] for s in stops if ids[-len(s):] == list(s)), list(ids)),
+            "You looked at the end of the text only. The sequence may stand anywhere; what follows "
+            "it is left out, too."),
+        Misconception("tokens removed", lambda ids, stops: [
+                i for i in ids if i not in {t for s in stops for t in s}],
+            "You removed the tokens of the sequences wherever they stood. The text has to end at "
+            "the first whole sequence."),
+        Misconception("one place too few", _stop(
+                lambda ids, i, stop: i < len(ids) - len(stop) and _whole(ids, i, stop)),
+            "A sequence at the very end was missed: the search stops one place too early."),
+        Misconception("the very beginning missed", _stop(
+                lambda ids, i, stop: i > 0 and _whole(ids, i, stop)),
+            "A sequence at the very beginning was missed. Place 0 is a place, even though it counts "
+            "as false."),
+        Misconception("in any order", _stop(
+                lambda ids, i, stop: sorted(ids[i : i + len(stop)]) == sorted(stop)),
+            "The same tokens in another order ended the text. Compare them one by one, in order."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "At place i, which slice of ids would have to equal the stop sequence?"),
+        Hint("Several sequences confuse me",
+             "For each sequence find its first place. Of these places take the smallest. If there "
+             "is none, nothing is cut."),
+        Hint("I miss one at the end, or find half a one",
+             "A slice that is shorter than the sequence is never equal to it. So compare ids[i : i "
+             "+ len(stop)] for every i, the last one included."),
+    ),
+    praise="A chat template ends its turns this way (chapter 13).",
+)
+
+
+# ---------------------------------------------------------------- exercise: write_cached
+
+
+@cache
+def _lively(seed: int, window: int | None = None) -> Transformer:
+    """A small model with random weights, large enough that its choices vary."""
+    config = ModelConfig(24, 2, 6, 2, 8, 20, 31, sliding_window=window)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Transformer(config)
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=1.4 * weight.shape[1] ** -0.5)
+    return model.eval()
+
+
+def a_prompt_of_six_tokens():
+    return _lively(3), [1, 9, 4, 17, 2, 22], 6
+
+
+def a_prompt_of_eleven_tokens():
+    return _lively(4), [1, 5, 30, 7, 7, 12, 3, 28, 15, 6, 11], 8
+
+
+def _cached(position=None, first=None, again=None, token_of=lambda logits: int(logits.argmax()),
+            steps=lambda n: n):
+    """The cached loop with one step exchanged."""
+    @torch.no_grad()
+    def write_cached(model, prompt, n):
+        cache = KVCache(model.config)
+        logits = model(torch.tensor([first(prompt) if first else prompt]), cache)[0, -1]
+        new = []
+        for step in range(steps(n)):
+            token = token_of(logits)
+            new.append(token)
+            ids = again(prompt, new) if again else [token]
+            positions = None
+            if position:
+                at = position(prompt, step)
+                positions = torch.arange(at, at + len(ids))
+            logits = model(torch.tensor([ids]), cache, positions)[0, -1]
+        return new
+    return write_cached
+
+
+@torch.no_grad()
+def _uncached(model, prompt, n):
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt):]
+
+
+@torch.no_grad()
+def _new_cache_each_time(model, prompt, n):
+    logits = model(torch.tensor([prompt]), KVCache(model.config))[0, -1]
+    new = []
+    for step in range(n):
+        new.append(int(logits.argmax()))
+        logits = model(torch.tensor([[new[-1]]]), KVCache(model.config),
+                       torch.tensor([len(prompt) + step]))[0, -1]
+    return new
+
+
+WRITE_CACHED = Exercise(
+    name="write_cached", chapter=6, kind="bug", entry="write_cached",
+    title="The text falls apart after the first word", difficulty="medium",
+    importance="essential", minutes=8,
+    reference=_cached(),
+    fixtures=(a_prompt_of_six_tokens, a_prompt_of_eleven_tokens),
+    equivalents={
+        "position of the text": _cached(position=lambda prompt, step: len(prompt) + step),
+        "without a cache": _uncached,
+        "generate": lambda model, prompt, n: generate(model, prompt, n),
+    },
+    misconceptions=(
+        Misconception("unchanged", _cached(position=lambda prompt, step: step),
+            "The bug is still there: from the second new token on the text differs from the one "
+            "without a cache. Where does the model believe the new token stands?"),
+        Misconception("one too early",
+            _cached(position=lambda prompt, step: len(prompt) + step - 1),
+            "The first new token gets the position of the prompt's last one. Positions count from "
+            "0: after P tokens comes position P."),
+        Misconception("one too late",
+            _cached(position=lambda prompt, step: len(prompt) + step + 1),
+            "One position is left out between the prompt and the new tokens. After P tokens, which "
+            "are 0 up to P - 1, comes position P."),
+        Misconception("always the same position",
+            _cached(position=lambda prompt, step: len(prompt)),
+            "Every new token gets the same position, so each overwrites the one before. The "
+            "position grows with every step."),
+        Misconception("everything again", _cached(again=lambda prompt, new: prompt + new),
+            "The whole text is read into the cache again at every step, so the model sees it "
+            "several times. Only the new token is unread."),
+        Misconception("all new tokens again", _cached(again=lambda prompt, new: new),
+            "All new tokens are read at every step, though the cache holds most of them. Read the "
+            "newest alone."),
+        Misconception("no memory", _new_cache_each_time,
+            "Each new token sees nothing but itself: the cache is new at every step, or every "
+            "token stands at position 0. One cache, positions that grow."),
+        Misconception("prompt's last token lost", _cached(first=lambda prompt: prompt[:-1]),
+            "The last token of the prompt is never read, so even the first choice differs. Only "
+            "the positions in the loop are wrong."),
+        Misconception("one token too few", _cached(steps=lambda n: n - 1),
+            "One token is missing at the end. The number of steps was right; look at the "
+            "positions."),
+        Misconception("prompt in the result",
+            lambda model, prompt, n: prompt + _cached()(model, prompt, n),
+            "The prompt stands in front of the result. Only the new tokens are asked for."),
+    ),
+    hints=(
+        Hint("I do not see what is wrong",
+             "The first new token agrees with the uncached text, the second does not. What did the "
+             "model learn about the first new token when it read it?"),
+        Hint("What should the position be?",
+             "A prompt of 6 tokens has positions 0 to 5. Which position has the first new token, "
+             "and which the second?"),
+        Hint("How do I repair it?",
+             "Either the position is the length of the prompt plus the step, or you leave "
+             "positions out: then the model goes on after what its cache has seen."),
+    ),
+    praise="Cached equals uncached: the one test that finds this whole family of bugs.",
+)
+
+
+# ---------------------------------------------------------------- exercise: work_of_writing
+
+
+def seven_and_five_without():
+    return {"prompt": 7, "new": 5, "cached": False}
+
+
+def seven_and_five_with():
+    return {"prompt": 7, "new": 5, "cached": True}
+
+
+def one_token_only():
+    return {"prompt": 12, "new": 1, "cached": True}
+
+
+def a_short_prompt_and_many():
+    return {"prompt": 1, "new": 40, "cached": False}
+
+
+def _work(tokens, pairs):
+    return lambda prompt, new, cached: (tokens(prompt, new, cached), pairs(prompt, new, cached))
+
+
+def _tokens(P, n, cached):
+    return P + n - 1 if cached else sum(P + i for i in range(n))
+
+
+def _triangle(t):
+    return t * (t + 1) // 2
+
+
+def _pairs(P, n, cached):
+    return _triangle(P + n - 1) if cached else sum(_triangle(P + i) for i in range(n))
+
+
+def _work_by_counting(prompt, new, cached):
+    tokens = pairs = kept = 0
+    for length in range(prompt, prompt + new):
+        for t in range(kept, length):
+            tokens, pairs = tokens + 1, pairs + t + 1
+        kept = length if cached else 0
+    return tokens, pairs
+
+
+WORK_OF_WRITING = Exercise(
+    name="work_of_writing", chapter=6, kind="function", entry="work_of_writing",
+    title="What writing costs, exactly", difficulty="medium", importance="essential", minutes=12,
+    reference=_work(_tokens, _pairs),
+    fixtures=(seven_and_five_without, seven_and_five_with, one_token_only, a_short_prompt_and_many),
+    equivalents={
+        "counted": _work_by_counting,
+        "closed form": lambda prompt, new, cached: (
+            (prompt + new - 1, _triangle(prompt + new - 1)) if cached else (
+                new * prompt + _triangle(new - 1),
+                sum((prompt + i) * (prompt + i + 1) for i in range(new)) // 2)),
+        "a list": lambda prompt, new, cached: list(_work(_tokens, _pairs)(prompt, new, cached)),
+    },
+    misconceptions=(
+        Misconception("the last token read", lambda prompt, new, cached: _work(_tokens, _pairs)(
+                prompt, new + 1, cached),
+            "The last new token is counted as read. It is chosen and handed out; nobody reads "
+            "it any more."),
+        Misconception("all tokens, cached only", _work(
+                lambda P, n, c: P + n if c else _tokens(P, n, c),
+                lambda P, n, c: _triangle(P + n) if c else _pairs(P, n, c)),
+            "With the cache one token too many is read: the last new one is never read."),
+        Misconception("prompt forgotten", _work(
+                lambda P, n, c: n if c else _triangle(n),
+                lambda P, n, c: _triangle(n) if c else sum(_triangle(i + 1) for i in range(n))),
+            "The prompt is missing. It is read as well, once with a cache and every time "
+            "without."),
+        Misconception("same for both", lambda prompt, new, cached: _work(_tokens, _pairs)(
+                prompt, new, True),
+            "Without a cache you count each token once. But then the whole text is read again for "
+            "every new token."),
+        Misconception("never cached", lambda prompt, new, cached: _work(_tokens, _pairs)(
+                prompt, new, False),
+            "With the cache you count the text again at every step. A token that was read stays "
+            "in the cache."),
+        Misconception("square of pairs", _work(_tokens,
+                lambda P, n, c: (P + n - 1) ** 2 if c else sum((P + i) ** 2 for i in range(n))),
+            "The tokens are right. For the pairs, causality halves the square: a token looks at "
+            "itself and at those before it."),
+        Misconception("pairs without itself", _work(_tokens,
+                lambda P, n, c: _pairs(P, n, c) - _tokens(P, n, c)),
+            "The tokens are right. Each query may attend to its own key as well: token 0 makes one "
+            "pair, not none."),
+        Misconception("cached queries counted in the prompt", _work(_tokens,
+                lambda P, n, c: sum(P + i for i in range(n)) if c else _pairs(P, n, c)),
+            "With the cache only the last query of the prompt is counted. Every token of the "
+            "prompt looks around once, when it is read."),
+        Misconception("pairs as with a cache", _work(_tokens, lambda P, n, c: _pairs(P, n, True)),
+            "The tokens are right. Without a cache the old queries look again at every step, so "
+            "their pairs count again."),
+        Misconception("one token looks at one", _work(_tokens, _tokens),
+            "The second number equals the first. A token makes a pair with each key that it may "
+            "see, so the pairs grow faster."),
+        Misconception("exchanged", _work(_pairs, _tokens),
+            "The two numbers are exchanged: first the tokens that are read, then the pairs."),
+        Misconception("only the tokens",
+            lambda prompt, new, cached: _tokens(prompt, new, cached),
+            "Only one number came back. Two are asked for: tokens read, and pairs of query and "
+            "key."),
+        Misconception("new times text", _work(
+                lambda P, n, c: P + n - 1 if c else n * (P + n), _pairs),
+            "Without a cache you count the final length at every step. The text grows: it is "
+            "shorter at the beginning."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "A prompt of 3, two new tokens. Write down what is read before the first choice, and "
+             "what before the second."),
+        Hint("My numbers are a little too large",
+             "The second of two new tokens is chosen and never read. Without a cache: 3 + 4 = 7 "
+             "tokens. With one: 3 + 1 = 4."),
+        Hint("How many pairs?",
+             "Reading t tokens from the start makes 1 + 2 + ... + t pairs, t(t + 1)/2. With a cache "
+             "each token is read once, so it is one such sum over all that are read."),
+    ),
+    praise="Counted before it is measured: that is how one finds out what is slow.",
+)
+
+
+# ---------------------------------------------------------------- exercise: beam
+
+
+@cache
+def _chain(seed: int, size: int) -> Tensor:
+    """log p(next | place, last) of a language in which only these count. (12, V, V)"""
+    return _logits(seed, 12, size, size).log_softmax(-1)
+
+
+def _speaks(seed: int, size: int):
+    def next_logs(ids):
+        return _chain(seed, size)[len(ids), ids[-1]]
+    return next_logs
+
+
+def a_trap_for_the_greedy():
+    table = torch.tensor([[0.0, 0.55, 0.45, 0.0], [0.0, 0.3, 0.3, 0.4],
+                          [0.02, 0.03, 0.05, 0.9], [0.25, 0.25, 0.25, 0.25]]) + 1e-6
+    return (lambda ids: table[ids[-1]].log()), [3, 0], 2, 2
+
+
+def five_words_width_two():
+    return _speaks(148, 5), [3, 1], 2, 5
+
+
+def six_words_width_two():
+    return _speaks(367, 6), [2], 2, 4
+
+
+def five_words_width_three():
+    return _speaks(258, 5), [4, 0, 1], 3, 4
+
+
+def _beam(join=lambda old, new: old + new, pick=max, cross=True, whole=False, widths=None,
+          rank=None):
+    """Beam search with one step exchanged."""
+    def beam(next_logs, start, width, steps):
+        beams = [(0.0, list(start))]
+        for step in range(steps):
+            grown = []
+            for total, ids in beams:
+                logs = next_logs(ids).tolist()
+                children = [(join(total, log), ids + [i]) for i, log in enumerate(logs)]
+                keep = (widths or (lambda step, width: width))(step, width)
+                if not cross:
+                    children = sorted(children, key=lambda b: -b[0])[:keep]
+                grown += children
+            grown.sort(key=rank or (lambda b: -b[0]), reverse=pick is min)
+            beams = grown if not cross else grown[:keep]
+        best = pick(beams, key=lambda b: b[0])[1]
+        return best if whole else best[len(start):]
+    return beam
+
+
+def _beam_by_tensors(next_logs, start, width, steps):
+    ids, totals = torch.tensor([start]), torch.zeros(1)
+    for _ in range(steps):
+        logs = torch.stack([next_logs(row.tolist()) for row in ids])
+        best, places = (totals[:, None] + logs).flatten().topk(
+            min(width, len(ids) * logs.shape[1]))
+        ids = torch.cat([ids[places // logs.shape[1]], places[:, None] % logs.shape[1]], 1)
+        totals = best
+    return ids[totals.argmax(), len(start):].tolist()
+
+
+def _exhaustive(next_logs, start, width, steps):
+    beams = [(0.0, list(start))]
+    for _ in range(steps):
+        beams = [(t + log, ids + [i]) for t, ids in beams
+                 for i, log in enumerate(next_logs(ids).tolist())]
+    return max(beams)[1][len(start):]
+
+
+def _greedy(next_logs, start, width, steps):
+    ids = list(start)
+    for _ in range(steps):
+        ids.append(int(next_logs(ids).argmax()))
+    return ids[len(start):]
+
+
+def _forgets_start(next_logs, start, width, steps):
+    return _beam()(lambda ids: next_logs(ids[:1]), start, width, steps)
+
+
+BEAM = Exercise(
+    name="beam", chapter=6, kind="function", entry="beam",
+    title="The likeliest text is not the greedy one", difficulty="hard", importance="optional",
+    minutes=18,
+    reference=_beam(),
+    fixtures=(a_trap_for_the_greedy, five_words_width_two, six_words_width_two,
+              five_words_width_three),
+    equivalents={
+        "tensors": _beam_by_tensors,
+        "costs instead of logarithms": lambda next_logs, start, width, steps: _beam(
+            join=lambda old, new: old - new, rank=lambda b: b[0], pick=lambda beams, key: min(
+                beams, key=key))(next_logs, start, width, steps),
+        "products of probabilities": lambda next_logs, start, width, steps: _beam(
+            join=lambda old, new: (old or 1.0) * math.exp(new))(next_logs, start, width, steps),
+    },
+    misconceptions=(
+        Misconception("greedy", _greedy,
+            "That is the greedy text. Keep several beginnings: one that looks worse now may lead "
+            "to something likelier."),
+        Misconception("every text tried", _exhaustive,
+            "You tried every text there is; it found a likelier one, but with 960 tokens it would "
+            "never end. Keep the best few after each step."),
+        Misconception("only the last step counts", _beam(join=lambda old, new: new),
+            "Beginnings are ranked by their newest token alone. What counts is the whole text: the "
+            "sum of all its logarithms."),
+        Misconception("logarithms multiplied",
+            _beam(join=lambda old, new: new if old == 0 else old * new),
+            "Logarithms were multiplied. The probabilities of a text multiply, so their logarithms "
+            "add."),
+        Misconception("probabilities added", _beam(join=lambda old, new: old + math.exp(new)),
+            "Probabilities were added up. The probability of a text is their product, the sum of "
+            "the logarithms."),
+        Misconception("never cut", _beam(cross=False),
+            "You keep the best continuations of each beginning, but never cut the whole list, so "
+            "it grows without end. Of all together only the best few stay."),
+        Misconception("the worst kept", _beam(pick=min),
+            "The least likely beginnings are kept. Logarithms of probabilities are negative: the "
+            "largest is the one nearest to 0."),
+        Misconception("start returned", _beam(whole=True),
+            "The start stands in front of the result. Return the new tokens alone."),
+        Misconception("one beginning too few",
+            _beam(widths=lambda step, width: max(1, width - 1)),
+            "One beginning too few is kept after each step: as many as the width says."),
+        Misconception("one beginning too many", _beam(widths=lambda step, width: width + 1),
+            "One beginning too many is kept after each step: as many as the width says."),
+        Misconception("one step too few", lambda next_logs, start, width, steps: _beam()(
+                next_logs, start, width, steps - 1),
+            "The text is one token too short: take as many steps as asked."),
+        Misconception("always asks about the first token", _forgets_start,
+            "The next token is asked for after the first token only. Ask after the whole "
+            "beginning, the newest token included."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "What do you have to remember about a beginning: which two things?"),
+        Hint("How does one step go?",
+             "With width 2 and 4 tokens: 2 beginnings give 8 continuations, each with its own sum. "
+             "Sort all 8, keep 2."),
+        Hint("I get the greedy text",
+             "A list of pairs (sum, ids), at first one pair with sum 0. In each step: all "
+             "continuations of all pairs, sum plus new logarithm, sorted, the first width. At the "
+             "end the ids of the best, without the start."),
+    ),
+    praise="Likeliest is not the same as best: look at what it writes.",
+)
+
+
+# ---------------------------------------------------------------- exercise: share_and_error
+
+
+def thirty_of_forty():
+    return ([True] * 30 + [False] * 10,)
+
+
+def three_of_seventeen():
+    return ([False, True, False, False, False, True, False, False, True] + [False] * 8,)
+
+
+def all_accepted():
+    return ([True] * 9,)
+
+
+def _share(error):
+    def share_and_error(accepted):
+        n = len(accepted)
+        s = sum(accepted) / n
+        return s, error(s, n)
+    return share_and_error
+
+
+def _named(candidate, accepted):
+    """The two numbers by their names, so that a message can say which is wrong."""
+    found = candidate(accepted)
+    pair = isinstance(found, (tuple, list)) and len(found) == 2
+    return dict(zip(("share", "error"), map(float, found))) if pair else found
+
+
+def _root(s, n):
+    return math.sqrt(s * (1 - s) / n)
+
+
+SHARE_AND_ERROR = Exercise(
+    name="share_and_error", chapter=6, kind="open", entry="share_and_error",
+    title="Which setting writes best?", difficulty="medium", importance="useful", minutes=25,
+    reference=_share(_root), run=_named,
+    fixtures=(thirty_of_forty, three_of_seventeen, all_accepted),
+    equivalents={
+        "tensors": lambda accepted: (lambda x: (x.mean().item(),
+            (x.std(correction=0) / len(x) ** 0.5).item()))(torch.tensor(accepted).double()),
+        "power": _share(lambda s, n: (s * (1 - s)) ** 0.5 / n ** 0.5),
+        "a list": lambda accepted: list(_share(_root)(accepted)),
+    },
+    misconceptions=(
+        Misconception("no root", _share(lambda s, n: s * (1 - s) / n),
+            "The share is right. The error is too small: the square root is missing."),
+        Misconception("root without n", _share(lambda s, n: math.sqrt(s * (1 - s))),
+            "The error does not shrink with the number of texts. Divide by n inside the root."),
+        Misconception("n outside the root", _share(lambda s, n: math.sqrt(s * (1 - s)) / n),
+            "The error shrinks too fast: n belongs under the root. Four times the texts halve it."),
+        Misconception("one over root of n", _share(lambda s, n: 1 / math.sqrt(n)),
+            "The error ignores the share. When all texts are accepted it has to be 0 by this "
+            "formula."),
+        Misconception("one half over root of n", _share(lambda s, n: 0.5 / math.sqrt(n)),
+            "That is the error for a share of one half. Use the share that was found."),
+        Misconception("counted", lambda accepted: (
+                sum(accepted), math.sqrt(len(accepted) * _share(_root)(accepted)[0]
+                                         * (1 - _share(_root)(accepted)[0]))),
+            "You returned how many were accepted. Wanted is the share: divide by the number of "
+            "texts."),
+        Misconception("percent", lambda accepted: tuple(
+                100 * x for x in _share(_root)(accepted)),
+            "The numbers are in percent. A share lies between 0 and 1."),
+        Misconception("the refused", lambda accepted: (lambda s, e: (1 - s, e))(
+                *_share(_root)(accepted)),
+            "You counted the refused texts. The share of the accepted ones is asked for."),
+        Misconception("divided by n - 1", _share(lambda s, n: math.sqrt(s * (1 - s) / (n - 1))),
+            "Nearly: you divided by n - 1. The formula here has n; for many texts it makes no "
+            "difference."),
+        Misconception("only the share", lambda accepted: sum(accepted) / len(accepted),
+            "Only the share came back. Return its standard error beside it."),
+        Misconception("two errors", _share(lambda s, n: 2 * _root(s, n)),
+            "That is twice the standard error. Return it once; the doubling comes when you "
+            "compare."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "True counts as 1. What is the mean of the list?"),
+        Hint("My error is wrong",
+             "With 30 of 40: s = 0.75, s(1 - s)/n = 0.0046875, and its square root is 0.068."),
+        Hint("How do I compare two settings?",
+             "Take the difference of two shares. If it is larger than twice the root of the sum of "
+             "both squared errors, chance alone is a poor explanation."),
+    ),
+    praise="Now a difference can be told from luck.",
+)
+
+
+EXERCISES = [DRAW, KEEP_TOP_K, KEEP_TOP_P, REMEMBER, WITH_TEMPERATURE, CACHED_LOOP, KEEP_MIN_P,
+             UNTIL_STOP, WRITE_CACHED, WORK_OF_WRITING, BEAM, SHARE_AND_ERROR]
