@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import textwrap
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -177,6 +178,15 @@ def _merged(imports: list[str]) -> list[str]:
     for line in imports:
         start, _, name = line.partition(" import ")
         names.setdefault(start if name else line, []).append(name)
-    lines = [f"{start} import {', '.join(sorted(n))}" if n[0] else start
+    lines = [_narrow(start, ", ".join(sorted(n))) if n[0] else start
              for start, n in names.items()]
     return sorted(lines, key=lambda x: ("__future__" not in x, "minimistral" in x, x.split()[1], x))
+
+
+def _narrow(start: str, names: str) -> str:
+    """An import statement, in parentheses where it would be too wide for a cell."""
+    line = f"{start} import {names}"
+    if len(line) <= MAX_COLUMNS:
+        return line
+    inside = textwrap.fill(names, MAX_COLUMNS - 4, break_long_words=False)
+    return f"{start} import (\n{textwrap.indent(inside, '    ')})"
