@@ -180,7 +180,7 @@ def ablation_picture(result: dict):
     ax.set(xlabel="validation loss (nats per byte): median, lowest and highest of the seeds",
            ylim=(-0.6, len(rows) - 0.4),
            xlim=(0.1, max(max(r["nats_per_byte"]) for r in rows) + 0.07),
-           title="Without the stream or without attention hardly anything is learned")
+           title="Without the stream or the norms hardly anything is learned")
     return figure
 
 
