@@ -50,15 +50,16 @@ check("tokens_per_turn", tokens_per_turn)
 # than the text gives every distance an angle of its own.
 
 # %%
-try:
-    for name, text in (("tales-dense", 200), ("mistral-7b-v0.1", 8_192)):
-        config = (mm.load_model(name).config if name == "tales-dense"
-                  else mm.MODELS[name])
-        turns = torch.as_tensor(tokens_per_turn(config.head_dim, config.rope_theta))
-        print(f"{name}: {int((turns > text).sum())} of {len(turns)} pairs do not get "
-              f"round within {text:,} tokens")
-except (NotImplementedError, RuntimeError, TypeError):
-    print("not written yet")
+model = mm.load_model("tales-dense")
+configs = {"tales-dense": (model.config, 200),
+           "mistral-7b-v0.1": (mm.MODELS["mistral-7b-v0.1"], 8_192)}
+for name, (config, text) in configs.items():
+    turns = tokens_per_turn(config.head_dim, config.rope_theta)
+    if turns is ...:
+        print("not written yet")
+        break
+    slow = sum(turn > text for turn in turns)
+    print(f"{name}: {slow} of {len(turns)} pairs do not get round within {text} tokens")
 
 # %% [markdown]
 # ## Exercise 2: where the turn belongs
@@ -121,10 +122,8 @@ check("turn_complex", turn_complex)
 # your product at the place where the angles are known.
 
 # %%
-model = mm.load_model("tales-dense")
 tokenizer = mm.load_tokenizer("tales-dense")
 prompt = tokenizer.encode("The golden ring\n", bos=True)
-theta = model.config.rope_theta
 
 
 def places_as_angles(positions, head_dim, theta):
@@ -133,9 +132,10 @@ def places_as_angles(positions, head_dim, theta):
 
 def by_complex(x, cos, sin):
     """`cos` holds positions here: (T,) or, with a cache, (B, T)."""
-    return turn_complex(x, cos.reshape(-1, x.shape[1])[0], theta)
+    return turn_complex(x, cos.reshape(-1, x.shape[1])[0], model.config.rope_theta)
 
 
+# %%
 try:
     with swap({"rope.rotary_angles": places_as_angles, "rope.rotate": by_complex}):
         new = mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
@@ -268,13 +268,13 @@ def write(some_model):
     return tokenizer.decode(new)
 
 
+# %%
+config, before = stranger.config, write(stranger)
 try:
-    before = write(stranger)
     for layer in stranger.layers:
-        attention, config = layer.attention, stranger.config
-        attention.wq.weight.data = to_neighbours(attention.wq.weight.data, config.n_heads)
-        attention.wk.weight.data = to_neighbours(attention.wk.weight.data,
-                                                 config.n_kv_heads)
+        wq, wk = layer.attention.wq.weight, layer.attention.wk.weight
+        wq.data = to_neighbours(wq.data, config.n_heads)
+        wk.data = to_neighbours(wk.data, config.n_kv_heads)
     print("before:", before)
     print("after: ", write(stranger))
     assert write(stranger) == write(model) != before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import torch
@@ -20,8 +20,20 @@ from minimistral.tales import sample_tale
 from ..figures import BLACK, BLUE, GREEN, ORANGE, new_figure
 
 GREY = "#767676"
-QUERY, KEY = (1.7, 0.6), (1.5, -0.9)  # the explorer's two arrows, before any turn
+QUERY, KEY = (1.7, 0.6), (1.0, -0.8)  # the explorer's two arrows, before any turn
 SPEEDS = {"1 radian a place": 1.0, "0.1 radian a place": 0.1}
+
+
+# ---------------------------------------------------------------- orders
+
+
+def different(looks: Iterable[Tensor]) -> int:
+    """How many of these looks are unequal, by more than rounding."""
+    found: list[Tensor] = []
+    for new in looks:
+        if not any(torch.allclose(new, old, atol=1e-5) for old in found):
+            found.append(new)
+    return len(found)
 
 
 # ---------------------------------------------------------------- arrows
@@ -126,7 +138,7 @@ def clocks_picture(distances: Sequence[int], frequencies: Tensor):
 
     frequencies: (D/2,) radians for each place
     """
-    figure, axes = new_figure(8.6, 2.9, columns=len(frequencies))
+    figure, axes = new_figure(8.6, 3.3, columns=len(frequencies))
     styles = ((BLUE, False), (ORANGE, True), (GREEN, False))
     for i, (ax, frequency) in enumerate(zip(axes, frequencies.tolist())):
         _circle(ax, 1.0)
@@ -138,8 +150,8 @@ def clocks_picture(distances: Sequence[int], frequencies: Tensor):
         ax.axis("off")
     names = [f"{'long' if n == 0 else 'short, dashed'}: distance {d}"
              for n, d in enumerate(distances)]
-    figure.suptitle("; ".join(names), y=0.02, va="bottom", fontsize=12)
-    figure.get_layout_engine().set(rect=(0, 0.1, 1, 0.9))
+    figure.suptitle("Two distances: one hand cannot tell them apart, two can\n"
+                    + "; ".join(names))
     return figure
 
 
