@@ -103,6 +103,17 @@ REPEAT_HEADS = Exercise(
             lambda x, n: x[:, :, :, None].expand(*x.shape[:3], n, x.shape[3]),
             "There is one axis too many: the copies have an axis of their own. Join it with "
             "that of the heads, heads first."),
+        Misconception("a new axis before the heads",
+            lambda x, n: torch.stack([x] * n, dim=2),
+            "There is one axis too many, before the heads. The copies of one "
+            "head belong side by side: put their axis after the heads and join the two."),
+        Misconception("the numbers of a head again", lambda x, n: x.repeat(1, 1, 1, n),
+            "Each head has become n times as long, and there are as many heads as before. It "
+            "is the axis of the heads that grows."),
+        Misconception("the axis of the heads expanded",
+            lambda x, n: x.expand(-1, -1, n, -1),
+            "Only an axis of size 1 can be expanded, and the heads are several. Make a new "
+            "axis for the copies first."),
         Misconception("n more copies", lambda x, n: x.repeat_interleave(n + 1, dim=2),
             "There is one copy too many of each head. With n the original counts as well."),
         Misconception("unchanged", lambda x, n: x,
@@ -270,6 +281,22 @@ PLAIN_ATTEND = Exercise(
                                          repeat_heads(k, _group_size(q, k)), mask),
             "The keys are handed over in the place of the values. Keys are for finding; what "
             "is mixed are the values."),
+        Misconception("keys and values exchanged",
+            lambda q, k, v, mask: attend(q, repeat_heads(v, _group_size(q, k)),
+                                         repeat_heads(k, _group_size(q, k)), mask),
+            "Keys and values have changed places. The order of the arguments is queries, "
+            "keys, values, mask."),
+        Misconception("queries repeated",
+            lambda q, k, v, mask: attend(repeat_heads(q, _group_size(q, k)), k, v, mask),
+            "You repeated the queries, of which there are more already. Keys and values are "
+            "the ones that are too few."),
+        Misconception("a group size with a decimal point",
+            _repeated(repeat_heads, lambda q, k: q.shape[2] / k.shape[2]),
+            "The number of copies is a decimal number, and nothing can be repeated 4.0 times. "
+            "Divide as whole numbers."),
+        Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
+            "It works while all texts have one mask. With a mask for each text, its first "
+            "axis met an axis of heads: it needs two new axes after the first."),
         Misconception("one query for a group", _mean_queries,
             "All heads of a group give the same: their queries were averaged. Only keys and "
             "values are shared; each head keeps its own query."),
@@ -404,6 +431,22 @@ CACHE_BYTES = Exercise(
             "how many."),
         Misconception("bits", _bytes(lambda c, s, b, z: 8 * _right_bytes(c, s, b, z)),
             "Eight times too many: those are bits. The last argument is given in bytes."),
+        Misconception("keys only, of every query head", _bytes(
+                lambda c, s, b, z: c.n_layers * c.n_heads * c.head_dim * s * b * z),
+            "Two slips: the cache keeps keys and values, and it keeps them for the key/value "
+            "heads, not for every query head."),
+        Misconception("queries kept as well", _bytes(
+                lambda c, s, b, z: (c.n_heads + 2 * c.n_kv_heads) * c.n_layers * c.head_dim * s * b * z),
+            "You counted the queries as well. A query is used once, by its own token, and is "
+            "never kept."),
+        Misconception("group size for the number of groups", _bytes(
+                lambda c, s, b, z: _right_bytes(c, s, b, z) // c.n_kv_heads * (
+                    c.n_heads // c.n_kv_heads)),
+            "You used how many query heads share one. What counts is how many key/value heads "
+            "there are."),
+        Misconception("width for each head", _bytes(
+                lambda c, s, b, z: 2 * c.n_layers * c.n_kv_heads * c.dim * s * b * z),
+            "Every head was given the width of the model. A head has its own, smaller size."),
         Misconception("head size from the width", _bytes(
                 lambda c, s, b, z: 2 * c.n_layers * c.n_kv_heads * (c.dim // c.n_heads) * s * b * z),
             "The size of a head was taken as the width over the number of heads. It need not "
@@ -540,6 +583,16 @@ SPREAD_HEADS = Exercise(
         Misconception("not joined", _expanded(3, cut=False),
             "The new axis is in the right place now, but it is still there. Join it with the "
             "heads."),
+        Misconception("new axis moved, sizes not",
+            lambda x, n: x[:, :, :, None].expand(
+                *x.shape[:2], n, *x.shape[2:]).reshape(*x.shape[:2], -1, x.shape[3]),
+            "The new axis stands after the heads now, but the sizes to expand to still name "
+            "it before them. Both must say the same."),
+        Misconception("sizes moved, new axis not",
+            lambda x, n: x[:, :, None].expand(
+                *x.shape[:3], n, x.shape[3]).reshape(*x.shape[:2], -1, x.shape[3]),
+            "The sizes name the new axis after the heads, but it still stands before them. "
+            "Both must say the same."),
         Misconception("nothing expanded", lambda x, n: x,
             "No head was repeated. Only the place of the new axis was wrong."),
     ),
@@ -650,6 +703,12 @@ WITHOUT_COPIES = Exercise(
         Misconception("heads cut into rows without a swap", _rows_without_swap,
             "The heads of a group stand side by side in q; cutting the axis into members "
             "first mixes groups. Cut into groups and members, then swap."),
+        Misconception("groups not joined", _grouped(join=lambda out: out),
+            "The looks are right, but groups and members still have an axis each. Join them "
+            "to H heads."),
+        Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
+            "The mask met the axes of the heads instead of those of text, query and key. It "
+            "needs two new axes after the first."),
         Misconception("softmax over the heads of a group",
             _grouped(soften=lambda s, hidden: s.softmax(2).masked_fill(hidden, 0.0)),
             "The heads of a group compete for weight. The softmax runs over the keys, for "
@@ -769,6 +828,17 @@ LOOK_AND_KEEP = Exercise(
         Misconception("not repeated at all", _keeping(after=_same),
             "The list is small now, but no shared head reaches its group: keys with K heads "
             "meet queries with H. Repeat what comes out of the list."),
+        Misconception("as many copies as shared heads",
+            lambda q, k, v, kept: _keeping(after=lambda x, n: repeat_heads(x, x.shape[2]))(
+                q, k, v, kept),
+            "The list is small now, but each shared head was repeated K times. It serves H / "
+            "K query heads."),
+        Misconception("joined pairs beside the old ones",
+            lambda q, k, v, kept: (
+                kept.append(tuple(torch.cat(parts, 1) for parts in zip(*kept, (k, v)))),
+                plain_attend(q, *kept[-1], _seen(q, kept[-1][0])))[1],
+            "Old tokens are kept several times: what was joined went into the list beside its "
+            "parts. Keep the new pair only."),
         Misconception("the last piece only", _keeping(store=_keep_last_only),
             "The list holds the newest piece only, so a new token cannot see the earlier "
             "ones."),
@@ -881,6 +951,14 @@ REORDER_QUERIES = Exercise(
         Misconception("turned round", _sorted_by_remainder,
             "The heads were put in reverse order. Sort them by the key/value head which they "
             "read, each group in its old order."),
+        Misconception("shared head taken for a query head",
+            _reordered(lambda H, K: torch.arange(H) // (H // K)),
+            "Some heads are there several times and others are lost: the order holds numbers "
+            "of key/value heads. Every old query head must appear once."),
+        Misconception("remainders taken for query heads",
+            _reordered(lambda H, K: torch.arange(H) % K),
+            "Only the first K heads are there, again and again: the order holds numbers of "
+            "key/value heads. Every old query head must appear once."),
         Misconception("output moved the other way",
             lambda wq, wo, H, K: (_reordered(_side_by_side)(wq, wo, H, K)[0],
                                   _reordered(_inverse)(wq, wo, H, K)[1]),
@@ -958,6 +1036,22 @@ POOL_HEADS = Exercise(
         Misconception("first head of each group", _pooled(lambda heads: heads[:, 0]),
             "Only the first head of each group was kept. The task is the average of the "
             "group; the cell below compares the two."),
+        Misconception("the first heads", lambda w, K, new: w.unflatten(
+                0, (K, -1))[:new].flatten(0, 1),
+            "The first heads were kept and the others thrown away. Each new head is the "
+            "average of its group."),
+        Misconception("a group averaged to one row",
+            lambda w, K, new: w.unflatten(0, (new, -1)).mean(1),
+            "Each group became a single row: the average ran over heads and their numbers. A "
+            "head keeps its D rows."),
+        Misconception("heads not joined",
+            lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(1),
+            "The averages are right, but the heads have an axis of their own. Join it with "
+            "that of their rows."),
+        Misconception("average across groups",
+            lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(0).flatten(0, 1),
+            "The average ran across the groups instead of inside them. After cutting into "
+            "groups, members and rows, it is the members that are averaged."),
         Misconception("one average for all",
             lambda w, K, new: w.unflatten(0, (K, -1)).mean(0).repeat(new, 1),
             "All new heads are equal: the average ran over every head. Each group has an "
