@@ -81,7 +81,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         4, "transformer", "The transformer",
         "What else does attention need to become a language model?",
-        ("config", "layers", "model"), 45, 110, (2, 3),
+        ("config", "layers", "model"), 45, 110, (2, 3), written=True,
     ),
     Chapter(
         5, "training", "Training",

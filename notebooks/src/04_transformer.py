@@ -81,7 +81,7 @@ def size_and_likeness(x):
 
 
 predict("tower", f"{len(ids)} tokens at the bottom, most of them different. How "
-        "alike are they after twelve layers of looks?", ["as different as at the start",
+        "alike are they after twelve layers?", ["as different as at the start",
         "a little more alike: each has found something of its own",
         "the same: nothing tells them apart any more"], answer="")
 
