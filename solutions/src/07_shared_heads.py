@@ -121,12 +121,11 @@ check("spread_heads", spread_heads)
 #
 # Difficulty: hard · importance: useful · 15 minutes
 #
-# Repeating is easy to write and slow to run: every cached key is copied n times for each new token. Write the
-# same look without copies of keys or values. q is (B, T, H, D), k and v are (B, S, K, D), mask is boolean, (T,
+# Repeating is slow: every cached key is copied n times for each new token. Write the same look without copies. q is (B, T, H, D), k and v are (B, S, K, D), mask is boolean, (T,
 # S) or (B, T, S), True = may attend, and every query may see something. The result is (B, T, H, D).
 #
-# The check looks at what your matrix products read, and refuses anything as large as repeated keys. Beware of
-# `@`, which copies what it broadcasts. Two ways that work: einsum over groups, or the heads of a group as
+# The check looks at what your products read, and refuses anything as large as repeated keys. Beware of
+# `@`, which copies what it broadcasts. Two ways work: einsum over groups, or the heads of a group as
 # further rows of queries.
 
 
@@ -212,10 +211,9 @@ check("look_and_keep", look_and_keep)
 #
 # Difficulty: hard · importance: useful · 15 minutes
 #
-# Another library repeats its heads in turn: there, query head h reads key/value head h **%** K. Its
-# checkpoints run in ours once the query heads are put into another order, so that head h reads h // n. Keys and
-# values stay as they are. `wq` is (H · D, dim), head h in rows h · D to (h + 1) · D; `wo` is (dim, H · D), head h
-# in the columns of the same numbers. Return both in the new order, as a pair. Heads of one group keep their order.
+# Another library repeats its heads in turn: query head h reads key/value head h **%** K. Its checkpoints run in
+# ours once the query heads stand in another order, so that head h reads h // n. Keys and values stay. `wq` is (H · D, dim), head h in rows h · D to (h + 1) · D; `wo` is (dim, H · D), head h
+# in the columns of the same numbers. Return both as a pair. Heads of one group keep their order.
 #
 # Example: H = 4, K = 2. Old heads 0 and 2 read key/value head 0, so the new order is 0, 2, 1, 3.
 
@@ -224,7 +222,7 @@ check("look_and_keep", look_and_keep)
 def reorder_queries(wq, wo, n_heads, n_kv_heads):
     """wq: (H * D, dim), wo: (dim, H * D) -> both, query heads in our order"""
     ### BEGIN SOLUTION
-    table = torch.arange(n_heads).view(-1, n_kv_heads)    # (n, K): h % K is the column
+    table = torch.arange(n_heads).view(-1, n_kv_heads)    # (n, K), column h % K
     order = table.T.flatten()                             # read down the columns
     new_q = wq.unflatten(0, (n_heads, -1))[order].flatten(0, 1)
     new_o = wo.unflatten(1, (n_heads, -1))[:, order].flatten(1)
@@ -251,7 +249,8 @@ try:
                     v.repeat(1, 1, 4, 1), mask).flatten(-2) @ wo.T
     new_q, new_o = reorder_queries(wq, wo, 12, 3)
     ours = plain_attend((x @ new_q.T).unflatten(-1, (12, 6)), k, v, mask)
-    print("the same output:", torch.allclose(theirs, ours.flatten(-2) @ new_o.T, atol=1e-4))
+    ours = ours.flatten(-2) @ new_o.T
+    print("the same output:", torch.allclose(theirs, ours, atol=1e-4))
 except NotImplementedError:
     print("not written yet")
 
@@ -271,8 +270,8 @@ except NotImplementedError:
 def pool_heads(weight, n_kv_heads, new):
     """Average the key/value heads of each group. (K * D, dim) -> (new * D, dim)"""
     ### BEGIN SOLUTION
-    groups = weight.unflatten(0, (new, n_kv_heads // new, -1))  # (new, K / new, D, dim)
-    return groups.mean(dim=1).flatten(0, 1)
+    groups = weight.unflatten(0, (new, n_kv_heads // new, -1))
+    return groups.mean(dim=1).flatten(0, 1)               # over the members
     ### END SOLUTION
 
 
@@ -291,12 +290,12 @@ try:
     for kinds in (("wk",), ("wv",), ("wk", "wv")):
         changed = dict(state)
         for name in state:
-            if name.split(".")[-2] in kinds:              # both heads get the average
+            if name.split(".")[-2] in kinds:              # the average, for both
                 changed[name] = pool_heads(state[name], 2, 1).repeat(2, 1)
         other = mm.Transformer(model.config)
         other.load_state_dict(changed)
-        print(f"shared {' and '.join(kinds):9} loss {ch07.nats_per_byte(other):.3f}, "
-              f"it was {before:.3f}")
+        after = ch07.nats_per_byte(other)
+        print(f"shared {' and '.join(kinds):9} {after:.3f}, it was {before:.3f}")
 except NotImplementedError:
     print("not written yet")
 

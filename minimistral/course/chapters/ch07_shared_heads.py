@@ -215,9 +215,11 @@ def cache_explorer(query_heads: int, heads_that_share_one: int, layers: int, con
     bars = ax.barh(order, [sizes[name] for name in order], color=[
         ORANGE if name == "yours" else "#9a9a9a" for name in order], edgecolor="black")
     bars[order.index("yours")].set_hatch("//")
-    ax.bar_label(bars, labels=[f"{sizes[name]:.2f}" for name in order], padding=4, fontsize=11)
+    for text in ax.bar_label(bars, labels=[f"{sizes[name]:.2f}" for name in order], padding=4,
+                             fontsize=11):
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     for size, style in ((16, "--"), (80, ":")):
-        ax.axvline(size, color=BLUE, linestyle=style, linewidth=1.5)
+        ax.axvline(size, ymax=0.9, color=BLUE, linestyle=style, linewidth=1.5, zorder=0)
         ax.text(size, len(order) - 0.35, f"{size} GiB", color=BLUE, ha="center", fontsize=11)
     place = len(order) - order.index("yours")
     text = {6: "the smallest", 1: "the largest"}.get(place, f"number {place} from the top")
