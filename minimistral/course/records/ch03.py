@@ -111,6 +111,35 @@ ANGLES = Exercise(
             _angles(lambda i, D, theta: theta ** (-torch.arange(D) / D)),
             "You made an angle for every number of the head. A pair shares one angle, so "
             "there are half as many."),
+        Misconception("one doubled power for each number",
+            _angles(lambda i, D, theta: theta ** (-2 * torch.arange(D) / D)),
+            "There are twice as many angles as pairs. The exponents are right as far as pair "
+            "D/2 - 1; the numbers of a head are not all counted."),
+        Misconception("every fourth number",
+            _angles(lambda i, D, theta: theta ** (-torch.arange(0, D // 2, 2) / D)),
+            "Too few angles: you went in steps of two and only to half of the head. Go in "
+            "steps of two through the whole head."),
+        Misconception("odd numbers",
+            _angles(lambda i, D, theta: theta ** (-torch.arange(1, D, 2) / D)),
+            "All pairs are a little too slow: you counted 1, 3, 5. The exponents begin with 0 "
+            "and go on with 2, 4."),
+        Misconception("division after the power",
+            _angles(lambda i, D, theta: theta ** -(2.0 * i) / D),
+            "Pair 0 turns too slowly. The division by the head size belongs into the exponent; "
+            "a power is computed before a division. Brackets help."),
+        Misconception("no axis for the pairs",
+            lambda positions, head_dim, theta: (lambda a: (a.cos(), a.sin()))(
+                positions * theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
+            "Positions and frequencies were multiplied number by number. Every position must "
+            "meet every frequency: give the positions an axis of size 1 at the end."),
+        Misconception("the new axis in second place",
+            lambda positions, head_dim, theta: (lambda a: (a.cos(), a.sin()))(
+                positions[:, None] * theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
+            "It works for one text. With a table of positions the new axis must be the last "
+            "one: count it from the right."),
+        Misconception("functions for single numbers", _angles(finish=lambda a: math.cos(a)),
+            "The cosine of the math module takes one number. Tensors have their own cosine "
+            "and sine."),
         Misconception("two halves joined", _angles(finish=lambda a: (
                 torch.cat((a, a), -1).cos(), torch.cat((a, a), -1).sin())),
             "Every angle appears twice, one half after the other. That is another library's "
@@ -385,6 +414,16 @@ ROTATE = Exercise(
         Misconception("one text only", _rotation(heads=lambda t: t[None, :, None]),
             "It works when all texts share their positions. When each has its own, the batch "
             "axis is there already: count the new axis from the right."),
+        Misconception("the new axis in second place", _rotation(heads=lambda t: t.unsqueeze(1)),
+            "It works when all texts share their positions. When each has its own, the axis "
+            "for the heads comes before the last one: count from the right."),
+        Misconception("the new axis at the end", _rotation(heads=lambda t: t.unsqueeze(-1)),
+            "The shapes do not fit: the new axis came last. The axis of the heads stands "
+            "before the one of the pairs."),
+        Misconception("a mirror", _rotation(
+                lambda a, b, cos, sin: a * cos + b * sin, lambda a, b, cos, sin: a * sin - b * cos),
+            "Lengths are right, but this is a mirror, not a turn: with angle 0 the second "
+            "number changes its sign. Look at your two signs."),
         Misconception("nothing turned", lambda x, cos, sin: x.clone(),
             "The result is x itself: nothing was turned."),
     ),
@@ -464,6 +503,13 @@ TOKENS_PER_TURN = Exercise(
             _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).floor()),
             "The numbers were cut to whole tokens. A turn need not end on a token; leave the "
             "fraction."),
+        Misconception("rounded",
+            _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).round()),
+            "The numbers were rounded. A turn need not end on a token; leave the fraction."),
+        Misconception("factor two twice",
+            _tokens(lambda i, D, theta: 2 * math.pi * theta ** (4 * i / D)),
+            "The slow pairs come out too slow: the factor 2 of the exponent was used twice. "
+            "Steps of two are 2i already."),
         Misconception("one for each number", lambda head_dim, theta: torch.tensor([
                 2 * math.pi * theta ** (i / head_dim) for i in range(head_dim)]),
             "There is one result for each number of the head. A pair turns together, so there "
@@ -624,6 +670,14 @@ TURN_COMPLEX = Exercise(
                 back=lambda z: torch.cat((z.real, z.imag), -1)),
             "The complex numbers were made of the two halves of a head. Here neighbours are a "
             "pair: 0 and 1."),
+        Misconception("halves in, neighbours out", _complex(
+                pairs=lambda x: torch.complex(*x.contiguous().chunk(2, -1))),
+            "You took the two halves of a head for the complex numbers, and laid them out as "
+            "neighbours. Both must be neighbours: 0 and 1."),
+        Misconception("added instead of multiplied", lambda x, positions, theta: x + _complex()(
+                torch.tensor([1.0, 0.0]).repeat(x.shape[-1] // 2).expand(x.shape), positions,
+                theta),
+            "The numbers of size 1 were added to the pairs. A turn is a product."),
         Misconception("real parts, then imaginary parts",
             _complex(back=lambda z: torch.cat((z.real, z.imag), -1)),
             "The right numbers in the wrong order: all real parts, then all imaginary ones. "
@@ -741,6 +795,15 @@ MOVE_KEYS = Exercise(
         Misconception("halves instead of neighbours", _by(_constant, turn=_half_turn),
             "Pairs were formed from the halves of a head. These keys were turned as "
             "neighbours, 0 with 1, and must be moved as such."),
+        Misconception("a bare number",
+            lambda keys, steps, theta: rotary_angles(steps, keys.shape[-1], theta),
+            "The library's angles take positions as a tensor, and steps is a bare number. Make "
+            "a tensor of it."),
+        Misconception("as many places as steps",
+            lambda keys, steps, theta: rotate(keys, *rotary_angles(
+                torch.arange(steps), keys.shape[-1], theta)),
+            "You made positions from 0 up to the steps. All keys need one and the same "
+            "position more: the steps themselves."),
         Misconception("numbers rolled", lambda keys, steps, theta: keys.roll(steps, 1),
             "The keys changed places in the table. They should stay where they are, and be "
             "turned as if they stood elsewhere in the text."),
@@ -833,6 +896,11 @@ TURN_PAIRS = Exercise(
         Misconception("sign in the second line", _pairs("even first", signs=(-1, -1)),
             "You changed a sign of the second line. The signs were right; ask which numbers "
             "that line reads."),
+        Misconception("cosine and sine exchanged", lambda x, cos, sin: torch.stack(
+                (x[..., 0::2] * cos - x[..., 1::2] * sin,
+                 x[..., 0::2] * cos + x[..., 1::2] * sin), -1).flatten(-2),
+            "Both lines read old numbers now. But the second line has its cosine and sine "
+            "exchanged: with angle 0 the second number must stay."),
         Misconception("lengths repaired afterwards", _pairs("even first", rescale=True),
             "The lengths are right again, the directions are not. Scaling hides the symptom; "
             "find the line that reads turned numbers."),
@@ -936,6 +1004,14 @@ TO_NEIGHBOURS = Exercise(
                 0, (n_heads, -1, 2)).reshape(w.shape),
             "Nothing moved: cutting and joining alone changes no order. Two axes must be "
             "swapped in between."),
+        Misconception("half before head", lambda w, n_heads: w.unflatten(
+                0, (2, n_heads, -1)).transpose(1, 2).reshape(w.shape),
+            "The rows were cut into halves first and heads second. They lie head after head; "
+            "within a head, half after half."),
+        Misconception("heads and halves exchanged", lambda w, n_heads: w.unflatten(
+                0, (n_heads, 2, -1)).transpose(0, 1).reshape(w.shape),
+            "Whole halves moved from head to head: the wrong two axes were swapped. Heads stay "
+            "in front; swap the half with the pair."),
         Misconception("columns reordered", lambda w, n_heads: w[:, torch.cat((
                 torch.arange(0, w.shape[1], 2), torch.arange(1, w.shape[1], 2)))],
             "The columns were reordered. They belong to the tokens that come in; the numbers "
@@ -1101,6 +1177,9 @@ LOSS_WITHOUT = Exercise(
         Misconception("nothing stopped", lambda model, rows, pairs: _mean_loss(model, rows),
             "This is the loss of the unchanged model. Do the functions of the library really "
             "use your angles?"),
+        Misconception("angles not returned", _standing(lambda cos, sin, pairs: None),
+            "Your function for the angles changes them and returns nothing. The model needs "
+            "both, cosines and sines."),
         Misconception("rise of the loss", lambda model, rows, pairs: _standing(_still)(
                 model, rows, pairs) - _mean_loss(model, rows),
             "This is how much the loss rose. The function should return the loss itself; you "
