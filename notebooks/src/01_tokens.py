@@ -119,7 +119,7 @@ assert len(unknown) > len(words) / 3
 # %%
 ids = list("anna and hanna".encode("utf-8"))              # (N,)
 print(ids)
-predict("pair", "Which pair of neighbours is the most frequent in “anna and hanna”?",
+predict("pair", "Which two neighbours stand together most often in that text?",
         ["a, n", "n, n", "n, a"], answer="")
 
 # %%
@@ -435,8 +435,8 @@ costs = {name: ch01.tokens_per_word(chosen) for name, chosen in choices.items()}
 place = {name: i for i, name in enumerate(ch01.TEXTS)}
 close = [place[n] for n in ("French", "German", "Spanish", "Italian")]
 show(ch01.cost_picture(costs, "The same story costs more in some languages"),
-     alt="Tokens per word for nine texts and each vocabulary that is installed. English "
-     "costs least everywhere; Polish, Greek, Chinese and code cost more.",
+     alt="Tokens per word for nine texts and each vocabulary that is installed. In "
+     "Mistral's two English costs least; Polish, Greek, Chinese and code cost more.",
      data=ch01.cost_table(costs))
 if "Mistral 7B" in costs and "Tekken" in costs:
     old, new = costs["Mistral 7B"], costs["Tekken"]
@@ -591,7 +591,8 @@ assert 0.4 < by_counts[0.1] - ladder.corpus.floor < 0.6
 
 # %% [markdown]
 # The floor is what the grammar of the tales leaves open; no model gets below it. Our first rung is four
-# to five times as high. Read its sample: each pair of tokens is fine, and the whole is nonsense.
+# to five times as high. Read its sample: some pairs are the invented ones, such as those with �. The others
+# are fine, two by two, and the whole is nonsense.
 
 # %% [markdown]
 # ## What you have now
@@ -605,6 +606,11 @@ assert 0.4 < by_counts[0.1] - ladder.corpus.floor < 0.6
 # 5. train a model, by counting and with a loop.
 #
 # New words: *byte*, *UTF-8*, *token*, *vocabulary*, *merge*, *rank*, *bigram*, *loss*.
+
+# %%
+predict("before", "The bigram has just written “ la”. In which language does it think "
+        "it is?", ["French, which has most tales with it", "Spanish or Italian",
+                   "none: it goes on in any of them"], answer="")
 
 # %% [markdown]
 # **This chapter's mistakes and what they look like**
@@ -621,9 +627,20 @@ assert 0.4 < by_counts[0.1] - ladder.corpus.floor < 0.6
 # %% [markdown]
 # ## The question for chapter 2
 #
-# The sample above changes its language in the middle of a sentence. After “ de” comes what follows “ de”,
-# and that may be French or Spanish: one token back, nobody can tell. **How does a word find out which
-# other words matter to it?** That is [chapter 2](02_attention.ipynb).
+# The sample above changes its language in the middle of a sentence. You have just guessed why. Here is
+# what the bigram knows about “ la”.
+
+# %%
+la = tokenizer.encode(" la")[0]
+shares = counts[la] / counts[la].sum()
+print({tokenizer.decode([i]): round(shares[i].item(), 2)
+       for i in shares.topk(8).indices.tolist()})
+assert shares.max() < 0.3
+reveal("before", "C", "French, Spanish and Italian words share out one row.")
+
+# %% [markdown]
+# One token back, nobody can tell in which language a tale is told, let alone who has the key. **How does a
+# word find out which other words matter to it?** That is [chapter 2](02_attention.ipynb).
 
 # %% [markdown]
 # ## Further: the pattern that cuts words

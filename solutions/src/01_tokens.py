@@ -89,7 +89,7 @@ check("training_in_order", order)
 
 # %%
 def encode_by_merges(word, merges):
-    """word: bytes, merges: list of (left, right) in order -> list of token numbers"""
+    """word: bytes, merges: list of (left, right), in order -> list of numbers"""
     ### BEGIN SOLUTION
     ids = list(word)
     for n, pair in enumerate(merges):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -169,18 +170,18 @@ def set_in_lines(tokens: Sequence[bytes], width: int = WIDTH) -> list[list[tuple
 
 
 def draw_tokens(ax, line: Sequence[tuple[int, int, str]], tokens: Sequence[bytes], y: float) -> None:
-    """One line of boxes: tinted for a merged token, white for a single byte."""
+    """One line of boxes: tinted for a merged token, equal tokens alike; white for a byte."""
     from matplotlib.patches import Rectangle
 
     for i, column, text in line:
-        face = "white" if len(tokens[i]) == 1 else TINTS[i % len(TINTS)]
+        face = "white" if len(tokens[i]) == 1 else TINTS[crc32(tokens[i]) % len(TINTS)]
         ax.add_patch(Rectangle((column, y), len(text), 0.8, facecolor=face, edgecolor="#444444",
                                linewidth=1))
         ax.text(column + len(text) / 2, y + 0.38, text, family=FONT, fontsize=12, ha="center",
                 va="center", color=BLACK)
 
 
-def token_picture(tokens: Sequence[bytes], title: str, fewest_lines: int = 3):
+def token_picture(tokens: Sequence[bytes], title: str, fewest_lines: int = 2):
     """A text with a box around every token."""
     lines = set_in_lines(tokens)
     count = max(len(lines), fewest_lines)
@@ -239,7 +240,7 @@ def vocabulary_explorer(merges: Mapping[str, Sequence[tuple[int, int]]]) -> Call
             sentence += f" This text has no more than {len(all_ranks)}: every word of it is a token."
         table = {"token": [quoted(t) for t in merged[:12]],
                  "number": [some[t] for t in merged[:12]]}
-        title = f"{length} bytes, {count} tokens: more tokens known, fewer needed"
+        title = f"With {len(some)} tokens to choose from, {length} bytes become {count}"
         return token_picture(tokens, title), sentence, table
     return draw
 
