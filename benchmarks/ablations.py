@@ -1,6 +1,6 @@
 """What each part of the transformer does: take it out, train, measure. For chapter 4.
 
-    python benchmarks/ablations.py [--seeds 3] [--out FILE]
+    python benchmarks/ablations.py [--seeds 2] [--out FILE]
 
 Every variant of minimistral/course/chapters/ch04_transformer.py is trained on the ladder's tales,
 from each seed once (the weights and the batches follow the seed), and judged on its validation
@@ -31,7 +31,7 @@ from minimistral.course.chapters.ch04_transformer import (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -139,7 +139,7 @@ def norm_tokens(x, weight):
 chance = torch.Generator().manual_seed(4)
 x = torch.randn(6, 8, generator=chance)
 moved = x.clone()
-moved[-1] *= 5                                            # another last token
+moved[-1] += 5                                            # another last token
 weight = torch.ones(8)
 difference = (norm_tokens(moved, weight) - norm_tokens(x, weight)).abs().amax(-1)
 print("how far each token moves:", [round(d, 3) for d in difference.tolist()])
@@ -186,14 +186,12 @@ model = mm.Transformer(mm.ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=
                                       head_dim=16, hidden_dim=128, vocab_size=960))
 start_weights(model)
 rows = ladder.tokens.ids[: 4 * 33].view(4, 33)
-sizes, hooks = [], []
+sizes = []
 for module in model.modules():
     if "RMSNorm" in type(module).__name__:
-        hooks.append(module.register_forward_hook(
-            lambda _, args, out: sizes.append(out.pow(2).mean().sqrt().item())))
+        module.register_forward_hook(
+            lambda _, args, out: sizes.append(out.pow(2).mean().sqrt().item()))
 logits = model(rows[:, :-1])
-for hook in hooks:
-    hook.remove()
 loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 print(f"first loss {loss:.4f}, ln V {math.log(960):.4f}")
 print("sizes after the norms:", [round(size, 2) for size in sizes])
@@ -306,8 +304,7 @@ if TRAIN:
 print("trained:", TRAIN)
 
 # %% [markdown] tags=["solution"]
-# In our trials so short a training favoured width: one or two blocks of dim 96 went further than four of dim
-# 64. That need not hold for a long training, where *who has the ring* takes several looks that build on each
+# In our trials so short a training favoured width: two blocks of dim 96 went further than four of dim 64. That need not hold for a long training, where *who has the ring* takes several looks that build on each
 # other. A ranking found in ten seconds is a ranking for ten seconds.
 
 # %%

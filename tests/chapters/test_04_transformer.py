@@ -78,7 +78,7 @@ def learner_block(self, x, positions, angles, cache=None):
     ("name", "work", "told"),
     [
         ("RMSNorm", LearnerNorm, "weight"),
-        ("RMSNorm", lambda dim, eps=1e-5: None, "nn.Module"),
+        ("RMSNorm", lambda dim, eps=1e-5: torch.ones(dim), "nn.Module"),
         ("SwiGLU", LearnerSwiGLU, "expected"),
         ("block", learner_block, "positions"),
         ("layer_norm", lambda x, weight, bias, eps=1e-5: x.mean(-1), "shape"),

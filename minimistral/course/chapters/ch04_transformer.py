@@ -170,16 +170,16 @@ def ablation_picture(result: dict):
     for y, row in enumerate(rows):
         whole = row["changed"].startswith("nothing")
         low, high = min(row["nats_per_byte"]), max(row["nats_per_byte"])
-        ax.plot([low, high], [y, y], color=BLACK, linewidth=2)
+        ax.plot([low, high], [y, y], "-", color=BLACK, linewidth=2)
         ax.plot(row["median"], y, "D" if whole else "o", color=BLUE if whole else ORANGE,
                 markersize=9)
-        ax.text(high + 0.008, y, f"{row['median']:.3f}", va="center")
+        ax.text(high + 0.03, y, f"{row['median']:.3f}", va="center")
     ax.axvline(result["floor"], color="#767676", linestyle=":")
     ax.text(result["floor"] + 0.005, len(rows) - 0.45, "floor", color="#555555", va="top")
     ax.set_yticks(range(len(rows)), [row["changed"] for row in rows])
     ax.set(xlabel="validation loss (nats per byte): median, lowest and highest of the seeds",
            ylim=(-0.6, len(rows) - 0.4),
-           xlim=(0.1, max(max(r["nats_per_byte"]) for r in rows) + 0.07),
+           xlim=(0.1, max(max(r["nats_per_byte"]) for r in rows) + 0.15),
            title="Without the stream or the norms hardly anything is learned")
     return figure
 
@@ -239,7 +239,7 @@ def shares_picture(parts: dict[str, dict[str, int]]):
     ax.set_yticks(range(len(parts)), list(parts))
     ax.invert_yaxis()
     ax.set(xlabel="share of all parameters (%)", xlim=(0, 100),
-           title="The larger the model, the more of it is feed-forward")
+           title="In the large model most is feed-forward; in the small one the tables weigh")
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.35), ncols=4)
     return figure
 
