@@ -273,7 +273,7 @@ except NotImplementedError:
 
 # %%
 def bigram_loss(counts, ids, added):
-    """Nats per token. counts: (V, V), ids: (N,), added: a number above 0 -> a number"""
+    """Nats per token. counts: (V, V), ids: (N,), added: above 0 -> a number"""
     ### BEGIN SOLUTION
     smooth = counts + added                               # (V, V)
     chances = smooth / smooth.sum(dim=1, keepdim=True)    # each row sums to 1
@@ -296,7 +296,8 @@ encoded = tokenizer.encode_batch(ladder.corpus.val_documents, bos=True, eos=True
 new_ids = torch.tensor([i for ids in encoded for i in ids])
 try:
     for added in (1.0, 0.1, 0.01, 0.001, 1e-4, 1e-6, 1e-8):
-        print(f"add {added:<7} {bigram_loss(counts, new_ids, added):.3f} nats per token")
+        loss = bigram_loss(counts, new_ids, added)
+        print(f"add {added:<7} {loss:.3f} nats per token")
 except NotImplementedError:
     print("not written yet")
 
@@ -342,7 +343,8 @@ texts = {name: ch01.text_in(name) for name in shares}
 mixture = [texts[name] for name, times in shares.items() for _ in range(times)]
 own_ranks = ranks_from_merges(train_bpe(count_words(mixture), 500))
 try:
-    for name, factor in premium(lambda t: encode_plain(t, own_ranks), texts).items():
+    found = premium(lambda text: encode_plain(text, own_ranks), texts)
+    for name, factor in found.items():
         print(f"{name:8} {factor:.2f}")
 except NotImplementedError:
     print("not written yet")
