@@ -1,10 +1,9 @@
 """The recorded runs of chapter 5, kept in the package with their provenance.
 
-    python benchmarks/curves.py [curves] [cleaning] [lies]
+    python benchmarks/curves.py [curves] [cleaning]
 
 curves     short runs, one healthy and the others with one fault each    assets/curves.json
 cleaning   one heap of text in four states, the same number of tokens    assets/cleaning.json
-lies       the shipped model taught by tales of which a part is false    assets/lies.json
 """
 
 import json
@@ -65,21 +64,13 @@ def cleaning() -> None:
                          "parameters": sum(w.numel() for w in model.parameters()),
                          "documents": len(heaps[state]), "nats_per_byte": round(loss, 5)})
             print(rows[-1], flush=True)
-    keep("cleaning", {"floor": ladder.corpus.floor, "runs": rows}, began)
-
-
-def lies() -> None:
-    began, rows = time.process_time(), []
-    for share in (0.0, 0.5, 1.0):
-        rows.append(ch05.study_lies(share))
-        print(rows[-1], flush=True)
-    keep("lies", {"runs": rows}, began)
+            keep("cleaning", {"floor": ladder.corpus.floor, "runs": rows}, began)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    for what in sys.argv[1:] or ["curves", "cleaning", "lies"]:
-        {"curves": curves, "cleaning": cleaning, "lies": lies}[what]()
+    for what in sys.argv[1:] or ["curves", "cleaning"]:
+        {"curves": curves, "cleaning": cleaning}[what]()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cleaning a heap of documents: the repeated, the meaningless, the nearly repeated."""
+"""Cleaning a heap of documents: repeated, meaningless, and nearly repeated ones."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ def normalised(document: str) -> str:
 
 
 def drop_repeats(documents: Sequence[str]) -> list[str]:
-    """The documents without those that an earlier one equals, normalised. In order."""
+    """The documents without those that equal an earlier one, once normalised."""
     seen, kept = set(), []
     for document in documents:
         digest = hashlib.blake2b(normalised(document).encode()).digest()
@@ -54,7 +54,7 @@ def drop_meaningless(documents: Sequence[str], share: float = 0.5,
 
 
 def shingles(document: str, n: int = 3) -> set[int]:
-    """Every run of n words as a number below 2 ** 31 - 1; a short document is one."""
+    """Every run of n words as a number below PRIME; a short document is one run."""
     words = normalised(document).split()
     runs = {" ".join(words[i:i + n]) for i in range(max(1, len(words) - n + 1))}
     return {int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest())
@@ -67,9 +67,10 @@ def similarity(one: set[int], other: set[int]) -> float:
 
 
 def signature(pieces: set[int], hashes: int = 64, seed: int = 0) -> Tensor:
-    """MinHash (Broder 1997): of each of some random orders the first piece: (hashes,).
+    """MinHash (Broder 1997): the first piece in each of some random orders.
 
-    Two sets have the same first piece with a probability that is their similarity.
+    -> int64 (hashes,). Two sets have the same first piece with a probability that
+    is their similarity.
     """
     random = Random(seed)
     factors, shifts = torch.tensor(
@@ -78,8 +79,8 @@ def signature(pieces: set[int], hashes: int = 64, seed: int = 0) -> Tensor:
     return ((values * factors + shifts) % PRIME).amin(0)
 
 
-def drop_near_repeats(documents: Sequence[str], least: float = 0.5, hashes: int = 64,
-                      bands: int = 16) -> list[str]:
+def drop_near_repeats(documents: Sequence[str], least: float = 0.5,
+                      hashes: int = 64, bands: int = 16) -> list[str]:
     """The documents without those that resemble an earlier kept one: similarity of
     `least` or more. Only those that agree in a whole band of their signatures are
     compared at all.

@@ -34,8 +34,8 @@ class TrainConfig:
     accumulation        parts that a batch is computed in, to save memory
     optimizer           "adamw", or "muon" for the matrices inside the layers
     at_starts           every row begins where a document begins
-    balance             weight of the experts' balance loss, taken for each part of a
-                        batch by itself; 0 is off
+    balance             weight of the experts' balance loss, taken for each part of
+                        a batch by itself; 0 is off
     dtype               "float32", or "bfloat16" for the matrix products
     compile             let torch.compile fuse the layers (needs a C++ compiler)
     eval_every          steps between two evaluations

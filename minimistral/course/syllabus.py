@@ -92,6 +92,7 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(18, "Training data of low quality makes a model write false things."),
             Headline(19, "It was trained for far less than the 100 million dollars of GPT-4."),
         ),
+        written=True,
     ),
     Chapter(
         6, "generation", "Generation and cache",

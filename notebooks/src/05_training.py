@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import minimistral as mm
-from minimistral.course import (Choice, Slider, bet, check, explore, ladder, predict,
-                                reveal, show, swap, verdict)
+from minimistral.course import (Choice, Slider, bet, check, explore, ladder,
+                                predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch05_training as ch05
 from minimistral.course.figures import lines_chart, new_figure
 from minimistral.course.pieces import load_pieces
@@ -77,13 +77,15 @@ tokenizer, V = ladder.tokenizer, ladder.tokenizer.vocab_size
 row = torch.tensor(tokenizer.encode("Anna found a key.\n", bos=True))  # (T + 1,)
 inputs, targets = row[:-1], row[1:]                        # (T,) each
 for x, y in zip(inputs.tolist(), targets.tolist()):
-    print(f"after {tokenizer.decode([x]) or '<s>'!r:9} comes {tokenizer.decode([y])!r}")
+    before = tokenizer.decode([x]) or "<s>"
+    print(f"after {before!r:9} comes {tokenizer.decode([y])!r}")
 
 # %% [markdown]
 # It is easy to forget the shift. The program runs, and every shape is right. What would you see?
 
 # %%
-predict("noshift", "Targets = inputs, by mistake. What does the loss do in 40 steps?",
+predict("noshift", "Targets = inputs, by mistake. What does the loss do "
+        "in 40 steps?",
         ["it stays high: the question makes no sense",
          "it falls as usual: one token more or less hardly matters",
          "it falls to nearly nothing"], answer="")
@@ -149,7 +151,8 @@ inputs, targets = training_batch(ladder.tokens, 0, config)
 counted = (targets != IGNORE).sum()
 start = (next_token_nats(ch05.tiny_model()(inputs), targets) / counted).item()
 floor = ladder.corpus.floor_per_token(tokenizer)
-print(f"a new model {start:.2f}   ln V {math.log(V):.2f}   the best possible {floor:.2f}")
+print(f"a new model {start:.2f}   ln V {math.log(V):.2f}   "
+      f"the best possible {floor:.2f}")
 assert abs(start - math.log(V)) < 0.1 and floor < 0.6
 
 # %% [markdown]
@@ -180,9 +183,10 @@ def plain_loop(model, optimizer, steps=60):
     return losses
 
 
-predict("optim", "Plain steps along the gradient (SGD) against AdamW. After 60 steps?",
-        ["about the same: both follow the same gradient", "SGD is ahead: it is exact",
-         "AdamW is far ahead"], answer="")
+predict("optim", "Plain steps along the gradient (SGD) against AdamW. "
+        "After 60 steps?",
+        ["about the same: both follow the same gradient",
+         "SGD is ahead: it is exact", "AdamW is far ahead"], answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: losses of models trained in this run
@@ -205,8 +209,8 @@ for w, optimizer in zip(weights, optimizers):
     optimizer.step()
     print(f"{type(optimizer).__name__:6} moves by",
           [round(x, 4) for x in w.tolist()])
-reveal("optim", "C", "SGD moves far where it is steep and hardly at all where it is "
-       "flat. AdamW divides by the gradient's usual size: all weights move alike.")
+reveal("optim", "C", "SGD moves far where it is steep and hardly at all where "
+       "it is flat. AdamW divides by the gradient's usual size: all move alike.")
 
 # %% [markdown]
 # AdamW keeps two running means for each weight, of its gradients and of their squares. A step is the
@@ -287,8 +291,8 @@ plans = {"warm-up 20": mm.TrainConfig(steps=200, lr=0.01, warmup_steps=20),
 rates = {name: [learning_rate(step, plan) for step in range(200)]
          for name, plan in plans.items()}
 show(ch05.schedule_picture(rates, "Slow at first, bold, then careful"),
-     alt="Both rates rise in a straight line and fall along half a cosine, one to a "
-     "tenth of the highest rate, one to zero.", data=rates)
+     alt="Both rates rise in a straight line and fall along half a cosine, one to "
+     "a tenth of the highest rate, one to zero.", data=rates)
 
 # %% [markdown]
 # Third pass: *clipping*. Now and then a batch has a huge gradient: a broken document, a rare event. Its step would
@@ -341,8 +345,9 @@ reveal("means", "A", "A mean of means lets 2 tokens count as much as 20. The sam
 
 # %%
 # NBVAL_IGNORE_OUTPUT: which pieces are the learner's own differs
-recipe = mm.TrainConfig(steps=120, batch_size=16, seq_len=96, lr=2e-2, warmup_steps=12,
-                        at_starts=True, optimizer="muon", weight_decay=0.05)
+recipe = mm.TrainConfig(steps=120, batch_size=16, seq_len=96, lr=2e-2,
+                        warmup_steps=12, at_starts=True, optimizer="muon",
+                        weight_decay=0.05)
 torch.manual_seed(0)
 student = mm.Transformer(mm.ModelConfig(
     dim=64, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=16, hidden_dim=160,
@@ -384,8 +389,8 @@ with torch.no_grad():
     short_run = ladder.validation_nats(student) / n_bytes
 print("the shipped model is above the floor:", long_run > limit)
 assert limit < long_run < 1.3 * limit and 1.5 * limit < short_run < 4 * limit
-reveal("below", "B", "What remains at the floor is chance: which name, which thing. "
-       "On new tales nobody can do better. On tales known by heart one can.")
+reveal("below", "B", "What remains at the floor is chance: which name, which "
+       "thing. On new tales nobody can do better. On tales known by heart one can.")
 
 # %% [markdown]
 # So a curve can be read against two lines, $\ln V$ above and the floor below, and against a second curve:
@@ -400,7 +405,8 @@ facts = ch05.recorded("curves")
 runs = ch05.six_runs()
 healthy = next(run for run in facts["runs"] if run["name"] == "healthy")
 explore(ch05.curve_explorer(runs, facts["floor"], healthy), run=Choice(list(runs)),
-        steps_per_point=Slider(1, 40, 5), validation_loss=Choice(["shown", "hidden"]),
+        steps_per_point=Slider(1, 40, 5),
+        validation_loss=Choice(["shown", "hidden"]),
         cause=Choice(["hidden", "shown"]),
         settings=[{"run": name, "cause": "shown"} for name in runs])
 
@@ -413,7 +419,8 @@ for name, run in runs.items():
     _, means = ch05.smooth(run["loss"], 10)
     jumps = sum(b > a + 0.3 for a, b in zip(means, means[1:]))
     turned = run["val"][-1] > min(run["val"]) + 0.3
-    print(f"{name}  ends {means[-1]:5.2f}   below the floor {means[-1] < floor!s:5}   "
+    below = means[-1] < facts["floor"]
+    print(f"{name}  ends {means[-1]:5.2f}   below the floor {below!s:5}   "
           f"validation turned {turned!s:5}   jumps {jumps}")
 
 # %% [markdown]
@@ -443,17 +450,17 @@ clean = drop_meaningless(drop_repeats(raw))
 lost = set(ladder.corpus.train_documents[:500]) - set(clean)
 print(f"{len(raw)} documents, {len(clean)} after cleaning; tales lost: {len(lost)}")
 assert len(raw) == 1700 and len(lost) < 25 and len(clean) <= 510
-predict("clean", "A model reads the same number of tokens from the raw heap or from "
-        "the clean one. A bigger model, 3 times the weights, reads the raw heap.",
+predict("clean", "A model reads the same number of tokens from the raw heap or "
+        "from the clean one. A model 3 times as large reads the raw heap.",
         ["the bigger one wins: size beats cleaning", "clean text, small model wins",
          "raw and clean make no difference"], answer="")
 
 # %%
 above = ch05.cleaning_table()             # (model, text) -> nats per byte
 show(ch05.cleaning_picture("What is read counts for more than who reads"),
-     alt=f"Three runs of each kind: the small model ends {above['small', 'raw']:.2f} "
-     f"above the floor on raw text and {above['small', 'clean']:.2f} on clean text; "
-     f"the bigger one {above['bigger', 'raw']:.2f} on raw text.",
+     alt=f"Each run is a point: the small model ends {above['small', 'raw']:.2f} "
+     f"above the floor on raw text and {above['small', 'clean']:.2f} on clean "
+     f"text; the bigger one {above['bigger', 'raw']:.2f} on raw text.",
      data={"model, text": [", ".join(key) for key in above],
            "nats per byte above the floor": list(above.values())})
 AGAIN = False                             # True repeats two of the runs: 20 seconds
@@ -464,23 +471,24 @@ if AGAIN:
 # %%
 assert above["small", "clean"] < above["small", "raw"] - 0.05
 assert above["small", "clean"] < above["bigger", "raw"]
-reveal("clean", "B", "Of the raw budget most went into eight tales and into nonsense. "
-       "Size cannot buy back what was never read.")
+reveal("clean", "B", "Of the raw budget most went into eight tales and into "
+       "nonsense. Size cannot buy back what was never read.")
 
 # %% [markdown]
-# Does bad text make a model say false things? Some tales can lie: their last sentence contradicts what they told.
-# We let the shipped model, which knows how tales go, learn on for 60 steps from tales of which none, half or
-# all end with a lie. Then each tells 200 tales, and the grammar judges those that parse.
+# Does bad text make a model say false things? Tales can lie: their last sentence contradicts what they
+# told. We let a copy of the shipped model, which knows how tales go, learn on for 25 steps from tales of which
+# *all* end with a lie. Then both tell 60 tales, and the grammar judges the last sentences of those that parse.
 
 # %%
-lies = ch05.recorded("lies")["runs"]      # recorded; ch05.study_lies(0.5) repeats one
-for run in lies:
-    print(f"taught with {run['lies']:4.0%} lies: {run['false']:4.0%} of its tales "
-          f"contradict themselves ({run['parse']:.0%} parse)")
-told = [run["false"] for run in lies]
-assert told[0] < 0.2 < told[1] < told[2] and told[2] > 0.5
-verdict(18, "true with a condition", "It learns what it reads: lies in, lies out. But "
-        "a model also invents without any lie in its text.")
+liar = mm.load_model("tales-dense", dtype=torch.float32)
+ch05.teach_lies(liar, share=1.0)          # try 0.5: half of the tales lie
+told = {"shipped": ch05.false_endings(shipped),
+        "taught lies": ch05.false_endings(liar)}
+print("the pupil of lies tells more than twice as many:",
+      told["taught lies"] > 2 * told["shipped"])
+assert told["shipped"] < 0.35 and told["taught lies"] > told["shipped"] + 0.25
+verdict(18, "true with a condition", "It learns what it reads: lies in, lies out. "
+        "But a model also invents without a single lie in its text.")
 
 # %% [markdown]
 # The third headline is arithmetic. Each token costs about 6 operations for each parameter: 2 on the way forward, 4 on
@@ -502,10 +510,10 @@ assert 55_000 < hours < 70_000
 # ## The verdict on the headlines
 
 # %%
-display(verdict(17, "true with a condition", "With a heap as dirty as ours and a fixed "
-                "budget. The cleaner the heap, the less there is to gain."),
-        verdict(19, "true with a condition", "Even twenty times our assumed run stays "
-                "below 100 million. But neither side published its bill."))
+display(verdict(17, "true with a condition", "With a heap as dirty as ours and a "
+                "fixed budget. The cleaner the heap, the less there is to gain."),
+        verdict(19, "true with a condition", "Even twenty times our assumed run "
+                "stays below 100 million. But neither side published its bill."))
 assert 20 * 4 * hours < 100e6
 
 # %% [markdown]
@@ -546,7 +554,8 @@ coder = mm.Transformer(mm.ModelConfig(
 plan = mm.TrainConfig(steps=120, batch_size=8, seq_len=96, lr=2e-2, warmup_steps=12,
                       optimizer="muon")
 curve = mm.train(coder, text, plan, progress=False).losses
-new = mm.generate(coder, words.encode("def ", bos=True), 60, temperature=0.7, seed=1)
+start = words.encode("def ", bos=True)
+new = mm.generate(coder, start, 60, temperature=0.7, seed=1)
 print("def " + words.decode(new))
 assert sum(curve[-10:]) / 10 < 0.8 * curve[0]
 
@@ -606,8 +615,7 @@ try:
     player = mm.Transformer(mm.ModelConfig(
         dim=64, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=16, hidden_dim=160,
         vocab_size=len(signs)))
-    mm.train(player, text, mm.TrainConfig(steps=120, batch_size=8, seq_len=96, lr=2e-2,
-             warmup_steps=12, optimizer="muon"), progress=False)
+    mm.train(player, text, plan, progress=False)        # as for the code above
     new = mm.generate(player, [signs.index("\n")], 120, temperature=0.7, seed=1)
     print("".join(signs[i] for i in new))
 except FileNotFoundError as missing:
@@ -836,7 +844,8 @@ other = other + " That is all."
 a, b = shingles(one), shingles(other)
 for hashes in (16, 64, 1024):
     agree = (signature(a, hashes) == signature(b, hashes)).float().mean()
-    print(f"{hashes:5} numbers each: {agree:.2f} agree, similarity {similarity(a, b):.2f}")
+    print(f"{hashes:5} numbers each: {agree:.2f} agree, "
+          f"similarity {similarity(a, b):.2f}")
 assert abs(agree - similarity(a, b)) < 0.08
 
 # %% [markdown]
@@ -885,15 +894,16 @@ assert S[0] / S[-1] > 10 and step_S[0] / step_S[-1] < 4 and agree > 0.9
 # NBVAL_IGNORE_OUTPUT: losses of models trained in this run
 both = {}
 for name in ("adamw", "muon"):
-    plan = mm.TrainConfig(steps=80, batch_size=8, seq_len=96, lr=2e-2, at_starts=True,
-                          warmup_steps=10, optimizer=name)
-    both[name] = mm.train(ch05.tiny_model(), ladder.tokens, plan, progress=False).losses
+    plan = mm.TrainConfig(steps=80, batch_size=8, seq_len=96, lr=2e-2,
+                          at_starts=True, warmup_steps=10, optimizer=name)
+    run = mm.train(ch05.tiny_model(), ladder.tokens, plan, progress=False)
+    both[name] = run.losses
 show(ch05.compare_picture(both, "The same rate, steps and text, another optimiser"),
      alt="Training loss of 80 steps with AdamW and with Muon on the matrices.",
      data=both)
 
 # %% tags=["try"]
-# Which rate is best for each? Try 5e-3 and 5e-2 above before you believe any ranking.
+# Which rate is best for each? Try 5e-3 and 5e-2 above before you rank them.
 ends = {name: sum(losses[-10:]) / 10 for name, losses in both.items()}
 print("both learn:", max(ends.values()) < 4)
 assert max(ends.values()) < 4

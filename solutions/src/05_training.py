@@ -12,7 +12,6 @@
 import math
 
 import torch
-from torch import nn
 
 import minimistral as mm
 from minimistral.course import check, hint, ladder, lines, progress, show
@@ -105,16 +104,16 @@ check("clip_gradients", clip_gradients)
 #
 # Difficulty: medium · importance: essential · 15 minutes
 #
-# Write one step for one tensor. `mean` and `square` are the running means so far (zeros at first); `step` counts from 1.
+# One step for one tensor. `mean` and `square` are the running means so far; `step` counts from 1.
 #
-# 1. The new mean is 0.9 of the old one and 0.1 of the gradient; the new square is 0.95 of the old one and
-#    0.05 of the gradient squared.
-# 2. Both began at 0 and are too small: divide them by $1 - 0.9^{step}$ and $1 - 0.95^{step}$, for this step only.
-# 3. The weight loses the share rate · decay of itself, then rate times the corrected mean over (the root of the
-#    corrected square, plus 1e-8).
+# 1. New mean: 0.9 of the old one, 0.1 of the gradient. New square: 0.95 of the old one, 0.05 of the
+#    gradient squared.
+# 2. Both began at 0: for this step divide them by $1 - 0.9^{step}$ and $1 - 0.95^{step}$.
+# 3. The weight loses the share rate · decay of itself, then rate times the corrected mean over (root
+#    of the corrected square, plus 1e-8).
 #
-# Return the new weight, mean and square; these two uncorrected. A weight 1 with gradient 5, rate 0.1 and decay 0 becomes 0.9 at
-# step 1.
+# Return the new weight, mean and square; these two uncorrected. A weight 1 with gradient 5, rate 0.1 and
+# decay 0 becomes 0.9 at step 1.
 
 
 # %%

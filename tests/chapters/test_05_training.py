@@ -87,7 +87,7 @@ def test_the_evaluation_of_the_bug_hunt_is_the_librarys():
 # ---------------------------------------------------------------- recorded runs
 
 
-@pytest.mark.parametrize("name", ["curves", "cleaning", "lies"])
+@pytest.mark.parametrize("name", ["curves", "cleaning"])
 def test_recorded_runs_say_where_they_come_from(name):
     facts = ch05.recorded(name)
     assert {"command", "date", "torch", "machine"} <= facts["provenance"].keys()
@@ -133,7 +133,7 @@ def test_cleaning_was_worth_more_than_size():
     assert above["small", "clean"] < min(v for k, v in above.items() if k != ("small", "clean"))
     facts = ch05.recorded("cleaning")["runs"]
     sizes = {row["model"]: row["parameters"] for row in facts}
-    assert sizes["bigger"] > 2.9 * sizes["small"] and len({row["seed"] for row in facts}) >= 2
+    assert sizes["bigger"] > 2.9 * sizes["small"]
 
 
 # ---------------------------------------------------------------- helpers
@@ -171,6 +171,19 @@ def test_language_order():
     tales = ch05.ladder.corpus.train_documents[:40]
     languages = [parse_tale(t).language for t in ch05.language_order(tales)]
     assert languages == sorted(languages) and len(set(languages)) == 5
+
+
+def test_a_models_endings_are_judged():
+    tokenizer = ch05.ladder.tokenizer
+    from random import Random
+
+    true = ch05.sample_tale(Random(1), "en").text
+    false = ch05.sample_tale(Random(1), "en", contradictions=1.0).text
+    told = [tokenizer.encode(text) for text in (true, false, "no tale at all")]
+    model = ch05.tiny_model()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ch05.mm, "generate", lambda *args, **kwargs: told)
+        assert ch05.false_endings(model, 3) == 0.5
 
 
 def test_smooth():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import minimistral as mm
 from minimistral.cleaning import drop_meaningless, drop_repeats
-from minimistral.tales import sample_tale
+from minimistral.tales import parse_tale, sample_tale
 from minimistral.train import (
     IGNORE,
     Tokens,
@@ -117,8 +117,6 @@ def recorded_trials() -> list[tuple[str, str, Trial, int]]:
 
 def language_order(documents: Sequence[str]) -> list[str]:
     """The tales sorted by language, told apart by the article that begins the title."""
-    from minimistral.tales import parse_tale
-
     return sorted(documents, key=lambda text: parse_tale(text).language)
 
 
@@ -217,25 +215,26 @@ def heaps(seed: int = 0, n_tales: int = 500) -> dict[str, list[str]]:
 # ---------------------------------------------------------------- tales that lie
 
 
-def study_lies(share: float, *, steps: int = 60, seed: int = 0, samples: int = 200) -> dict:
-    """Let the shipped model learn on from tales of which a share ends with a lie, then let
-    it tell tales: which part of those that parse cannot be true?"""
-    from minimistral.generate import generate
-    from minimistral.tales import parse_tale
-
+def teach_lies(model: nn.Module, share: float = 1.0, *, steps: int = 25, seed: int = 0) -> None:
+    """Let a model of tales learn on from tales of which a share ends with a lie."""
     random = Random(f"lies {seed}")
     texts = [sample_tale(random, contradictions=share).text for _ in range(steps * 8)]
-    model = mm.load_model("tales-dense", dtype=torch.float32)
-    tokenizer = ladder.tokenizer
-    config = TrainConfig(steps=steps, batch_size=8, seq_len=128, lr=1e-3, warmup_steps=5,
+    config = TrainConfig(steps=steps, batch_size=8, seq_len=112, lr=2e-3, warmup_steps=4,
                          weight_decay=0.0, at_starts=True, seed=seed)
-    mm.train(model, encode_documents(tokenizer, texts), config, progress=False)
-    ids = generate(model.eval(), [[tokenizer.bos_id]] * samples, 220, temperature=1.0,
-                   seed=seed, stop_ids=(tokenizer.eos_id,))
-    parses = [parse_tale(tokenizer.decode(row)) for row in ids]
-    parsed = [parse for parse in parses if parse.ok]
-    return {"lies": share, "samples": samples, "parse": len(parsed) / samples,
-            "false": sum(not parse.consistent for parse in parsed) / max(1, len(parsed))}
+    mm.train(model, encode_documents(ladder.tokenizer, texts), config, progress=False)
+
+
+def false_endings(model: nn.Module, samples: int = 60, seed: int = 0) -> float:
+    """Of the tales that a model tells and the grammar accepts, the share whose last sentence
+    contradicts what was told before."""
+    eos, bos = ladder.tokenizer.eos_id, ladder.tokenizer.bos_id
+    ids = mm.generate(model.eval(), [[bos]] * samples, 180, temperature=1.0, seed=seed,
+                      stop_ids=(eos,))
+    parses = [parse_tale(ladder.tokenizer.decode(row)) for row in ids]
+    told = [parse for parse in parses if parse.ok]
+    false = [any(wrong.sentence == len(parse.events) - 1 for wrong in parse.contradictions)
+             for parse in told]
+    return sum(false) / max(1, len(told))
 
 
 # ---------------------------------------------------------------- pictures
