@@ -213,7 +213,7 @@ def page(title: str, card: Card, config, sample: Sample, prompt: str = "") -> st
     rows = "".join(f"<tr><th scope=\"row\">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>"
                    for k, v in card_rows(card, config).items())
     asked = f"<p class=\"soft\">Continuing “{html.escape(prompt)}”</p>" if prompt else ""
-    text = html.escape(sample.text.strip("\n")) or "(It ends the text at once.)"
+    text = html.escape(sample.text.strip()) or "(It ends the text at once.)"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -254,7 +254,7 @@ def last_loss(card: Card) -> float:
 def card_rows(card: Card, config) -> dict[str, str]:
     """The model card: what somebody else needs to know, or to do it again."""
     count, training = mm.count_parameters(config), card.training
-    shape = (f"{config.n_layers} layers, width {config.dim}, {config.n_heads} query heads, "
+    shape = (f"{config.n_layers} layer{'s' * (config.n_layers > 1)}, width {config.dim}, {config.n_heads} query heads, "
              f"{config.n_kv_heads} key/value heads of {config.head_dim}, feed-forward "
              f"{config.hidden_dim}, vocabulary {config.vocab_size:,}")
     if config.moe:
@@ -306,9 +306,10 @@ def curve_svg(card: Card, vocab_size: int) -> str:
         parts.append(f'<text x="{x(tick):.1f}" y="{height - bottom + 20}" text-anchor="middle">{tick:,g}</text>')
     taken: list[float] = []
     for what, nats in sorted(lines.items(), key=lambda pair: -pair[1]):
-        at = y(nats) - 6
+        below = nats <= last_loss(card)  # the curve runs above this line
+        at = y(nats) + (16 if below else -6)
         while any(abs(at - other) < 16 for other in taken):
-            at += 22  # below its line, where the place above is taken
+            at += 17  # where the place is taken
         taken.append(at)
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y(nats):.1f}" y2="{y(nats):.1f}" '
                      f'stroke="var(--ink)" stroke-width="1.5" stroke-dasharray="7 5"/>'

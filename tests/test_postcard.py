@@ -85,7 +85,7 @@ def test_the_page_stands_alone(trained, tmp_path):
 def test_the_page_says_what_was_done(trained, tmp_path):
     page = Page(make(trained, tmp_path / "card.html"))
     record = json.loads((trained / "record.json").read_text("utf-8"))
-    for words in ("little ship", "sea & <song>.txt", "7 steps", "1 layers, width 16", "batch size 2",
+    for words in ("little ship", "sea & <song>.txt", "7 steps", "1 layer, width 16", "batch size 2",
                   f"{record['tokens']:,}", f"{record['evaluations'][-1][1]:.4f}",
                   f"torch {torch.__version__}", f"{record['about']['train_bytes']:,} bytes",
                   "knowing nothing", "frequencies of tokens alone"):

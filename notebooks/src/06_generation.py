@@ -55,9 +55,9 @@ open_place, settled = ch06.CONTEXTS["one of five places"], ch06.CONTEXTS["a thin
 
 for text in (open_place, settled):
     chances = ch06.next_logits(model, tokenizer, text).softmax(-1)      # (V,)
-    best = chances.topk(6).indices.tolist()
-    print("…" + text[-24:].replace("\n", "⏎"), {
-        tokenizer.decode([i]): round(chances[i].item(), 3) for i in best})
+    print("…" + text[-24:])
+    for token in chances.topk(6).indices.tolist():
+        print(f"{tokenizer.decode([token]):>34}   {chances[token]:.3f}")
 assert chances.max() > 0.9
 predict("greedy", "From the start of a text we always take the likeliest token, and do so "
         "200 times over. How many different tales?",
@@ -211,7 +211,7 @@ predict("bold", f"At temperature 1 the grammar accepts {ch06.judged(fair)[0]:.0%
 bold = write(48, temperature=1.5)
 shares = {"t = 1": ch06.judged(fair)[0], "t = 1.5": ch06.judged(bold)[0]}
 print({name: round(share, 2) for name, share in shares.items()})
-print(bold[1][:160])
+print(next(text for text in bold if not ch06.judged([text])[0])[:160])
 assert shares["t = 1"] > 0.85 and shares["t = 1.5"] < 0.5
 reveal("bold", "C", "A tale has some eighty tokens, and one slip spoils it.")
 
@@ -397,8 +397,8 @@ predict("after", "The next tokens come after </s>, without <s> and a title. What
 # %%
 # NBVAL_IGNORE_OUTPUT: what an untrained habit gives depends on the last digits
 print(repr(tokenizer.decode(onward[end + 1:])))
-reveal("after", "C", "No text of its training went on after </s>. The model gives a distribution "
-       "anyway, as it always does.")
+reveal("after", "C", "What follows </s> was never asked of it in training: another text "
+       "begins there. The model gives a distribution anyway, as it always does.")
 
 # %% [markdown]
 # A model cannot stop by itself; the loop around it has to. It watches for **stop tokens** and leaves them
@@ -453,7 +453,7 @@ assert again[-1] > 4 * again[0] and again[-1] > 4 * kept[-1]
 # %%
 @torch.no_grad()
 def keys_of(ids):
-    """The keys that every layer computes for a text. -> L tensors (T, K * D)"""
+    """The keys of every layer, before they are rotated. -> L tensors (T, K * D)"""
     found = []
     hooks = [layer.attention.wk.register_forward_hook(lambda m, x, y: found.append(y[0]))
              for layer in model.layers]
@@ -559,8 +559,8 @@ with torch.no_grad():
     logits = model(ids[:, :30], wrong)                    # the first 30 are read well
     for t in range(30, 60):
         logits = model(ids[:, t:t + 1], wrong, positions=torch.tensor([0]))
-print("right:", tokenizer.decode(at_once[0, -1].topk(3).indices.tolist()))
-print("wrong:", tokenizer.decode(logits[0, -1].topk(3).indices.tolist()))
+for name, row in (("right", at_once[0, -1]), ("wrong", logits[0, -1])):
+    print(f"{name}: next", [tokenizer.decode([i]) for i in row.topk(4).indices.tolist()])
 assert (logits[0, -1] - at_once[0, -1]).abs().max() > 1
 
 # %% [markdown]
@@ -724,7 +724,7 @@ assert together == alone
 # show: generate, stream
 
 # %% [markdown]
-# A stream of tokens is not a stream of letters. A letter such as *è* may be cut into bytes that belong to
+# A stream of tokens is not a stream of letters. A rare letter may be cut into bytes that belong to
 # two tokens, and half a letter cannot be shown. Wait until the bytes are whole.
 
 # %%
@@ -769,8 +769,8 @@ card = (folder / "card.html").read_text("utf-8")
 ch06.Framed(card)
 
 # %% [markdown]
-# Forty steps are three seconds, so this model is a beginner. Two lines above the curve say what is
-# known without a model: the loss of somebody who knows nothing, and of somebody who knows how often each
+# Forty steps take a few seconds, so this model is a beginner. Two dashed lines say what is known
+# without a model: the loss of somebody who knows nothing, and of somebody who knows how often each
 # token occurs. Whatever lies below the second line was learned from the order of the tokens.
 
 # %%

@@ -59,7 +59,7 @@ def test_record_is_sound(exercise):
         ("keep_top_p", lambda probabilities, p: probabilities, ""),
         ("keep_top_p", lambda probabilities, p: probabilities.sort(-1)[0], ""),
         ("remember", lambda kept, k, v, positions: None, ""),
-        ("until_stop", lambda ids, stops: ids[: ids.index(stops[0][0])], "list index"),
+        ("until_stop", lambda ids, stops: ids[: ids.index(stops[0][0])], "elements"),
         ("beam", lambda next_logs, start, width, steps: start, ""),
     ],
 )

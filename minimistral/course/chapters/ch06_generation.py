@@ -109,11 +109,13 @@ def cuts_picture(logits: Tensor, tokenizer, drawn: Tensor, title: str, bars: int
     ax.bar(places, after, color=BLUE, width=0.8, label="drawn from")
     ax.bar(places, before, facecolor="none", edgecolor=ORANGE, linewidth=2, linestyle="--",
            width=0.8, label="the model's own")
-    for place, value in zip(places, after):
+    top = max(0.5, 1.1 * max(before + after))
+    for place, (own, value) in enumerate(zip(before, after)):
         if value == 0:
-            ax.text(place, 0.02, "cut", ha="center", rotation=90, fontsize=11)
+            ax.text(place, own + 0.02 * top, "cut", ha="center", va="bottom", rotation=90,
+                    fontsize=11)
     ax.set_xticks(places, names, rotation=40, ha="right")
-    ax.set(title=title, ylabel="probability", ylim=(0, 1.05))
+    ax.set(title=title, ylabel="probability", ylim=(0, top))
     ax.legend(frameon=False)
     data = {"token": names, "the model's own": [round(p, 4) for p in before],
             "drawn from": [round(p, 4) for p in after]}
