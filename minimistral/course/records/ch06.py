@@ -126,6 +126,14 @@ DRAW = Exercise(
             _drawn(lambda p, r, u: (r <= u).sum(-1).clamp(max=p.shape[-1] - 1)),
             "Where the sum is below 1, the last token gets what is missing, even with probability "
             "0. Scale the number instead of limiting the index."),
+        Misconception("not scaled, and equal is enough", _drawn(lambda p, r, u: torch.searchsorted(
+                r, u)[:, 0]),
+            "The number 0 chooses a token with probability 0, and near 1 none is found. First sum "
+            "greater than the number, and scale it by the row's last sum."),
+        Misconception("sums down the batch", _drawn(lambda p, r, u: (
+                p.double().cumsum(0) > u).long().argmax(-1)),
+            "The sums ran down the batch, from text to text. Each row is one line from 0 to 1: sum "
+            "along the last axis."),
         Misconception("one number for all", _drawn(lambda p, r, u: (
                 r > u[0] * r[:, -1:]).long().argmax(-1)),
             "All rows used the first number. Each row has its own; give the numbers a second axis, "
@@ -298,6 +306,16 @@ KEEP_TOP_K = Exercise(
                 0, (i := logits.topk(min(k, len(logits)), dim=0)[1]), logits.gather(0, i)),
             "The largest of each column were kept. A row belongs to one text; its tokens are the "
             "last axis."),
+        Misconception("wrong logits at the right places",
+            lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, logits.topk(min(k, logits.shape[-1]))[1], logits),
+            "The places are right, the logits in them are those of the first tokens. Write the "
+            "values that belong to the places."),
+        Misconception("wrong logits, k not limited",
+            lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, logits.topk(k)[1], logits),
+            "The logits written are those of the first tokens, not of the places that topk named; "
+            "and a k above V stops it."),
         Misconception("k not limited", lambda logits, k: torch.full_like(logits, -INF).scatter(
                 -1, (i := logits.topk(k)[1]), logits.gather(-1, i)),
             "It stops when k is larger than the vocabulary. Then all tokens are kept: take the "
@@ -466,6 +484,13 @@ KEEP_TOP_P = Exercise(
                 lambda kept: kept / kept.sum())(_nucleus(scale=False)(probabilities, p)),
             "All rows together sum to 1. Each row is one distribution: sum along the last axis, "
             "and keep that axis."),
+        Misconception("down the columns", lambda probabilities, p: (
+                lambda o, i: torch.zeros_like(o).scatter(0, i, (
+                    lambda kept: kept / kept.sum(0, keepdim=True))(
+                        o.masked_fill(o.cumsum(0) - o > p, 0.0))))(
+                            *probabilities.sort(0, descending=True)),
+            "Sorted and summed down the columns, from text to text. Each row is one distribution; "
+            "its tokens are the last axis."),
         Misconception("tokens counted", lambda probabilities, p: (
                 lambda kept: kept / kept.sum(-1, keepdim=True))(probabilities.where(
                     probabilities.argsort(-1, descending=True).argsort(-1)
@@ -579,6 +604,10 @@ REMEMBER = Exercise(
                     len(new[2]), kept[2].shape[1] + new[2].shape[1]))),
             "You counted positions from 0. A text may begin later; join the positions that were "
             "given."),
+        Misconception("the first twice", lambda kept, k, v, positions: _cat(
+                kept or (k, v, positions), (k, v, positions)),
+            "At the first call the new tokens were appended to themselves. When nothing is kept, "
+            "the new ones are all there is."),
         Misconception("values from keys", _appended(lambda kept, new: (
                 torch.cat([kept[0], new[0]], 1), torch.cat([kept[0], new[0]], 1),
                 torch.cat([kept[2], new[2]], 1))),
@@ -678,6 +707,16 @@ WITH_TEMPERATURE = Exercise(
         Misconception("equal ones share", _dial(cold=lambda x: (
                 lambda m: m / m.sum(-1, keepdim=True))((x == x.amax(-1, keepdim=True)).float())),
             "At temperature 0 equal logits share the probability. The first of them gets all."),
+        Misconception("one place for all rows", _dial(cold=lambda x: F.one_hot(
+                x.argmax(), x.numel()).reshape(x.shape).to(x.dtype)),
+            "At temperature 0 only one row of all got its 1. Each row has a likeliest token of its "
+            "own: look for it along the last axis."),
+        Misconception("largest of all rows", _dial(cold=lambda x: (x == x.max()).to(x.dtype)),
+            "At temperature 0 you looked for the largest logit of all rows. Each row has its own, "
+            "and of equal ones only the first counts."),
+        Misconception("no softmax", _dial(warm=lambda x, t: x / t),
+            "These are the divided logits. The last step is missing: a softmax makes them "
+            "probabilities."),
         Misconception("every equal one gets 1",
             _dial(cold=lambda x: (x == x.amax(-1, keepdim=True)).float()),
             "At temperature 0 a row with equal logits sums to 2. Only the first of them gets "
@@ -950,6 +989,13 @@ UNTIL_STOP = Exercise(
             "in order."),
         Misconception("its first token is enough", _stop(lambda ids, i, stop: ids[i] == stop[0]),
             "The first token of a sequence ended the text. Look whether the others follow it."),
+        Misconception("first tokens, first in the list",
+            _stop(lambda ids, i, stop: ids[i] == stop[0], choose=None),
+            "The first token of a sequence ended the text, whatever followed. Compare the whole "
+            "sequence, and take the one that begins earliest."),
+        Misconception("nothing returned without a stop", lambda ids, stops: (
+                lambda cut: cut if cut != list(ids) else None)(_stop(_whole)(ids, stops)),
+            "Without a stop sequence nothing comes back. Then the whole list is the result."),
         Misconception("the last one", _stop(_whole, last=True),
             "You cut at the last place where the sequence occurs. The text ends at the first."),
         Misconception("first in the list", _stop(_whole, choose=None),
@@ -1213,6 +1259,20 @@ WORK_OF_WRITING = Exercise(
         Misconception("pairs as with a cache", _work(_tokens, lambda P, n, c: _pairs(P, n, True)),
             "The tokens are right. Without a cache the old queries look again at every step, so "
             "their pairs count again."),
+        Misconception("prompt counted short in the cache", _work(_tokens,
+                lambda P, n, c: _triangle(P) + sum(P + i for i in range(n)) if c
+                else _pairs(P, n, c)),
+            "With the cache you counted the look of the prompt's last token twice. Each new token "
+            "that is read looks at one key more than the one before."),
+        Misconception("prompt free with a cache", _work(
+                lambda P, n, c: n - 1 if c else _tokens(P, n, c),
+                lambda P, n, c: sum(P + i for i in range(1, n)) if c else _pairs(P, n, c)),
+            "With the cache the prompt costs nothing in your count. It has to be read once as "
+            "well, before the first choice."),
+        Misconception("one look for each step", _work(_tokens,
+                lambda P, n, c: sum(P + i for i in range(n))),
+            "You counted only the look of the last token at each step. Every token that is read "
+            "looks, those of the prompt too."),
         Misconception("one token looks at one", _work(_tokens, _tokens),
             "The second number equals the first. A token makes a pair with each key that it may "
             "see, so the pairs grow faster."),
@@ -1318,6 +1378,17 @@ def _greedy(next_logs, start, width, steps):
     return ids[len(start):]
 
 
+def _branch_once(next_logs, start, width, steps):
+    found = []
+    for token in next_logs(start).topk(width)[1].tolist():
+        ids, total = [*start, token], next_logs(start)[token].item()
+        for _ in range(steps - 1):
+            best = next_logs(ids).max(-1)
+            ids, total = [*ids, int(best[1])], total + best[0].item()
+        found.append((total, ids))
+    return max(found)[1][len(start):]
+
+
 def _forgets_start(next_logs, start, width, steps):
     return _beam()(lambda ids: next_logs(ids[:1]), start, width, steps)
 
@@ -1364,6 +1435,14 @@ BEAM = Exercise(
         Misconception("one step too few", lambda next_logs, start, width, steps: _beam()(
                 next_logs, start, width, steps - 1),
             "The text is one token too short: take as many steps as asked."),
+        Misconception("always asks after the start",
+            lambda next_logs, start, width, steps: _beam()(
+                lambda ids: next_logs(start), start, width, steps),
+            "Every step asks what follows the start. Ask after the whole beginning, its new tokens "
+            "included."),
+        Misconception("branches at the first step only", _branch_once,
+            "Only the first step branches; after it each beginning goes on greedily. Let every "
+            "step continue all beginnings and keep the best of all."),
         Misconception("always asks about the first token", _forgets_start,
             "The next token is asked for after the first token only. Ask after the whole "
             "beginning, the newest token included."),
