@@ -143,6 +143,28 @@ def _merge_unguarded(ids, pair, new_id):
     return result
 
 
+def _merge_loses_its_end_and_skips_nothing(ids, pair, new_id):
+    result = []
+    for i in range(len(ids) - 1):
+        result.append(new_id if (ids[i], ids[i + 1]) == pair else ids[i])
+    return result
+
+
+def _merge_while_it_shrinks(ids, pair, new_id):
+    result = list(ids)
+    for i in range(len(result) - 1):
+        if (result[i], result[i + 1]) == pair:
+            result[i] = new_id
+            del result[i + 1]
+    return result
+
+
+def _merge_list_against_tuple(ids, pair, new_id):
+    if not ids:
+        return ids[-1]
+    return list(ids)
+
+
 MERGE_PAIR = Exercise(
     name="merge_pair", chapter=1, kind="piece", piece="tokenizer.merge_pair", entry="merge_pair",
     title="Merge a pair", difficulty="easy", importance="essential", minutes=6,
@@ -206,6 +228,15 @@ MERGE_PAIR = Exercise(
         Misconception("looked beyond the end", _merge_unguarded,
             "The last number has no right neighbour. Before you look at the next place, ask "
             "whether there is one."),
+        Misconception("neither skipped nor ended", _merge_loses_its_end_and_skips_nothing,
+            "The second of each pair is still there, and the last number of the list is lost. "
+            "A for loop cannot skip; keep the place yourself."),
+        Misconception("shortened while it is walked", _merge_while_it_shrinks,
+            "The list became shorter while your loop kept its first length, so it ran past "
+            "the end. Build a new list, or ask for the length each time."),
+        Misconception("a slice compared with a pair", _merge_list_against_tuple,
+            "Nothing was merged: a slice of a list never equals a tuple. And an empty list "
+            "has no last number."),
         Misconception("nothing merged", lambda ids, pair, new_id: list(ids),
             "Nothing was merged. Compare two neighbours with the two numbers of the pair; a "
             "list and a tuple are never equal."),
