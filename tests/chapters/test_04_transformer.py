@@ -84,7 +84,7 @@ def learner_block(self, x, positions, angles, cache=None):
         ("layer_norm", lambda x, weight, bias, eps=1e-5: x.mean(-1), "shape"),
         ("widest_hidden", lambda config, budget: budget, "expected"),
         ("norm_tokens", lambda x, weight: F.layer_norm(x, weight.shape, weight), "expected"),
-        ("start_weights", lambda model: None, "spread"),
+        ("start_weights", lambda model: [w.data.zero_() for w in model.parameters()], "spread"),
         ("who_says_it", lambda model, ids, answer: model(ids[None])[0, -1, answer], "shape"),
         ("my_config", lambda: 3, "ModelConfig"),
     ],

@@ -173,6 +173,14 @@ RMS_NORM = Exercise(
                 lambda self, x: (x.pow(2).mean() + self.eps).sqrt())),
             "All tokens were divided by one number, so large ones stay large, and later "
             "tokens matter to earlier ones. The mean belongs to each token alone."),
+        Misconception("mean over everything, in 16 bits", _norm(
+                lambda self, x: x / (x.pow(2).mean() + self.eps).sqrt() * self.weight),
+            "One number divides all tokens, so large ones stay large. The mean belongs to "
+            "each token alone: last axis, axis kept. And square in float32."),
+        Misconception("length 1", _norm(lambda self, x: F.normalize(
+                x.float(), dim=-1).type_as(x) * self.weight),
+            "Every token has length 1, so its numbers are too small. A root mean square "
+            "divides by the number of columns first; a length does not."),
         Misconception("mean over the tokens", _norm(_divided(
                 lambda self, x: _rms(self, x, -2))),
             "The mean ran down a column, over the tokens. Every token is normed by itself: "
@@ -564,6 +572,14 @@ BLOCK = Exercise(
         Misconception("the first copy read twice", _wired(_once_normed),
             "The feed-forward reads the copy made for attention, from before the looks were "
             "added. Norm h anew for it."),
+        Misconception("no norm at all", _wired(lambda self, x, look: (
+                lambda h: h + self.feed_forward(h))(x + look(x))),
+            "Both parts read the stream as it is. Each reads through a norm of its own; the "
+            "two norms are not used."),
+        Misconception("one sum at the end", _wired(lambda self, x, look: x + self.feed_forward(
+                self.ffn_norm(look(self.attention_norm(x))))),
+            "There is one plus for the whole block. Each part adds to the stream: attention "
+            "to x, the feed-forward to that sum."),
         Misconception("no first norm", _wired(lambda self, x, look: (
                 lambda h: h + self.feed_forward(self.ffn_norm(h)))(x + look(x))),
             "Attention reads the stream as it is. It should read it through attention_norm."),
@@ -683,6 +699,10 @@ LAYER_NORM = Exercise(
         Misconception("over everything", _layer_norm(lambda x: x.mean(), lambda x, s, eps: (
                 s.pow(2).mean() + eps).sqrt()),
             "All tokens share one mean and one size. Each token has its own: last axis only."),
+        Misconception("over everything, from torch", _layer_norm(lambda x: x.mean(),
+                lambda x, s, eps: x.std()),
+            "One mean and one spread for all tokens, and the spread divides by n - 1. Each "
+            "token has its own, along the last axis."),
         Misconception("no weight and bias", _layer_norm(_mean, _deviation,
                 lambda n, weight, bias: n),
             "The tokens are normed, but weight and bias are not used. Scale the columns, "
@@ -856,6 +876,10 @@ WIDEST_HIDDEN = Exercise(
         Misconception("one norm for each block", _hidden(norms=lambda c: c.n_layers + 1),
             "Off only where the budget is tight: a block has two norms, one for each of its "
             "parts."),
+        Misconception("what is left beside the given one", lambda config, budget: (
+                budget - count_parameters(config).total) // (3 * config.dim * config.n_layers),
+            "That is how many hidden numbers can be added to the given ones. The "
+            "configuration's own were counted as spent; they are part of the answer."),
         Misconception("one feed-forward for all blocks", _hidden(per_block=False),
             "Far too wide: every block has a feed-forward of its own. Divide by the number "
             "of blocks as well."),
@@ -931,6 +955,10 @@ LEAKY_NORM = Exercise(
                 lambda x: (x.pow(2).sum(-1, keepdim=True) + 1e-5).sqrt()),
             "No leak any more, but each token has length 1 now. It was the mean of the "
             "squares; keep it."),
+        Misconception("axis lost", lambda x, weight: x * torch.rsqrt(
+                x.pow(2).mean(dim=-1) + 1e-5) * weight,
+            "The right axis, but it is gone after the mean, so the sizes no longer fit "
+            "beside the tokens. Keep it, with size 1."),
         Misconception("over the past only", _tokens_normed(lambda x: (
                 x.pow(2).mean(-1, keepdim=True).cumsum(-2)
                 / torch.arange(1, x.shape[-2] + 1)[:, None] + 1e-5).sqrt()),
