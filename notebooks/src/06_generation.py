@@ -509,11 +509,13 @@ check("remember", remember)
 class PlainLayer:
     kept = None
 
-    def update(self, k, v, positions):                    # (B, T, K, D) twice, (B, T)
+    def append(self, k, v, positions):                    # (B, T, K, D) twice, (B, T)
         new = (k, v, positions)
         self.kept = new if self.kept is None else tuple(
             torch.cat(pair, dim=1) for pair in zip(self.kept, new))
         return self.kept                                  # what the queries may need
+
+    update = append                                       # the model's name for it
 
 
 class PlainCache:
@@ -545,10 +547,6 @@ print(f"the last token: {ch06.operations(model, ids):,} operations without the c
 # token it gets is the 60th? By its **position**, which it takes from the cache: the tokens continue after
 # what the cache has seen.
 
-# %%
-# minimistral/model.py
-# show: find_positions
-
 # %% [markdown]
 # Break it on purpose: we give every new token position 0, as a loop does that forgets where it is. No
 # error, no wrong shape.
@@ -562,15 +560,6 @@ with torch.no_grad():
 for name, row in (("right", at_once[0, -1]), ("wrong", logits[0, -1])):
     print(f"{name}: next", [tokenizer.decode([i]) for i in row.topk(4).indices.tolist()])
 assert (logits[0, -1] - at_once[0, -1]).abs().max() > 1
-
-# %% [markdown]
-# And this is the library's loop. It does for a batch what we did for one text: read the prompts into a
-# cache, then choose and read one token for each row, until all have stopped. (Its cache, `KVCache`, keeps
-# its memory in place instead of copying it; chapter 8 builds it, where it also learns to forget.)
-
-# %%
-# minimistral/generate.py
-# show: decode
 
 # %% [markdown]
 # Now `mine()` writes: the shipped model, with your `draw` and your cuts if they have passed.
@@ -713,7 +702,20 @@ assert together == alone
 #
 # `generate` collects, `stream` hands out each token as soon as it is chosen. The choice itself is made on
 # the processor, so that a seed gives the same draws on every device; row i of a batch draws with seed + i,
-# as it would alone.
+# as it would alone. First where a model finds its positions.
+
+# %%
+# minimistral/model.py
+# show: find_positions
+
+# %% [markdown]
+# And this is the loop of the library. It does for a batch what we did for one text: read the prompts into a
+# cache, then choose and read one token for each row, until all have stopped. (Its cache, `KVCache`, keeps
+# its memory in place instead of copying it; chapter 8 builds it, where it also learns to forget.)
+
+# %%
+# minimistral/generate.py
+# show: decode
 
 # %%
 # minimistral/generate.py
