@@ -33,9 +33,14 @@ LONGEST_TALE = 400                  # tokens; longer samples are cut and do not 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, a training run, the tales it reads, and how they become tokens."""
+    """A model, its training, the tales it reads, and how they become tokens.
+
+    The polish is a second run from the weights of the first: larger batches, and a low
+    rate that ends at 0, so that the last steps average out what single batches want.
+    """
     model: ModelConfig
     training: TrainConfig
+    polish: TrainConfig
     n_tales: int = 150_000
     val_tales: int = 1_000
     tokenizer_tales: int = 20_000
@@ -48,10 +53,11 @@ DENSE = ModelConfig(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
 TRAINING = TrainConfig(steps=9_000, batch_size=24, seq_len=200, lr=6e-3, min_lr=0.02,
                        optimizer="muon", warmup_steps=300, weight_decay=0.05, at_starts=True,
                        compile=True, eval_every=500, save_every=250)
+POLISH = replace(TRAINING, steps=900, batch_size=64, lr=2e-3, min_lr=0.0, warmup_steps=50, seed=1)
 RECIPES = {
-    "tales-dense": Recipe(DENSE, TRAINING),
+    "tales-dense": Recipe(DENSE, TRAINING, POLISH),
     "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=64, moe=MoEConfig(6, 2)),
-                        replace(TRAINING, balance=0.01)),
+                        replace(TRAINING, balance=0.01), replace(POLISH, balance=0.01)),
 }
 
 
@@ -121,14 +127,16 @@ def train_recipe(name: str, out: Path, scratch: Path, *, steps: int | None = Non
     floor = corpus.floor_per_token(vocabulary)
     say(f"{count_parameters(recipe.model)}, {len(tokens.ids):,} tokens a round, "
         f"{steps} steps, floor {floor:.4f} nats per token")
+    polish = replace(recipe.polish, folder=str(scratch / "polish"))
     with quick_products():
-        record = train(model, tokens, config, val_rows=rows, floor=floor)
+        records = [train(model, tokens, run, val_rows=rows, floor=floor)
+                   for run in (config, polish)]
     save_model(model.to(torch.bfloat16), out)
     vocabulary.save(out)
     say("measuring the stored weights")
     stored = load_model(out, dtype=torch.float32)
     measured = evaluate_shipped(stored, load_tokenizer(out), corpus, recipe.samples)
-    return write_record(name, recipe, record, measured, out, begun)
+    return write_record(name, recipe, records, measured, out, begun)
 
 
 def new_model(recipe: Recipe, config: TrainConfig) -> Transformer:
@@ -165,10 +173,13 @@ def planned_steps(recipe: Recipe, config: TrainConfig, tokens, scratch: Path,
     return int(plan.read_text(encoding="utf-8"))
 
 
-def write_record(name: str, recipe: Recipe, record, measured: dict, out: Path,
+def write_record(name: str, recipe: Recipe, records: list, measured: dict, out: Path,
                  begun: float) -> dict:
     """The provenance of a shipped model: record.json beside its weights."""
-    every = max(1, len(record.losses) // 200)
+    record, polish = records
+    losses = record.losses + polish.losses
+    every = max(1, len(losses) // 200)
+    seconds = record.seconds + polish.seconds
     facts = {
         "name": name, "date": date.today().isoformat(),
         "command": f"python -m minimistral.recipes {name}",
@@ -176,16 +187,18 @@ def write_record(name: str, recipe: Recipe, record, measured: dict, out: Path,
         "model": json.loads(recipe.model.to_json()),
         "parameters": count_parameters(recipe.model)._asdict(),
         "training": {**record.config, "folder": None},
+        "polish": {**polish.config, "folder": None},
         "tales": {"n_tales": recipe.n_tales, "val_tales": recipe.val_tales,
                   "tokenizer_tales": recipe.tokenizer_tales, "framed": recipe.framed},
-        "steps": len(record.losses), "tokens": record.tokens,
-        "minutes_of_training": round(record.seconds / 60, 2),
-        "tokens_per_second": round(record.tokens_per_second),
+        "steps": len(losses), "tokens": record.tokens + polish.tokens,
+        "minutes_of_training": round(seconds / 60, 2),
+        "tokens_per_second": round((record.tokens + polish.tokens) / seconds),
         "floor_nats_per_token": record.floor,
         "losses": {"every": every, "nats_per_token": [
-            round(sum(record.losses[i:i + every]) / every, 5)
-            for i in range(0, len(record.losses) - every + 1, every)]},
-        "evaluations": record.evaluations,
+            round(sum(losses[i:i + every]) / every, 5)
+            for i in range(0, len(losses) - every + 1, every)]},
+        "evaluations": record.evaluations + [
+            (step + len(record.losses), loss) for step, loss in polish.evaluations],
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "numpy": numpy.__version__},
         "host": {"cpu": cpu_name(), "threads": torch.get_num_threads(),

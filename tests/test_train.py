@@ -320,9 +320,10 @@ def test_framed_tales_leave_the_start_of_a_text_alone():
 
 
 def test_a_recipe_trains_measures_and_records(tmp_path, monkeypatch):
+    training = replace(QUICK, at_starts=True, compile=False)
     tiny = recipes.Recipe(
-        replace(MIXTURE, vocab_size=330), replace(QUICK, at_starts=True, compile=False),
-        n_tales=80, val_tales=10, tokenizer_tales=80, samples=3)
+        replace(MIXTURE, vocab_size=330), training,
+        replace(training, steps=3, warmup_steps=1, min_lr=0.0), n_tales=80, val_tales=10, tokenizer_tales=80, samples=3)
     monkeypatch.setitem(recipes.RECIPES, "tiny", tiny)
     precision = torch.get_float32_matmul_precision()
     facts = recipes.train_recipe("tiny", tmp_path / "out", tmp_path / "scratch", steps=5)
@@ -330,7 +331,8 @@ def test_a_recipe_trains_measures_and_records(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "consolidated.safetensors", "params.json", "record.json", "tekken.json"]
     measured = facts["measured_on_stored_weights"]
-    assert facts["steps"] == 5 and measured["parse"] == 0.0
+    assert facts["steps"] == 5 + 3 and measured["parse"] == 0.0
+    assert facts["evaluations"][-1][0] == 5 + 3
     assert measured["loss_over_floor"] == pytest.approx(
         measured["val_nats_per_byte"] / measured["floor_nats_per_byte"])
     again = recipes.train_recipe("tiny", tmp_path / "out", tmp_path / "scratch", steps=5)
