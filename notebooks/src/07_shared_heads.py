@@ -632,7 +632,7 @@ for name, loss in after.items():
 assert after["random numbers"] > 1.2 * after["average of both"] > 2.4 * right
 
 # %% [markdown]
-# The average is a poor model and still the best start. Now eight more steps of training, with the
+# The average is a poor model, and still a far better start than random numbers. Now eight more steps of training, with the
 # ladder's batches.
 
 # %%
