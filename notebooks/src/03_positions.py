@@ -18,8 +18,8 @@ from torch import nn
 
 import minimistral as mm
 from minimistral.attention import attend, causal
-from minimistral.course import (Choice, Slider, check, explore, ladder, mine, predict,
-                                reveal, show, swap)
+from minimistral.course import (Choice, Slider, check, explore, ladder, mine,
+                                predict, reveal, show, swap)
 from minimistral.course.chapters import ch03_positions as ch03
 from minimistral.course.figures import heatmap, lines_chart, new_figure, table_of
 
@@ -41,7 +41,7 @@ from minimistral.course.figures import heatmap, lines_chart, new_figure, table_o
 # %%
 words = ["Anna", "gave", "Leo", "the", "ring"]
 chance = torch.Generator().manual_seed(3)
-x = torch.randn(5, 8, generator=chance)                   # one row per word, (T, dim)
+x = torch.randn(5, 8, generator=chance)                   # a row per word, (T, dim)
 wq, wk, wv = torch.randn(3, 8, 8, generator=chance) / 2   # (dim, D) each
 
 
@@ -64,7 +64,7 @@ def look(x, mask=None):
 # %%
 predict("shuffle", "Anna and Leo have changed places. What happens to the look of "
         "the word “ring”?", ["it changes: other words stand next to it",
-                        "it does not change at all", "it changes a little"], answer="")
+        "it does not change at all", "it changes a little"], answer="")
 
 # %%
 swapped = [2, 1, 0, 3, 4]                                 # Leo gave Anna the ring
@@ -74,9 +74,10 @@ for ax, table, order in zip(axes, tables, (range(5), swapped)):
     names = [words[i] for i in order]
     heatmap(ax, table, names, names, rows="query", columns="key", limits=(0, 0.8),
             title=f"{names[0]} gave {names[2]} the ring")
-figure.suptitle("The names are swapped, and every weight moves along with its words")
-show(figure, alt="Two attention maps, before and after the names were swapped: each "
-     "word gives each other word the same weight as before, in another column.",
+figure.suptitle("The names are swapped; every weight moves along with its words")
+show(figure, alt="Two attention maps, before and after the names were swapped: "
+     "each word gives each other word the same weight as before, in another "
+     "column.",
      data=table_of(torch.cat(tables), words + [words[i] for i in swapped],
                    [f"key {n}" for n in range(5)]))
 change = (look(x[swapped])[0][4] - look(x)[0][4]).abs().max()
@@ -91,7 +92,7 @@ reveal("shuffle", "B", "“ring” gives each word the same weight as before, wh
 
 # %%
 predict("mask", "With the causal mask we keep “ring” at the end and put the four "
-        "words before it in all 24 orders. How many different looks does “ring” get?",
+        "words before it in all 24 orders. How many different looks will it get?",
         ["24: the mask knows what came first", "1: the same look every time", "4"],
         answer="")
 
@@ -207,8 +208,8 @@ def score(p, s):
     return (turn(q, p * omega) @ turn(k, s * omega)).item()
 
 
-predict("moved", f"Query at 7, key at 4: the score is {score(7, 4):.2f}. We put 100 "
-        "words in front of both. The new score?", ["about 100 times as large",
+predict("moved", f"Query at 7, key at 4: the score is {score(7, 4):.2f}. We put "
+        "100 words in front of both. The new score?", ["about 100 times as large",
         "the same", "another number, hard to say which"], answer="")
 
 # %%
@@ -216,8 +217,8 @@ for p, s in ((7, 4), (107, 104), (1007, 1004), (4, 7)):
     print(f"query at {p:4}, key at {s:4}: score {score(p, s):6.3f}")
 assert abs(score(7, 4) - score(107, 104)) < 1e-4
 assert abs(score(7, 4) - score(4, 7)) > 0.5
-reveal("moved", "B", "Both arrows turn by the same amount more, so the angle between "
-       "them stays.")
+reveal("moved", "B", "Both arrows turn by the same amount more, so the angle "
+       "between them stays.")
 
 # %% [markdown]
 # Two arrows give the product of their lengths times the cosine of the angle between them. Turning the
@@ -229,7 +230,8 @@ reveal("moved", "B", "Both arrows turn by the same amount more, so the angle bet
 table = torch.tensor([[score(p, s) for s in range(8)] for p in range(8)])
 figure, ax = new_figure(6.2, 4.8)
 heatmap(ax, table, range(8), range(8), rows="place of the query",
-        columns="place of the key", title="Along each diagonal the score is the same")
+        columns="place of the key",
+        title="Along each diagonal the score is the same")
 show(figure, alt="A table of scores for eight query places and eight key places: "
      "every diagonal, which is one distance, holds one and the same number.",
      data=table_of(table, range(8), range(8), "query / key"))
@@ -256,8 +258,9 @@ explore(ch03.circle_explorer(), query_position=Slider(0, 60, 5),
 # %%
 scores = [score(distance, 0) for distance in range(61)]
 figure, ax = new_figure(7.4, 3.3)
-lines_chart(ax, range(61), {"score": scores}, xlabel="distance between query and key",
-            ylabel="score", title="One arrow comes round: distance 47 looks like distance 3")
+lines_chart(ax, range(61), {"score": scores}, ylabel="score",
+            xlabel="distance between query and key",
+            title="One arrow comes round: distance 47 looks like distance 3")
 ax.plot([3, 47], [scores[3], scores[47]], "s", color="#D55E00", markersize=9)
 show(figure, alt="The score as a function of the distance is a wave with a period "
      "of 6.28 places; at distances 3 and 47 it has nearly the same value.",
@@ -278,14 +281,15 @@ def score_query_only(p, s):
     return (turn(q, p * omega) @ torch.tensor(k)).item()
 
 
-predict("backwards", "By a slip of the sign the key is turned the other way. On what "
-        "does the score depend now?", ["on the distance, as before",
+predict("backwards", "By a slip of the sign the key is turned the other way. On "
+        "what does the score depend now?", ["on the distance, as before",
         "on the sum of the places", "on the place of the query only"], answer="")
 
 # %%
 for p, s in ((7, 4), (107, 104), (6, 5), (8, 3)):
-    print(f"query {p:3}, key {s:3}:   right {score(p, s):6.2f}   key backwards "
-          f"{score_backwards(p, s):6.2f}   query only {score_query_only(p, s):6.2f}")
+    print(f"query {p:3}, key {s:3}:   right {score(p, s):6.2f}   "
+          f"key backwards {score_backwards(p, s):6.2f}   "
+          f"query only {score_query_only(p, s):6.2f}")
 assert abs(score_backwards(7, 4) - score_backwards(6, 5)) < 1e-4
 assert abs(score_backwards(7, 4) - score_backwards(107, 104)) > 0.5
 reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and these three rows agree. Both "
@@ -316,8 +320,8 @@ for i in range(D // 2):
     omega_i = theta ** (-2 * i / D)
     print(f"pair {i}: {omega_i:7.4f} radians a place, one turn in "
           f"{2 * math.pi / omega_i:7.1f} places")
-predict("clock", "Pair 0 cannot tell distance 3 from distance 47. Which pair is the "
-        "first that can?", ["pair 1", "pair 2", "pair 3"], answer="")
+predict("clock", "Pair 0 cannot tell distance 3 from distance 47. Which pair is "
+        "the first that can?", ["pair 1", "pair 2", "pair 3"], answer="")
 
 # %%
 frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
@@ -433,8 +437,9 @@ def last_look(sentence, turning):
 
 
 for turning in (False, True):
-    count = different(last_look(s, turning) for s in (" Anna gave the ring to Leo.",
-                                                      " Leo gave the ring to Anna."))
+    count = different(last_look(s, turning) for s in
+                      (" Anna gave the ring to Leo.",
+                       " Leo gave the ring to Anna."))
     print(f"turned by position: {turning!s:5}   different looks: {count}")
     assert count == 1 + turning
 
@@ -448,7 +453,8 @@ for turning in (False, True):
 # %%
 predict("toy", "The loss starts near 2.5 nats for twelve letters. Where does the "
         "look without positions end after 150 steps?",
-        ["near 0: it learns to look two back", "near 2: a little better than guessing",
+        ["near 0: it learns to look two back",
+         "near 2: a little better than guessing",
          "at 2.5: it learns nothing"], answer="")
 
 # %%
@@ -457,12 +463,13 @@ losses = {name: ch03.learn_two_back(turn) for name, turn in
 means = {name: [sum(part) / 10 for part in zip(*[iter(values)] * 10)]
          for name, values in losses.items()}
 figure, ax = new_figure(7.0, 3.3)
-lines_chart(ax, range(10, 151, 10), means, xlabel="training step", ylabel="loss (nats)",
+lines_chart(ax, range(10, 151, 10), means, xlabel="training step",
+            ylabel="loss (nats)",
             title="“Two places back” can only be learned with positions")
 show(figure, alt="Without positions the loss stays near 2 nats; with rotary "
      "positions it falls to nearly 0 within 100 steps.",
      data={"step": range(10, 151, 10),
-           **{name: [round(v, 2) for v in values] for name, values in means.items()}})
+           **{n: [round(v, 2) for v in values] for n, values in means.items()}})
 assert means["without positions"][-1] > 1.8
 assert means["with rotary positions"][-1] < 0.05
 reveal("toy", "B", "It can learn which letters are in the row, and no more. With "
@@ -510,9 +517,9 @@ reveal("slow", "B", "2π times 10,000 would be 62,832; the last pair is a little
 low, high = (sum(t > 32_768 for t in values) for values in turns.values())
 show(ch03.speeds_picture(turns, 32_768, f"With the larger theta {high} pairs, not "
                          f"{low}, stay within one turn"),
-     alt=f"Tokens for one turn, by pair, on a logarithmic axis: at theta 10,000 {low} of "
-     f"64 pairs need more than 32,768 tokens, at theta 1,000,000 {high} do.",
-     data={"pair": range(64), **{n: [round(t) for t in v] for n, v in turns.items()}})
+     alt=f"Tokens for one turn, by pair, on a logarithmic axis: at theta 10,000 "
+     f"{low} of 64 pairs need more than 32,768 tokens, at theta 1,000,000 {high} do.",
+     data={"pair": range(64), **{n: list(map(round, v)) for n, v in turns.items()}})
 assert (low, high) == (4, 24)
 
 # %% [markdown]
@@ -528,8 +535,8 @@ assert (low, high) == (4, 24)
 model = mm.load_model("tales-dense")
 rows = ch03.long_rows(tokenizer, 200, 8)                  # tales, (8, 201)
 print("trained with theta =", f"{model.config.rope_theta:,.0f}")
-predict("knob", "The weights stay, only theta becomes 1,000,000. What happens to its "
-        "loss on tales?", ["nothing: it knows the words",
+predict("knob", "The weights stay, only theta becomes 1,000,000. What happens to "
+        "its loss on tales?", ["nothing: it knows the words",
         "it falls: far words are clearer now",
         "it rises clearly: it learned with other speeds"], answer="")
 
@@ -585,7 +592,8 @@ class LookBack(nn.Module):
 
     def forward(self, ids):                               # (B, T) -> (B, T, V)
         x, p = self.embedding(ids), torch.arange(ids.shape[1])
-        q, k, v = (w(x).unflatten(-1, self.cut) for w in (self.wq, self.wk, self.wv))
+        q, k, v = (w(x).unflatten(-1, self.cut)
+                   for w in (self.wq, self.wk, self.wv))  # (B, T, H, D) each
         if self.turning:                                  # the one new thing
             angles = rotary_angles(p, self.cut[1], 10_000)
             q, k = rotate(q, *angles), rotate(k, *angles)
@@ -610,8 +618,8 @@ ladder.fit(look_back)
 loss_with = ladder.validation_nats(look_back) / text_bytes
 saved = (loss_without - loss_with) / (loss_without - floor)
 assert 0.005 < saved < 0.1
-reveal("rung", "A", f"It goes from {loss_without:.3f} to {loss_with:.3f}; the floor "
-       f"is {floor:.3f}.")
+reveal("rung", "A", f"It goes from {loss_without:.3f} to {loss_with:.3f}; the "
+       f"floor is {floor:.3f}.")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
@@ -637,8 +645,8 @@ display(ladder.run("one look back, with positions", look_back, chapter=3))
 # New words: *position*, *pair*, *angle*, *rotary*, *frequency*, *theta*.
 
 # %%
-predict("deep", "We put four looks on top of each other: each one reads what the one "
-        "before handed over. How alike are the five words at the end?",
+predict("deep", "We put four looks on top of each other: each one reads what the "
+        "one before handed over. How alike are the five words at the end?",
         ["as different as at the start", "more different", "nearly all the same"],
         answer="")
 
@@ -668,8 +676,8 @@ for n in range(5):
     y = look(3 * unit)[0]                                 # kept at one size
 print("looks: mean cosine", {n: round(value, 2) for n, value in alike.items()})
 assert alike[0] < 0.3 and alike[4] > 0.95
-reveal("deep", "C", "A mixture of mixtures: hardly anything is left of each word's own "
-       "numbers.")
+reveal("deep", "C", "A mixture of mixtures: hardly anything is left of each word's "
+       "own numbers.")
 
 # %% [markdown]
 # Our matrices are random, and still: mixtures of mixtures wash the words out. A word must keep what it is, and add what it finds. And nobody has
@@ -715,7 +723,7 @@ print(tokenizer.decode(new))
 
 # %%
 def for_halves(weight, n_heads):
-    """Rows of wq or wk for the other layout: first all even rows, then all odd ones."""
+    """Rows of wq or wk for the other layout: all even rows, then all odd ones."""
     heads = weight.unflatten(0, (n_heads, -1))            # (H, D, dim)
     return torch.cat([heads[:, 0::2], heads[:, 1::2]], 1).flatten(0, 1)
 
@@ -759,7 +767,7 @@ predict("far", "Five stretches of that length. The loss in the last, compared wi
 # %%
 whole = ch03.loss_of(model, long, every=length).tolist()
 for layer in model.layers:
-    layer.attention.window = length // 2                  # hide what is further back
+    layer.attention.window = length // 2                  # hide what is further
 near = ch03.loss_of(model, long, every=length).tolist()
 for layer in model.layers:
     layer.attention.window = None                         # as it was
@@ -774,8 +782,8 @@ lines_chart(ax, range(1, 6), {"sees everything before": whole,
             xlabel=f"stretch of {length} tokens",
             title="Far keys do the harm, not far places")
 ax.set(xticks=range(1, 6), ylim=(0, None))
-show(figure, alt="The loss rises steeply after the trained length when the model sees "
-     "everything; where it sees only near tokens, the loss stays as it was.",
+show(figure, alt="The loss rises steeply after the trained length when the model "
+     "sees everything; where it sees only near tokens, the loss stays as it was.",
      data={"stretch": range(1, 6), "all": whole, "near": near})
 
 # %% [markdown]

@@ -59,7 +59,7 @@ for name, (config, text) in configs.items():
         print("not written yet")
         break
     slow = sum(turn > text for turn in turns)
-    print(f"{name}: {slow} of {len(turns)} pairs do not get round within {text} tokens")
+    print(f"{name}: {slow} of {len(turns)} pairs need more than {text} tokens")
 
 # %% [markdown]
 # ## Exercise 2: where the turn belongs
