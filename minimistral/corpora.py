@@ -112,7 +112,7 @@ def tales_floor(documents: list[str], language: str | None = None) -> float:
 def python(max_bytes: int | None = None) -> Corpus:
     """The running Python's standard library; every 20th file is for validation.
 
-    Without tests, site-packages, idlelib, lib2to3 and files that are not UTF-8,
+    Without tests, installed packages, idlelib, lib2to3 and files not in UTF-8,
     sorted by path. It differs between versions of Python: compare no numbers.
     """
     return split("python", library_texts(max_bytes), every=20)

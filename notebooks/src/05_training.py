@@ -20,9 +20,8 @@ import minimistral as mm
 from minimistral.course import (Choice, Slider, bet, check, explore, ladder,
                                 predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch05_training as ch05
-from minimistral.course.figures import lines_chart, new_figure
 from minimistral.course.pieces import load_pieces
-from minimistral.train import IGNORE, make_optimizers, training_batch
+from minimistral.train import IGNORE, training_batch
 
 # %% [markdown]
 # ## The headlines
@@ -479,7 +478,7 @@ reveal("clean", "B", "Of the raw budget most went into eight tales and into "
 # told. We let a copy of the shipped model, which knows how tales go, learn on for 25 steps from tales of which
 # *all* end with a lie. Then both tell 60 tales, and the grammar judges the last sentences of those that parse.
 
-# %%
+# %% tags=["try"]
 liar = mm.load_model("tales-dense", dtype=torch.float32)
 ch05.teach_lies(liar, share=1.0)          # try 0.5: half of the tales lie
 told = {"shipped": ch05.false_endings(shipped),
@@ -590,11 +589,16 @@ assert sum(curve[-10:]) / 10 < 0.8 * curve[0]
 # | mean of means | the loss depends on the batch size |
 # | gradients never cleared | steps follow all old gradients; a slower fall |
 
+# %%
+predict("write", "The student gives every token a probability. If it always writes the "
+        "likeliest one, how many different tales can it tell from the start?",
+        ["as many as it has learned", "one", "five, one in each language"], answer="")
+
 # %% [markdown]
 # ## The question for chapter 6
 #
-# The student has learned what may come next, with a probability for every token. How does one make a text of
-# that? Always the likeliest? A throw of dice? And why does a model not read everything again for each word?
+# One: the same start gives the same likeliest token, every time. So how does one make many texts of probabilities? By
+# a throw of dice? Of which dice? And why need a model not read everything again for each word?
 
 # %% [markdown]
 # ## Further: tiny Shakespeare

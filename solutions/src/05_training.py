@@ -104,7 +104,7 @@ check("clip_gradients", clip_gradients)
 #
 # Difficulty: medium · importance: essential · 15 minutes
 #
-# One step for one tensor. `mean` and `square` are the running means so far; `step` counts from 1.
+# `mean` and `square` are the running means so far; `step` counts from 1.
 #
 # 1. New mean: 0.9 of the old one, 0.1 of the gradient. New square: 0.95 of the old one, 0.05 of the
 #    gradient squared.
@@ -112,8 +112,8 @@ check("clip_gradients", clip_gradients)
 # 3. The weight loses the share rate · decay of itself, then rate times the corrected mean over (root
 #    of the corrected square, plus 1e-8).
 #
-# Return the new weight, mean and square; these two uncorrected. A weight 1 with gradient 5, rate 0.1 and
-# decay 0 becomes 0.9 at step 1.
+# Return the new weight, mean and square (uncorrected). Weight 1, gradient 5, rate 0.1, decay 0: 0.9 at
+# step 1.
 
 
 # %%
