@@ -470,3 +470,10 @@ def test_a_piece_must_keep_the_exact_dtype():
 def test_digits_are_added_until_a_difference_shows():
     found = difference(torch.tensor([1.0]), torch.tensor([1.00002]))
     assert "expected 1," not in found.text or "1.00002" in found.text
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_plain_numbers_are_compared_as_they_are(kind):
+    assert difference((0.1, 0.25), kind([0.1, 0.25])) is None
+    assert difference([0.5, 1.0], kind([0.5, 1])) is None
+    assert difference([0.1, 0.25], kind([0.1, 0.26])).kind == "value"

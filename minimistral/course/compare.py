@@ -35,6 +35,8 @@ def difference(
         expected = torch.tensor(expected, dtype=torch.float64)
         if isinstance(actual, (list, tuple)) and len(actual) != len(expected):
             return _length(len(expected), len(actual), where)
+        if isinstance(actual, (list, tuple)) and all(type(v) in (float, int) for v in actual):
+            actual = torch.tensor(actual, dtype=torch.float64)
         if isinstance(actual, torch.Tensor) and actual.is_floating_point():
             actual = actual.double()
     if isinstance(expected, torch.Tensor):
