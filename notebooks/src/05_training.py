@@ -539,7 +539,8 @@ board
 # ## Real text
 #
 # Nobody knows the floor of real text. Your own machine has some: the Python library that is installed with your
-# Python. It differs between versions, so the cell prints a verdict and no number.
+# Python. It differs between versions, so nothing compares its numbers. A few seconds of practice give no program, but
+# brackets and indentation. Tiny Shakespeare, and how far a careful recipe gets: see *Further*.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: every machine has another Python library
@@ -557,10 +558,6 @@ start = words.encode("def ", bos=True)
 new = mm.generate(coder, start, 60, temperature=0.7, seed=1)
 print("def " + words.decode(new))
 assert sum(curve[-10:]) / 10 < 0.8 * curve[0]
-
-# %% [markdown]
-# It is no program, but it has indentation, brackets and `self`: three seconds of practice. For tiny Shakespeare,
-# and how far a careful recipe gets, see *Further*.
 
 # %% [markdown]
 # ## What you have now
@@ -590,8 +587,8 @@ assert sum(curve[-10:]) / 10 < 0.8 * curve[0]
 # | gradients never cleared | steps follow all old gradients; a slower fall |
 
 # %%
-predict("write", "The student gives every token a probability. If it always writes the "
-        "likeliest one, how many different tales can it tell from the start?",
+predict("write", "The student gives every token a probability. If it always "
+        "writes the likeliest one, how many different tales can it tell from the start?",
         ["as many as it has learned", "one", "five, one in each language"], answer="")
 
 # %% [markdown]
