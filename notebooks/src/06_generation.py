@@ -51,7 +51,8 @@ bet(11, answer="")
 # %%
 model = mm.load_model("tales-dense")
 tokenizer = mm.load_tokenizer("tales-dense")
-open_place, settled = ch06.CONTEXTS["one of five places"], ch06.CONTEXTS["a thing we know"]
+open_place = ch06.CONTEXTS["one of five places"]
+settled = ch06.CONTEXTS["a thing we know"]
 
 for text in (open_place, settled):
     chances = ch06.next_logits(model, tokenizer, text).softmax(-1)      # (V,)
@@ -59,8 +60,8 @@ for text in (open_place, settled):
     for token in chances.topk(6).indices.tolist():
         print(f"{tokenizer.decode([token]):>34}   {chances[token]:.3f}")
 assert chances.max() > 0.9
-predict("greedy", "From the start of a text we always take the likeliest token, and do so "
-        "200 times over. How many different tales?",
+predict("greedy", "From the start of a text we always take the likeliest token, "
+        "and do so 200 times over. How many different tales?",
         ["200", "about 5, one for each language", "1"], answer="")
 
 # %% [markdown]
@@ -79,7 +80,8 @@ def write_rereading(ids, n, choose):
 
 
 start = [tokenizer.bos_id]
-tales = {tokenizer.decode(write_rereading(start, 40, torch.argmax)) for _ in range(3)}
+tales = {tokenizer.decode(write_rereading(start, 40, torch.argmax))
+         for _ in range(3)}
 assert len(tales) == 1
 print(*tales)
 reveal("greedy", "C", "The largest of the same numbers is the same each time.")
@@ -100,15 +102,17 @@ reveal("greedy", "C", "The largest of the same numbers is the same each time.")
 # %%
 places, chances = ["mill", "garden", "tower"], torch.tensor([0.5, 0.2, 0.3])
 print(dict(zip(places, [round(c, 2) for c in chances.cumsum(0).tolist()])))
-predict("lands", "The line from 0 to 1 is cut into pieces of these lengths, in this order. Chance "
-        "gives 0.60. Which place is it?", ["mill: it is the likeliest",
-                                           "garden", "tower: 0.60 is nearest to 0.3 + 0.3"], answer="")
+predict("lands", "The line from 0 to 1 is cut into pieces of these lengths, in "
+        "this order. Chance gives 0.60. Which place is it?",
+        ["mill: it is the likeliest", "garden",
+         "tower: 0.60 is nearest to 0.3 + 0.3"], answer="")
 
 # %%
 running = chances.cumsum(0)                               # 0.5, 0.7, 1.0
 landed = int((running > 0.60).nonzero()[0])               # the first sum above it
-show(ch06.line_picture(places, chances, 0.60), alt="The line from 0 to 1 is cut into mill "
-     "up to 0.5, garden up to 0.7 and tower up to 1; the number 0.6 falls into garden.")
+show(ch06.line_picture(places, chances, 0.60), alt="The line from 0 to 1 is cut "
+     "into mill up to 0.5, garden up to 0.7 and tower up to 1; the number 0.6 "
+     "falls into garden.")
 assert places[landed] == "garden"
 reveal("lands", "B", "0.60 lies between 0.5 and 0.7. The garden is the first place "
        "whose running sum passes it.")
@@ -152,7 +156,8 @@ uniforms = torch.rand(10_000, generator=torch.Generator().manual_seed(1))
 drawn = draw(chances.expand(10_000, -1), uniforms)        # (10000,)
 for token in chances.topk(5).indices.tolist():
     share = (drawn == token).float().mean().item()
-    print(f"{tokenizer.decode([token]):>9}   model {chances[token]:.3f}   drawn {share:.3f}")
+    word = tokenizer.decode([token])
+    print(f"{word:>9}   model {chances[token]:.3f}   drawn {share:.3f}")
     assert abs(share - chances[token]) < 0.02             # four standard errors
 
 # %% [markdown]
@@ -174,9 +179,9 @@ z = torch.tensor([2.0, 1.0, 0.0])
 for t in (0.5, 1.0, 2.0):
     p = (z / t).exp() / (z / t).exp().sum()
     print(f"t = {t}:", [round(share, 2) for share in p.tolist()])
-predict("late", "A colleague divides the probabilities by 2 instead, and makes them sum to 1 "
-        "again. What does that do?", ["the same as t = 2", "it sharpens instead",
-                                      "nothing at all"], answer="")
+predict("late", "A colleague divides the probabilities by 2 instead, and makes "
+        "them sum to 1 again. What does that do?",
+        ["the same as t = 2", "it sharpens instead", "nothing at all"], answer="")
 
 # %%
 p = z.softmax(0)
@@ -184,10 +189,11 @@ assert torch.allclose((p / 2) / (p / 2).sum(), p)
 logits = ch06.next_logits(model, tokenizer, ch06.CONTEXTS["one of many names"])
 names = [tokenizer.decode([i]).strip() for i in logits.topk(12).indices.tolist()]
 figure, data = ch06.temperatures_picture(logits, names, [0.3, 1.0, 2.0])
-show(figure, alt="The twelve likeliest names after “One morning”: at temperature 0.3 "
-     "the first one has most of the probability, at 2 all are nearly level.", data=data)
-reveal("late", "C", "All shares are halved, and the sum puts it back. Temperature belongs "
-       "to the logits.")
+show(figure, alt="The twelve likeliest names after “One morning”: at temperature "
+     "0.3 the first one has most of the probability, at 2 all are nearly level.",
+     data=data)
+reveal("late", "C", "All shares are halved, and the sum puts it back. Temperature "
+       "belongs to the logits.")
 
 # %% [markdown]
 # Below 1 the likely becomes likelier; towards 0 it becomes greedy. Above 1 the differences shrink. A
@@ -204,7 +210,8 @@ def write(n, **options):
 
 fair = write(48, temperature=1.0)
 print(fair[0])
-predict("bold", f"At temperature 1 the grammar accepts {ch06.judged(fair)[0]:.0%} of 48 tales. "
+share = ch06.judged(fair)[0]
+predict("bold", f"At temperature 1 the grammar accepts {share:.0%} of 48 tales. "
         "And at 1.5?", ["about as many", "two thirds", "not even half"], answer="")
 
 # %%
@@ -226,7 +233,8 @@ for t in (1.0, 1.5):
     tail, clean = ch06.tail_per_token(model, tokenizer, heard, t)
     print(f"t = {t}: one token in {1 / tail:6,.0f} comes from the tail; "
           f"a whole tale without any: {clean:.2f}")
-    assert (tail < 0.003 and clean > 0.8) if t == 1.0 else (tail > 0.005 and clean < 0.6)
+    assert ((tail < 0.003 and clean > 0.8) if t == 1.0 else
+            (tail > 0.005 and clean < 0.6))
 
 # %% [markdown]
 # At temperature 1 the tail hardly matters. At 1.5 each rare token is still rare, but there are hundreds of
@@ -269,7 +277,8 @@ check("keep_top_k", keep_top_k)
 
 # %%
 for name, text in ch06.CONTEXTS.items():
-    ordered = ch06.next_logits(model, tokenizer, text).softmax(-1).sort(descending=True)[0]
+    p = ch06.next_logits(model, tokenizer, text).softmax(-1)            # (V,)
+    ordered = p.sort(descending=True)[0]
     needed = int((ordered.cumsum(0) < 0.99).sum()) + 1
     print(f"{name:20} 99% of the probability in {needed:3} tokens")
     assert needed < 4 if name == "a thing we know" else needed >= 4
@@ -287,8 +296,8 @@ before = p.cumsum(0) - p                                  # the sum of likelier 
 print("before:", [round(b, 2) for b in before.tolist()])
 kept = p.masked_fill(before > 0.6, 0.0)                   # top-p with p = 0.6
 print("kept:  ", [round(x, 2) for x in (kept / kept.sum()).tolist()])
-reveal("fit", "C", "One, five and a dozen tokens are wanted. 0.45 alone is not yet 0.6, "
-       "so the second token crosses the line, and it is kept as well.")
+reveal("fit", "C", "One, five and a dozen tokens are wanted. 0.45 alone is not yet "
+       "0.6, so the second token crosses the line, and it is kept as well.")
 
 # %% [markdown]
 # ### Your turn: the nucleus
@@ -390,15 +399,15 @@ onward = write_rereading(start, 100, torch.argmax)
 end = onward.index(tokenizer.eos_id)
 assert end < 95
 print(tokenizer.decode(onward[:end]))
-predict("after", "The next tokens come after </s>, without <s> and a title. What are they?",
-        ["the model repeats </s>", "a new tale, well formed",
-         "something it never learned to write"], answer="")
+predict("after", "The next tokens come after </s>, without <s> and a title. What "
+        "are they?", ["the model repeats </s>", "a new tale, well formed",
+                      "something it never learned to write"], answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: what an untrained habit gives depends on the last digits
 print(repr(tokenizer.decode(onward[end + 1:])))
-reveal("after", "C", "What follows </s> was never asked of it in training: another text "
-       "begins there. The model gives a distribution anyway, as it always does.")
+reveal("after", "C", "What follows </s> was never asked of it in training: another "
+       "text begins there. The model gives a distribution anyway, as always.")
 
 # %% [markdown]
 # A model cannot stop by itself; the loop around it has to. It watches for **stop tokens** and leaves them
@@ -417,8 +426,9 @@ reveal("after", "C", "What follows </s> was never asked of it in training: anoth
 with ch06.counting(model) as count:
     write_rereading(start, 50, torch.argmax)
 print("50 tokens written,", count["tokens"], "tokens read")
-predict("reads", "And to write 200?", ["about 5,000: four times as many", "about 20,000",
-                                       "about 40,000: 200 times 200"], answer="")
+predict("reads", "And to write 200?",
+        ["about 5,000: four times as many", "about 20,000",
+         "about 40,000: 200 times 200"], answer="")
 
 # %%
 for n in (50, 100, 200):
@@ -426,7 +436,8 @@ for n in (50, 100, 200):
         write_rereading(start, n, torch.argmax)
     print(f"{n:4} tokens written, {count['tokens']:6,} read: {n} · {n + 1} / 2")
     assert count["tokens"] == n * (n + 1) // 2
-reveal("reads", "B", "1 + 2 + 3 + ... + 200. Twice the text is four times the work.")
+reveal("reads", "B", "1 + 2 + 3 + ... + 200. Twice the text is four times the "
+       "work.")
 
 # %% [markdown]
 # The sum of 1 to $n$ grows with $n^2$. So each token costs more than the one before it. The other
@@ -438,8 +449,9 @@ reveal("reads", "B", "1 + 2 + 3 + ... + 200. Twice the text is four times the wo
 lengths = [64, 128, 256, 512, 1024]
 again, kept = ([1000 * ch06.time_of_a_token(model, n, cached) for n in lengths]
                for cached in (False, True))
-show(ch06.growth_picture(lengths, again, kept), alt=f"From 64 to 1024 tokens the time for one "
-     f"more token grows {again[-1] / again[0]:.0f} times; with a cache it stays nearly level.",
+show(ch06.growth_picture(lengths, again, kept), alt="From 64 to 1024 tokens the "
+     f"time for one more token grows {again[-1] / again[0]:.0f} times; with a "
+     "cache it stays nearly level.",
      data={"tokens": lengths, "again, ms": again, "cache, ms": kept})
 assert again[-1] > 4 * again[0] and again[-1] > 4 * kept[-1]
 
@@ -455,7 +467,8 @@ assert again[-1] > 4 * again[0] and again[-1] > 4 * kept[-1]
 def keys_of(ids):
     """The keys of every layer, before they are rotated. -> L tensors (T, K * D)"""
     found = []
-    hooks = [layer.attention.wk.register_forward_hook(lambda m, x, y: found.append(y[0]))
+    hooks = [layer.attention.wk.register_forward_hook(
+                 lambda module, x, keys: found.append(keys[0]))
              for layer in model.layers]
     model(torch.tensor([ids]))
     for hook in hooks:
@@ -465,13 +478,15 @@ def keys_of(ids):
 
 text = onward[:60]
 shorter, longer = keys_of(text[:-1]), keys_of(text)
-predict("keys", "59 tokens, then the same and a 60th. How many of the first 59 keys change?",
-        ["all of them, except in the first layer", "some near the end", "none, in any layer"],
-        answer="")
+predict("keys", "59 tokens, then the same and a 60th. How many of the first 59 "
+        "keys change?",
+        ["all of them, except in the first layer", "some near the end",
+         "none, in any layer"], answer="")
 
 # %%
 for layer, (a, b) in enumerate(zip(shorter, longer)):
-    print(f"layer {layer}: largest change of an old key {(b[:-1] - a).abs().max():.4f}, "
+    change = (b[:-1] - a).abs().max()
+    print(f"layer {layer}: largest change of an old key {change:.4f}, "
           f"new keys: {len(b) - len(a)}")
     assert torch.allclose(a, b[:-1], atol=1e-4)
 reveal("keys", "C", "An old token cannot look at a new one. That is causality, "
@@ -509,13 +524,13 @@ check("remember", remember)
 class PlainLayer:
     kept = None
 
-    def append(self, k, v, positions):                    # (B, T, K, D) twice, (B, T)
+    def append(self, k, v, positions):              # (B, T, K, D) twice, (B, T)
         new = (k, v, positions)
         self.kept = new if self.kept is None else tuple(
             torch.cat(pair, dim=1) for pair in zip(self.kept, new))
-        return self.kept                                  # what the queries may need
+        return self.kept                            # what the queries may need
 
-    update = append                                       # the model's name for it
+    update = append                                 # the model's name for it
 
 
 class PlainCache:
@@ -533,14 +548,15 @@ class PlainCache:
 cache, ids = PlainCache(len(model.layers)), torch.tensor([text])        # (1, T)
 with torch.no_grad():
     at_once = model(ids)                                                # (1, T, V)
-    one_by_one = torch.cat([model(ids[:, t:t + 1], cache) for t in range(len(text))], 1)
+    one_by_one = torch.cat([model(ids[:, t:t + 1], cache)
+                            for t in range(len(text))], 1)
 difference = (at_once - one_by_one).abs().max().item()
 print(f"largest difference of {at_once.numel():,} logits: {difference:.4f}")
 assert difference < 1e-3
 
 ours = ch06.operations(model, ids[:, -1:], cache)
-print(f"the last token: {ch06.operations(model, ids):,} operations without the cache, "
-      f"{ours:,} with it")
+print(f"the last token: {ch06.operations(model, ids):,} operations without the "
+      f"cache, {ours:,} with it")
 
 # %% [markdown]
 # Cached equals uncached, and one token costs what one token costs. How does the model know that the single
@@ -554,11 +570,12 @@ print(f"the last token: {ch06.operations(model, ids):,} operations without the c
 # %% tags=["try"]
 wrong = PlainCache(len(model.layers))
 with torch.no_grad():
-    logits = model(ids[:, :30], wrong)                    # the first 30 are read well
+    logits = model(ids[:, :30], wrong)              # the first 30 are read well
     for t in range(30, 60):
         logits = model(ids[:, t:t + 1], wrong, positions=torch.tensor([0]))
 for name, row in (("right", at_once[0, -1]), ("wrong", logits[0, -1])):
-    print(f"{name}: next", [tokenizer.decode([i]) for i in row.topk(4).indices.tolist()])
+    likeliest = row.topk(4).indices.tolist()
+    print(f"{name}: next", [tokenizer.decode([i]) for i in likeliest])
 assert (logits[0, -1] - at_once[0, -1]).abs().max() > 1
 
 # %% [markdown]
@@ -576,15 +593,19 @@ my_model
 
 # %%
 rereading = ch06.operations(model, torch.tensor([onward[:100]]))
-print(f"tales-dense: {mm.count_parameters(model.config).total:,} parameters, {ours:,} "
-      f"operations for a token with the cache, {rereading // ours} times as many without")
+total = mm.count_parameters(model.config).total
+print(f"tales-dense: {total:,} parameters; a token costs {ours:,} operations with",
+      f"the cache, and {rereading // ours} times as many without it")
 for name in ("mistral-7b-v0.1", "llama-2-13b", "mixtral-8x7b-v0.1"):
     count = mm.count_parameters(mm.MODELS[name])
-    print(f"{name:18} {count.total / 1e9:5.1f} billion weights, {count.active / 1e9:5.1f} at work")
-weights = sum(w.numel() for n, w in model.named_parameters() if w.dim() == 2 and "emb" not in n)
+    print(f"{name:18} {count.total / 1e9:5.1f} billion weights,",
+          f"{count.active / 1e9:5.1f} at work")
+weights = sum(w.numel() for n, w in model.named_parameters()
+              if w.dim() == 2 and "emb" not in n)
 assert ours == 2 * weights and rereading == 100 * ours
-verdict(11, "true with a condition", "Dense models: every matrix works for each token, but "
-        "thanks to the cache on one position only. A mixture uses a part of its weights.")
+verdict(11, "true with a condition", "Dense models: every matrix works for each "
+        "token, but thanks to the cache on one position only. A mixture uses a "
+        "part of its weights.")
 
 # %% [markdown]
 # We counted exactly two operations, a product and a sum, for each weight of each matrix; only of the
@@ -633,10 +654,10 @@ assert nats == float("inf")
 
 # %%
 real = mm.MODELS["mistral-7b-v0.1"]
-alone = replace(real, n_kv_heads=real.n_heads)            # a key for every query head
+alone = replace(real, n_kv_heads=real.n_heads)      # a key for every query head
 gigabytes = 32_768 * mm.cache_bytes_per_token(alone) / 1e9
-predict("bytes", "The weights of Mistral 7B are 14.5 GB. With keys and values for each of its 32 "
-        "heads, how large would the cache of one text of 32,768 tokens be?",
+predict("bytes", "The weights of Mistral 7B are 14.5 GB. With keys and values for "
+        "each of its 32 heads, how large is the cache of a text of 32,768 tokens?",
         ["0.2 GB", "2 GB", "17 GB"], answer="")
 
 # %% [markdown]
@@ -659,8 +680,9 @@ predict("bytes", "The weights of Mistral 7B are 14.5 GB. With keys and values fo
 
 # %%
 assert 16 < gigabytes < 18
-reveal("bytes", "C", f"{gigabytes:.1f} GB, more than the weights, for one text and one reader. "
-       f"Mistral 7B needs {32_768 * mm.cache_bytes_per_token(real) / 1e9:.1f} GB.")
+shared = 32_768 * mm.cache_bytes_per_token(real) / 1e9
+reveal("bytes", "C", f"{gigabytes:.1f} GB, more than the weights, for one text and "
+       f"one reader. Mistral 7B needs {shared:.1f} GB.")
 
 # %% [markdown]
 # Mistral 7B needs a quarter of that. How much memory can be saved when heads share keys and values? That is
@@ -687,12 +709,13 @@ reveal("bytes", "C", f"{gigabytes:.1f} GB, more than the weights, for one text a
 # batch must write what it writes alone. And if we pad with ordinary tokens instead?
 
 # %%
-prompts = [tokenizer.encode(t, bos=True) for t in ("The old key\nOne", "Der alte", "")]
+prompts = [tokenizer.encode(t, bos=True)
+           for t in ("The old key\nOne", "Der alte", "")]
 together = mm.generate(model, prompts, 12)
 alone = [mm.generate(model, p, 12) for p in prompts]
 print("as alone:", [a == b for a, b in zip(together, alone)])
 longest = max(map(len, prompts))
-filled = [p + [0] * (longest - len(p)) for p in prompts]  # token 0, an ordinary position
+filled = [p + [0] * (longest - len(p)) for p in prompts]     # with token 0
 print("padded with an ordinary token:",
       [a == b for a, b in zip(mm.generate(model, filled, 12), alone)])
 assert together == alone
@@ -730,7 +753,7 @@ assert together == alone
 # two tokens, and half a letter cannot be shown. Wait until the bytes are whole.
 
 # %%
-byte_tokens = tokenizer.encode("φ")                       # no merge knows this letter
+byte_tokens = tokenizer.encode("φ")                 # no merge knows this letter
 print(len(byte_tokens), "tokens;", "half:", tokenizer.decode(byte_tokens[:1]),
       "whole:", tokenizer.decode(byte_tokens))
 assert len(byte_tokens) == 2
@@ -760,11 +783,12 @@ for token in mm.stream(model, prompts[1], 12):
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
 folder = Path(tempfile.mkdtemp())
-(folder / "my-text.txt").write_text("\n\n".join(
-    d for d in ladder.corpus.train_documents if d.startswith("The "))[:60_000], "utf-8")
+tales = [d for d in ladder.corpus.train_documents if d.startswith("The ")]
+(folder / "my-text.txt").write_text("\n\n".join(tales)[:60_000], "utf-8")
 ch06.command(f"minimistral train --corpus '{(folder / 'my-text.txt').as_posix()}' "
-             f"--out '{(folder / 'my-mistral').as_posix()}' --steps 40 --dim 64 --layers 2 "
-             "--vocab-size 400 --batch-size 8 --seq-len 64 --lr 1e-2 --device cpu")
+             f"--out '{(folder / 'my-mistral').as_posix()}' --steps 40 --dim 64 "
+             "--layers 2 --vocab-size 400 --batch-size 8 --seq-len 64 --lr 1e-2 "
+             "--device cpu")
 ch06.command(f"minimistral postcard '{(folder / 'my-mistral').as_posix()}' "
              f"--out '{(folder / 'card.html').as_posix()}' --title 'Forty steps'")
 card = (folder / "card.html").read_text("utf-8")
@@ -778,5 +802,6 @@ ch06.Framed(card)
 # %%
 print("one file, no scripts:", "<script" not in card and "http" not in card)
 print("the folder is not in it:", folder.name not in card)
-print([name for name in ("Data", "Tokens read", "Parameters", "Versions") if name in card])
+names = ("Data", "Tokens read", "Parameters", "Versions")
+print([name for name in names if name in card])
 assert "<script" not in card and "http" not in card and folder.name not in card

@@ -214,9 +214,9 @@ check("write_cached", write_cached)
 def work_of_writing(prompt, new, cached):
     """(tokens read, pairs of query and key) for writing new tokens."""
     ### BEGIN SOLUTION
-    lengths = range(prompt, prompt + new)                 # of the text, at each choice
+    lengths = range(prompt, prompt + new)           # of the text, at each choice
     if cached:
-        lengths = lengths[-1:]                            # each token once
+        lengths = lengths[-1:]                      # each token once
     return sum(lengths), sum(t * (t + 1) // 2 for t in lengths)
     ### END SOLUTION
 
@@ -236,8 +236,10 @@ check("work_of_writing", work_of_writing)
 try:
     with ch06.counting(model) as count:
         mm.generate(model, prompt, 30)
-    print("counted:", count["tokens"], " yours:", work_of_writing(len(prompt), 30, True)[0])
-    with_cache, without = (work_of_writing(500, 1000, cached) for cached in (True, False))
+    yours = work_of_writing(len(prompt), 30, True)[0]
+    print("counted:", count["tokens"], " yours:", yours)
+    with_cache = work_of_writing(500, 1000, True)
+    without = work_of_writing(500, 1000, False)
     print("times more:", [round(a / b) for a, b in zip(without, with_cache)])
 except NotImplementedError:
     print("not written yet")
@@ -287,7 +289,8 @@ try:
     for width in (1, 4):
         new = beam(next_logs, prompt, width, 12)
         text = prompt + new
-        nats = -sum(next_logs(text[:i])[text[i]].item() for i in range(len(prompt), len(text)))
+        nats = -sum(next_logs(text[:i])[text[i]].item()
+                    for i in range(len(prompt), len(text)))
         print(f"width {width}: {nats:.2f} nats: {tokenizer.decode(new)}")
 except NotImplementedError:
     print("not written yet")
@@ -330,8 +333,10 @@ def try_out(n, **setting):
 try:
     for setting in ({"temperature": 1.0}, {"temperature": 1.3, "top_p": 0.9}):
         tales = try_out(24, **setting)
-        share, error = share_and_error([parse_tale(t).error_at is None for t in tales])
-        print(setting, f"accepted {share:.2f} ± {error:.2f}, {len(set(tales))} different")
+        accepted = [parse_tale(t).error_at is None for t in tales]
+        share, error = share_and_error(accepted)
+        print(setting, f"accepted {share:.2f} ± {error:.2f},",
+              f"{len(set(tales))} different")
 except NotImplementedError:
     print("not written yet")
 
