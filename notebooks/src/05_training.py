@@ -588,8 +588,9 @@ assert sum(curve[-10:]) / 10 < 0.8 * curve[0]
 
 # %%
 predict("write", "The student gives every token a probability. If it always "
-        "writes the likeliest one, how many different tales can it tell from the start?",
-        ["as many as it has learned", "one", "five, one in each language"], answer="")
+        "writes the likeliest one, how many different tales can it tell?",
+        ["as many as it has learned", "one", "five, one in each language"],
+        answer="")
 
 # %% [markdown]
 # ## The question for chapter 6
