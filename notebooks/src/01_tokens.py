@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import minimistral as mm
-from minimistral.course import (Choice, Slider, Text, bet, check, explore, ladder,
-                                mine, predict, reveal, show, verdict)
+from minimistral.course import (Choice, Slider, Text, bet, check, explore, hint,
+                                ladder, mine, predict, reveal, show, verdict)
 from minimistral.course.chapters import ch01_tokens as ch01
 from minimistral.course.figures import lines_chart, new_figure
 from minimistral.tales import parse_tale
@@ -91,8 +91,8 @@ print("cut after 3 of 4 bytes:", data[:3].decode("utf-8", errors="replace"))
 # ## Why not stop there? And why not words?
 #
 # With bytes a text is long, and a model pays for every step. The other extreme is a number for each word.
-# Let us collect the words of the two thousand tales that this chapter works with, and then read
-# something else: a few sentences about a letter, which we wrote for this course.
+# Let us collect the words of the two thousand tales in `ladder.corpus`, which every chapter works with,
+# and then read something else: a few sentences about a letter, which we wrote for this course.
 
 # %%
 documents = ladder.corpus.train_documents                 # two thousand tales
@@ -103,10 +103,10 @@ unknown = [w for w in words if w not in known_words]
 print(letter_text[:51])
 print(f"{len(letter_text.encode())} bytes, {len(words)} words")
 print(f"{len(unknown)} words unknown: {', '.join(unknown[:6])} ...")
-assert len(unknown) > len(words) / 3
+assert len(unknown) > len(words) / 2
 
 # %% [markdown]
-# Bytes: nothing is unknown, but the text is long. Words: the text is short, but more than a third of
+# Bytes: nothing is unknown, but the text is long. Words: the text is short, but more than half of
 # it is unknown, and a model cannot read what has no number. We want both: short for what is common, bytes
 # for the rest. Nobody needs to decide by hand what is common. The text itself can decide.
 
@@ -195,7 +195,8 @@ assert [len(step) for step in steps] == [14, 11, 9, 7]
 #
 # Two things change for a real text. First we cut it into words, and no merge ever crosses a cut: nobody
 # wants a token for *the end of one word and the beginning of the next*. A blank belongs to the word
-# after it. Then equal words need to be counted only once.
+# after it. Where to cut says `PATTERN`; nobody needs to read it now, and a section under *Further*
+# explains it. Then equal words need to be counted only once.
 
 # %%
 # minimistral/tokenizer.py
@@ -232,7 +233,7 @@ print("the last ten: ", *(token.decode() for token in learned[-10:]), sep=" | ")
 # %% [markdown]
 # The first merges are what five languages have in common; then whole words appear, the commonest
 # first. How do the first tokens of a single language look? Change the language, run it again, and guess
-# before you look: en, fr, de, es, it.
+# before you look: en, fr, de, es, it. A � stands for a token that ends inside a sign of several bytes.
 
 # %% tags=["try"]
 language = "fr"
@@ -258,7 +259,8 @@ predict("double", "On new tales, 640 merges give 3.6 bytes for each token. What 
                                 "3.6: all that is common is there"], answer="")
 
 # %% [markdown]
-# We measure on tales that were not used for training, with beginnings of one and the same list.
+# We measure on tales that were not used for training, with beginnings of one and the same list:
+# `ch01.first_tokens` takes a beginning, and `ch01.cut` cuts a text with it.
 
 # %%
 new_text = "".join(ladder.corpus.val_documents[:20])
@@ -268,13 +270,13 @@ per_token = [len(new_text.encode()) / len(ch01.cut(new_text,
 figure, ax = new_figure(6.8, 3.4)
 lines_chart(ax, sizes, {"bytes per token": per_token}, xlabel="merges",
             ylabel="bytes per token",
-            title="Each doubling of the merges buys less than the one before")
+            title="Every merge helps, and later ones help less")
 ax.set_ylim(0, None)
-show(figure, alt="Bytes per token rise from 1 without merges to "
-     f"{per_token[-2]:.1f} with 640 merges and only {per_token[-1]:.1f} with twice "
-     "as many.",
+show(figure, alt=f"Bytes per token rise from 1 to {per_token[-2]:.1f} with 640 merges "
+     f"and only {per_token[-1]:.1f} with twice as many: the curve bends.",
      data={"merges": sizes, "bytes per token": per_token})
-assert 3.4 < per_token[-2] < 3.8 < per_token[-1] < 4.6
+gains = torch.tensor(per_token).diff() / torch.tensor(sizes).diff()  # per merge
+assert 3.4 < per_token[-2] < 3.8 < per_token[-1] < 4.6 and (gains.diff() < 0).all()
 reveal("double", "B", "Later merges serve rarer words.")
 
 # %% [markdown]
@@ -301,12 +303,12 @@ def longest_first(word):
 print("longest first:", longest_first(" mountain"))
 print({part.decode(): ranks[part] for part in (b"nt", b"ta", b"ain", b"in")})
 predict("order", "Training would have cut it in another way. Which part is wrong?",
-        ["ou: bytes must stay single", "nt: ta was merged earlier, and took the t",
+        [" mou: bytes must stay single", "nt: ta was merged earlier, and took the t",
          "ain: it is too long"], answer="")
 
 # %% [markdown]
-# Training merged everywhere, in a fixed order. Its number tells when a token was made: we call it the
-# **rank**, and a lower rank was made earlier. So within a word, encoding joins the neighbours whose union
+# Training merged everywhere, in a fixed order. The number of a token tells when it was made: we call
+# it the **rank**, and a lower rank was made earlier. So within a word, encoding joins the neighbours whose union
 # has the lowest rank, looks again, and stops when no two neighbours form a known token.
 
 # %%
@@ -387,8 +389,8 @@ my_model
 # %% [markdown]
 # ## See it grow
 #
-# Type a text, choose a vocabulary, and move the size. A box is a token; white boxes are single bytes,
-# and bytes that are only part of a letter stand as ‹C3›. Two questions: **at which size does
+# Type a text, choose a vocabulary, and move the size. A box is a token; white boxes are single bytes.
+# A byte that is only part of a letter is shown as its number in hexadecimal, such as ‹C3› for 195. Two questions: **at which size does
 # “ lantern” become one token, and when does “ lanterne”? Which vocabulary cuts your own name best?**
 
 # %% tags=["try"]
@@ -413,15 +415,16 @@ for name, pairs in vocabularies.items():
     print(f"{name:24}", found)
 
 # %% [markdown]
-# With English tales only, *lanterne* never becomes whole, though *lantern* is inside it. Who chooses
-# the training text chooses whose words are short.
+# With English tales only, *lanterne* never becomes whole, though *lantern* is inside it. *linterna* and
+# *spoon* stand in none of the tales, so no size makes them whole. Who chooses the training text
+# chooses whose words are short.
 
 # %% [markdown]
 # ## What does a word cost?
 #
 # That is where the headline comes in. A model pays for tokens: time, memory, and its users money. Does
 # a French word cost as much as an English one? We take the same few sentences in several languages, and
-# three vocabularies: ours from the tales, and two of Mistral's, which come with its package
+# three vocabularies: ours from the tales, cut at 960 tokens for the shipped models, and two of Mistral's, which come with its package
 # *mistral-common*. *Mistral 7B* of September 2023 has 32,000 tokens; *Tekken*, of July 2024, has 131,072.
 
 # %%
@@ -445,8 +448,8 @@ show(ch01.cost_picture(costs, "The same story costs more in some languages"),
 if "Mistral 7B" in costs and "Tekken" in costs:
     old, new = costs["Mistral 7B"], costs["Tekken"]
     print(f"French: {old[1]:.2f} tokens per word, then {new[1]:.2f}")
-    assert 1.5 < old[1] < 1.8 and all(1.3 < old[i] / old[0] < 1.7 for i in close)
-    assert all(1.0 < new[i] / new[0] < 1.25 for i in close)
+    assert 1.5 < old[1] < 1.8 and all(1.35 < old[i] / old[0] < 1.65 for i in close)
+    assert all(1.0 < new[i] / new[0] < 1.2 for i in close)
     assert all(1.6 < new[place[n]] / new[0] < 2 for n in ("Polish", "Greek"))
 reveal("french", "B", "Some 40 per cent more than an English one.")
 
@@ -455,9 +458,9 @@ reveal("french", "B", "Some 40 per cent more than an English one.")
 # One short text is a small sample. But the picture is clear:
 #
 # - ours knows tales and little else; Chinese and Greek stay single bytes;
-# - with the vocabulary of 7B, French, German, Spanish and Italian cost about half as much again as
-#   English;
-# - with Tekken those four come close to English. Polish and Greek still cost nearly twice as much.
+# - with the vocabulary of 7B, words in French, German, Spanish and Italian cost 40 to 60 per cent more
+#   than English ones;
+# - with Tekken it is at most 20 per cent. Polish and Greek words still cost nearly twice as much.
 
 # %% [markdown]
 # Is it the size, or the text it was trained on? We can take that apart with our own tales: two
@@ -476,12 +479,14 @@ for name, pairs in equal.items():
         price[name, code] = len(ch01.cut(told, some)) / len(told.split())
     print(f"{name:20} English {price[name, 'en']:.2f},",
           f"French {price[name, 'fr']:.2f}")
-assert price["from English", "en"] < price["from five languages", "en"]
-assert price["from English", "fr"] > 1.3 * price["from five languages", "fr"]
+saved = price["from English", "fr"] - price["from five languages", "fr"]
+extra = price["from five languages", "en"] - price["from English", "en"]
+assert 0.25 < extra < 0.45 and 0.8 < saved < 1.1
 
 # %% [markdown]
-# Equal size, other text: English pays a little for sharing, and French gains a lot. Each language in the
-# training text takes a part of the places. Tekken has four times as many places to give.
+# Equal size, other text: for sharing, English pays a third of a token more for each word, and French
+# saves almost a whole one. So the text decides who gets the places. The size decides how many there are:
+# Tekken has four times as many to give as the vocabulary of 7B.
 #
 # ## The verdict on the headline
 
@@ -490,21 +495,22 @@ verdict(20, "true with a condition", "True of what we can measure here, the pric
         "of a word, for five languages. “Handles” says more than that.")
 
 # %% [markdown]
-# There are two conditions. First, which languages? Mistral's announcement of Mixtral named five: English,
-# French, Italian, German and Spanish. A Polish or Greek reader pays more for each word, and before Tekken
+# There are two conditions. First, which languages? Mistral's announcement of Mixtral, in December 2023,
+# named five: English, French, Italian, German and Spanish. A Polish or Greek reader pays more for each word, and before Tekken
 # a French one did, too. Second, a cheap word is not yet a well-chosen one. Whether a model writes good
 # French depends on its training text; chapter 5 trains a small model in five languages.
 #
 # A careful writer would have written: *Its makers name five European languages. With the vocabulary of
-# Mistral 7B, words of the other four take about half as many tokens again as English words. With Tekken,
-# of July 2024, they take nearly the same.*
+# Mistral 7B, words of the other four took 40 to 60 per cent more tokens than English words in a short
+# text. With Tekken, of July 2024, they took at most 20 per cent more.*
 
 # %% [markdown]
 # ## The ladder
 #
-# Each chapter from 1 to 9 adds a rung to one ladder: the same tales, the same judgement, the same prompt.
-# The first rung is the simplest model that deserves the name. A **bigram** knows one thing: how often
-# each token follows each other one. So it is a table, V times V, and training it means counting.
+# Each chapter from 1 to 9 adds a rung to one ladder: the same tales, the same measures, the same prompt.
+# The first rung is a model that looks at one token only, the last. A **bigram** knows how often each token
+# follows each other one. So it is a table, V times V, and training it means counting. The ids of all
+# the tales, one after the other, are in `ladder.tokens.ids`.
 
 # %%
 V, all_ids = tokenizer.vocab_size, ladder.tokens.ids      # ids: (N,)
@@ -530,11 +536,13 @@ reveal("zero", "B", "A count of 0 is a probability of 0, and minus its logarithm
 
 # %% [markdown]
 # So no pair may be impossible: to every count we add a little, 0.1. The logarithms of these numbers are
-# the scores of our model; a softmax turns each row into probabilities.
+# the scores of our model. A **softmax** turns a row of scores into probabilities: e to the power of each
+# score, divided by the sum of the row. Here that gives back the counts, as shares of their row.
 #
-# Must one count? Here is another way, and it will be the way of every chapter after this one. We begin
-# with a table of zeros. We show it pairs, measure the loss, and move every number a little in the direction
-# that makes the loss smaller. Twelve lines.
+# Must one count? Another way, and the way of every chapter after this one: we begin with a table of
+# zeros, show it pairs, measure the loss, and move every number a little in the direction that makes
+# the loss smaller. `F.cross_entropy` is softmax and loss in one; *AdamW* decides how far each
+# number moves, and chapter 5 looks inside. Twelve lines.
 
 # %%
 model = nn.Embedding(V, V)                                # row i: scores after i
@@ -594,11 +602,11 @@ reveal("loop", "B", "0.1 looks small. But V times 0.1 is 96 invented tokens afte
 # %%
 # NBVAL_IGNORE_OUTPUT: the scoreboard grows with every chapter
 display(ladder.run("bigram", counted, chapter=1))
-assert 0.4 < by_counts[0.1] - ladder.corpus.floor < 0.6
+assert 4.5 < by_counts[0.1] / ladder.corpus.floor < 5.5
 
 # %% [markdown]
-# The floor is what the grammar of the tales leaves open; no model gets below it. Our first rung is four
-# to five times as high. Read its sample: some pairs are the invented ones, such as those with �. The others
+# The floor is what the grammar of the tales leaves open; no model gets below it. Our first rung is about
+# five times as high. Read its sample: some pairs are the invented ones, such as those with �. The others
 # are fine, two by two, and the whole is nonsense.
 
 # %% [markdown]
@@ -628,7 +636,7 @@ predict("before", "The bigram has just written “ la”. In which language does
 # | cut inside a letter | � in the text |
 # | pairs counted once, not anew for each merge | no token is longer than two bytes |
 # | a pair counted without its word's count | rare words win; texts stay long |
-# | the longest token first | right text, wrong ids, a higher loss |
+# | the longest token first | right text, but ids that the model never read |
 # | another vocabulary than the model's | fluent nonsense, or an id out of range |
 # | a count of zero taken as it is | the loss is infinite |
 
@@ -647,7 +655,7 @@ assert shares.max() < 0.3
 reveal("before", "C", "French, Spanish and Italian words share out one row.")
 
 # %% [markdown]
-# One token back, nobody can tell in which language a tale is told, let alone who has the key. **How does a
+# One token back, nobody can tell in which language a tale is told, and even less who has the key. **How does a
 # word find out which other words matter to it?** That is [chapter 2](02_attention.ipynb).
 
 # %% [markdown]
@@ -671,7 +679,8 @@ for text in ("It's 12345 degrees", "l'hiver à l'école",
 # %% [markdown]
 # Why one digit at a time? With merged digits, 127 and 1275 might share no token at all, and nothing in
 # the numbers would tell the model that one of them is ten times the other. And why is the blank
-# glued to the front? So that “ lantern” inside a sentence is one token, and no blank costs one of its own.
+# glued to the front? So that “ lantern” inside a sentence is one token. Few blanks cost a token of their
+# own: those before a digit, and all but the last of several.
 
 # %% [markdown]
 # ## Further: control tokens
