@@ -120,8 +120,8 @@ DRAW = Exercise(
             "Where rounded probabilities sum to less than 1, a number near 1 finds no token. Scale "
             "the number by the row's last running sum."),
         Misconception("not scaled, first True", _drawn(lambda p, r, u: (r > u).long().argmax(-1)),
-            "Where no sum passes the number, your search falls back to token 0. Scale the number "
-            "by the last running sum of its row first."),
+            "Where no sum passes the number, your search falls back to token 0. First multiply "
+            "the number by the last running sum of its row."),
         Misconception("not scaled, clamped to the last",
             _drawn(lambda p, r, u: (r <= u).sum(-1).clamp(max=p.shape[-1] - 1)),
             "Where the sum is below 1, the last token gets what is missing, even with probability "
@@ -162,6 +162,21 @@ DRAW = Exercise(
                 -1, (r > u * r[:, -1:]).long().argmax(-1, keepdim=True))[:, 0]),
             "You returned how likely the chosen tokens are. Wanted are the tokens, that is, their "
             "places in the row."),
+        Misconception("numbers without a second axis", _drawn(lambda p, r, u: (
+                r > u[:, 0] * r[:, -1]).long().argmax(-1)),
+            "A row of B numbers cannot be compared with B rows of sums. Give every number a row of "
+            "its own: a second axis of size 1."),
+        Misconception("scaled by the first row", _drawn(lambda p, r, u: torch.searchsorted(
+                r, u * r[0, -1], right=True)[:, 0]),
+            "All numbers were multiplied by the last sum of the first row. Each row has its own "
+            "last sum; keep the axis when you take it."),
+        Misconception("every place passed", _drawn(lambda p, r, u: (
+                r > u * r[:, -1:]).nonzero()[:, 1]),
+            "You listed all places at which the sum is greater. Only the first of each row is "
+            "the token."),
+        Misconception("not whole numbers", _drawn(lambda p, r, u: (
+                r > u * r[:, -1:]).long().argmax(-1).float()),
+            "The tokens are right, but they came as fractions. A token is a whole number, int64."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -238,6 +253,18 @@ def _k_by_rows(logits, k):
 def _threshold(logits, k, keep, k_of=lambda k, logits: min(k, logits.shape[-1])):
     limit = logits.topk(k_of(k, logits), dim=-1)[0][..., -1:]
     return logits.masked_fill(~keep(logits, limit), -INF)
+
+
+def _rows_at(logits, best):
+    out = torch.full_like(logits, -INF)
+    out[best[1]] = best[0]
+    return out
+
+
+def _columns_at(logits, best):
+    out = torch.full_like(logits, -INF)
+    out[:, best[1]] = best[0]
+    return out
 
 
 def _in_place(logits, k):
@@ -326,6 +353,41 @@ KEEP_TOP_K = Exercise(
         Misconception("probabilities", lambda logits, k: keep_top_k(logits, k).softmax(-1),
             "The right tokens, but as probabilities. Logits come back, with minus infinity for "
             "what is cut; the softmax follows later."),
+        Misconception("places as rows", lambda logits, k: _rows_at(
+                logits, logits.topk(min(k, logits.shape[-1]))),
+            "The places were taken for row numbers. topk counts places within each row; scatter "
+            "along the last axis writes there."),
+        Misconception("places as rows, k not limited", lambda logits, k: _rows_at(
+                logits, logits.topk(k)),
+            "The places were taken for row numbers, but they count within each row: scatter along "
+            "the last axis. And limit k to V."),
+        Misconception("places of all rows", lambda logits, k: _columns_at(
+                logits, logits.topk(min(k, logits.shape[-1]))),
+            "Every row was written at the places of all rows. Each has its own k places: scatter "
+            "along the last axis keeps the rows apart."),
+        Misconception("places of all rows, k not limited", lambda logits, k: _columns_at(
+                logits, logits.topk(k)),
+            "Every row was written at the places of all rows, and a k above V stops it. scatter "
+            "along the last axis keeps the rows apart."),
+        Misconception("a threshold, k not limited", lambda logits, k: logits.masked_fill(
+                logits < logits.topk(k)[0][:, -1:], -INF),
+            "With equal logits more than k are kept, and a k above V stops it. Keep the places "
+            "that topk names, at most V of them."),
+        Misconception("a sorted threshold, k not limited", lambda logits, k: logits.masked_fill(
+                logits < logits.sort(-1, descending=True)[0][:, k - 1, None], -INF),
+            "The k-th value as a limit keeps more than k where several are equal, and there is "
+            "none where k is above V. Keep places instead."),
+        Misconception("ones", lambda logits, k: torch.full_like(logits, -INF).scatter(
+                -1, logits.topk(min(k, logits.shape[-1]))[1], 1.0),
+            "The places are right, but a 1 stands in each. Write the logits that belong there."),
+        Misconception("nothing kept", lambda logits, k: torch.full_like(logits, -INF),
+            "Everything is minus infinity. If you used scatter: it gives a new tensor and leaves "
+            "the old one as it was. Return the new one."),
+        Misconception("a very negative number", lambda logits, k: torch.full_like(
+                logits, -1e9).scatter(-1, (i := logits.topk(min(k, logits.shape[-1]))[1]),
+                                      logits.gather(-1, i)),
+            "A very negative number stands for what is cut. Minus infinity was asked for: only "
+            "that is 0 after every softmax."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -404,6 +466,35 @@ def _p_shifted(probabilities, p):
     mask = torch.zeros_like(out).scatter(-1, order, out)
     kept = probabilities.masked_fill(mask, 0.0)
     return kept / kept.sum(-1, keepdim=True)
+
+
+def _p_count(count):
+    """As many tokens kept in every row."""
+    def keep_top_p(probabilities, p):
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        needed = (ordered.cumsum(-1) - ordered <= p).sum(-1)
+        kept = ordered * (torch.arange(ordered.shape[-1]) < count(needed))
+        return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+    return keep_top_p
+
+
+def _p_columns(probabilities, p):
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    kept = ordered.masked_fill(ordered.cumsum(-1) - ordered > p, 0.0)
+    out = torch.zeros_like(kept)
+    out[:, order] = kept / kept.sum(-1, keepdim=True)
+    return out
+
+
+def _p_rows(probabilities, p):
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    return ordered[order]
+
+
+def _p_axis_lost(probabilities, p):
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    kept = ordered.masked_fill(ordered.cumsum(-1) - ordered > p, 0.0)
+    return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1))
 
 
 def _p_with_limit(probabilities, keep):
@@ -497,6 +588,24 @@ KEEP_TOP_P = Exercise(
                     < math.ceil(p * probabilities.shape[-1]), torch.tensor(0.0))),
             "You kept a share p of the tokens. It is their probability that must reach p, be it in "
             "one token or in many."),
+        Misconception("the sum without its axis", _p_axis_lost,
+            "A sum of each row is a list of B numbers and cannot divide B rows. Keep the axis: "
+            "keepdim leaves it with size 1."),
+        Misconception("written at the places of all rows", _p_columns,
+            "Every row was written at the places of all rows. Each row has its own order: scatter "
+            "along the last axis keeps them apart."),
+        Misconception("order as rows", _p_rows,
+            "The order was used to choose rows. It holds places within each row: scatter along the "
+            "last axis writes there."),
+        Misconception("the first row's count", _p_count(lambda needed: needed[0]),
+            "All rows keep as many tokens as the first. Each row has its own number: compare "
+            "each row's own sums with p."),
+        Misconception("the largest count", _p_count(lambda needed: needed.max()),
+            "All rows keep as many tokens as the one that needs most. A sure row needs fewer: "
+            "compare each row's own sums."),
+        Misconception("the smallest count", _p_count(lambda needed: needed.min()),
+            "All rows keep as few tokens as the surest one. An open row needs more: compare each "
+            "row's own sums."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -625,6 +734,11 @@ REMEMBER = Exercise(
         Misconception("None not expected", lambda kept, k, v, positions: _cat(
                 kept, (k, v, positions)),
             "The first call gives None: nothing is kept yet. Then what is new is all there is."),
+        Misconception("values behind the old keys", _appended(lambda kept, new: (
+                torch.cat([kept[0], new[0]], 1), torch.cat([kept[0], new[1]], 1),
+                torch.cat([kept[2], new[2]], 1))),
+            "The new values were appended to the old keys. Of what was kept, the values are the "
+            "second."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -656,13 +770,19 @@ def large_logits_at_a_low_temperature():
 
 
 def temperature_zero_with_equal_logits():
-    return torch.tensor([[1.0, 4.0, 4.0, 0.5], [-3.0, -2.0, -5.0, -2.5]]), 0
+    return torch.tensor([[1.0, 4.0, 4.0, 0.5], [-3.0, -2.5, -2.0, -5.0]]), 0
 
 
 def _dial(warm=lambda x, t: (x / t).softmax(-1),
           cold=lambda x: F.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)):
     return lambda logits, temperature: (cold(logits) if temperature == 0
                                         else warm(logits, temperature))
+
+
+def _ones_in_rows(x):
+    out = torch.zeros_like(x)
+    out[x.argmax(-1)] = 1.0
+    return out
 
 
 WITH_TEMPERATURE = Exercise(
@@ -735,6 +855,20 @@ WITH_TEMPERATURE = Exercise(
         Misconception("softmax at zero", _dial(cold=lambda x: x.softmax(-1)),
             "At temperature 0 you give the plain softmax. Zero is the end of the dial where the "
             "likeliest token gets everything."),
+        Misconception("every row's place in every row", _dial(cold=lambda x: torch.zeros_like(
+                x).index_fill(-1, x.argmax(-1).flatten(), 1.0)),
+            "At temperature 0 each row got the 1 of every row. A row has one likeliest token: "
+            "scatter along the last axis keeps rows apart."),
+        Misconception("places as rows", _dial(cold=_ones_in_rows),
+            "At temperature 0 the places were taken for row numbers. They count tokens, along the "
+            "last axis."),
+        Misconception("size of the vocabulary missing", _dial(cold=lambda x: F.one_hot(
+                x.argmax(-1)).to(x.dtype)),
+            "At temperature 0 the rows are too short: one_hot counts only up to the largest place "
+            "that it is given. Tell it the size of the vocabulary."),
+        Misconception("always axis 1", _dial(warm=lambda x, t: (x / t).softmax(1)),
+            "With three axes, number 1 is no longer the vocabulary's. The tokens are always the "
+            "last axis."),
     ),
     hints=(
         Hint("I do not know what zero means",
@@ -893,6 +1027,13 @@ KEEP_MIN_P = Exercise(
         Misconception("the nucleus", lambda probabilities, share: keep_top_p(probabilities, share),
             "That is top-p: a limit on the sum. Here each token is compared with the likeliest "
             "one."),
+        Misconception("the axis lost", _min_p(lambda p, share: share * p.amax(-1)),
+            "A row's largest value, or its sum, lost its axis: B numbers cannot meet B rows. "
+            "keepdim leaves the axis with size 1."),
+        Misconception("max gives two things", lambda probabilities, share: (
+                share * probabilities.max(-1, keepdim=True)),
+            "With an axis, max gives two things: the values and their places. Take the values, or "
+            "use amax."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -931,6 +1072,10 @@ def at_the_very_beginning():
     return [4, 4, 1, 7], [[4, 4], [1, 7]]
 
 
+def a_long_one_around_a_short_one():
+    return [8, 1, 2, 3, 5], [[2], [1, 2, 3]]
+
+
 def nothing_to_look_for():
     return [3, 1, 3], []
 
@@ -963,6 +1108,16 @@ def _stop_while_writing(ids, stops):
     return ids[:best]
 
 
+def _stop_that_ends_first(ids, stops):
+    new = []
+    for token in ids:
+        new.append(token)
+        for stop in stops:
+            if new[-len(stop):] == stop:
+                return new[: -len(stop)]
+    return new
+
+
 def _stop_by_text(ids, stops):
     text = "".join(f" {i} " for i in ids)
     ends = [text.find("".join(f" {i} " for i in stop)) for stop in stops]
@@ -975,7 +1130,8 @@ UNTIL_STOP = Exercise(
     title="Stop at several tokens", difficulty="medium", importance="useful", minutes=10,
     reference=_stop(_whole),
     fixtures=(a_sequence_of_two_in_the_middle, several_that_overlap, half_a_sequence_at_the_end,
-              at_the_very_end_and_single, at_the_very_beginning, nothing_to_look_for),
+              at_the_very_end_and_single, at_the_very_beginning, a_long_one_around_a_short_one,
+              nothing_to_look_for),
     equivalents={"token by token": _stop_while_writing, "by text": _stop_by_text,
                  "as a tensor": lambda ids, stops: torch.tensor(_stop(_whole)(ids, stops))},
     misconceptions=(
@@ -1025,6 +1181,21 @@ UNTIL_STOP = Exercise(
         Misconception("in any order", _stop(
                 lambda ids, i, stop: sorted(ids[i : i + len(stop)]) == sorted(stop)),
             "The same tokens in another order ended the text. Compare them one by one, in order."),
+        Misconception("the one that ends first", _stop_that_ends_first,
+            "You cut at the sequence that is complete first. A longer one had begun before it; "
+            "the text ends where that one begins."),
+        Misconception("only its last token cut", lambda ids, stops: next(
+                (ids[:i] for i in range(len(ids))
+                 if any(ids[: i + 1][-len(s):] == s for s in stops)), ids),
+            "You noticed the sequence at its last token and cut only that one. The text ends "
+            "before the first."),
+        Misconception("beyond the end", lambda ids, stops: next(
+                (ids[:i] for i in range(len(ids)) for s in stops
+                 if all(ids[i + j] == s[j] for j in range(len(s)))), ids),
+            "Near the end the comparison reads beyond the list. A slice is only shorter there, "
+            "and then not equal."),
+        Misconception("the place", lambda ids, stops: len(_stop(_whole)(ids, stops)),
+            "You returned the place where the text ends. Wanted are the ids before it."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1104,6 +1275,11 @@ def _new_cache_each_time(model, prompt, n):
     return new
 
 
+@torch.no_grad()
+def _plain_position(model, prompt, n):
+    model(torch.tensor([[prompt[0]]]), KVCache(model.config), len(prompt))
+
+
 WRITE_CACHED = Exercise(
     name="write_cached", chapter=6, kind="bug", entry="write_cached",
     title="The text falls apart after the first word", difficulty="medium",
@@ -1149,6 +1325,12 @@ WRITE_CACHED = Exercise(
         Misconception("prompt in the result",
             lambda model, prompt, n: prompt + _cached()(model, prompt, n),
             "The prompt stands in front of the result. Only the new tokens are asked for."),
+        Misconception("only the new counted", _cached(position=lambda prompt, step: step + 1),
+            "The position counts the new tokens only. The prompt stands before them: its length "
+            "belongs to the sum."),
+        Misconception("a plain number", _plain_position,
+            "The position is a plain number. The model wants a tensor, with one position for each "
+            "token that it reads."),
     ),
     hints=(
         Hint("I do not see what is wrong",
@@ -1286,6 +1468,20 @@ WORK_OF_WRITING = Exercise(
                 lambda P, n, c: P + n - 1 if c else n * (P + n), _pairs),
             "Without a cache you count the final length at every step. The text grows: it is "
             "shorter at the beginning."),
+        Misconception("square without a cache", _work(_tokens,
+                lambda P, n, c: _pairs(P, n, c) if c else sum((P + i) ** 2 for i in range(n))),
+            "Without a cache you counted every pair of two tokens. A token makes a pair only with "
+            "itself and those before it: half of the square."),
+        Misconception("prompt missing with a cache", _work(
+                lambda P, n, c: n if c else _tokens(P, n, c),
+                lambda P, n, c: _triangle(n) if c else _pairs(P, n, c)),
+            "With the cache the prompt is missing. It is read once, before the first choice, and "
+            "its tokens make pairs as well."),
+        Misconception("new tokens one pair short", _work(_tokens,
+                lambda P, n, c: _triangle(P) + sum(P + i for i in range(n - 1)) if c
+                else _pairs(P, n, c)),
+            "With the cache every new token is one pair short. It looks at all before it and at "
+            "itself."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1393,6 +1589,37 @@ def _forgets_start(next_logs, start, width, steps):
     return _beam()(lambda ids: next_logs(ids[:1]), start, width, steps)
 
 
+def _beam_kept(keep, grow=None, last=lambda beams, start: beams[0][1][len(start):]):
+    """Beam search with another choice of what is kept."""
+    def beam(next_logs, start, width, steps):
+        beams = [(0.0, list(start))]
+        for _ in range(steps):
+            grown = []
+            for total, ids in beams:
+                children = [(total + log, ids + [i])
+                            for i, log in enumerate(next_logs(ids).tolist())]
+                grown = grow(grown, children, width) if grow else grown + children
+            beams = keep(grown, width)
+        return last(beams, start)
+    return beam
+
+
+def _best(grown, width):
+    return sorted(grown, reverse=True)[:width]
+
+
+def _one_list(next_logs, start, width, steps):
+    beams = [(0.0, list(start))]
+    for _ in range(steps):
+        grown = []
+        for total, ids in beams:
+            for i, log in enumerate(next_logs(ids).tolist()):
+                ids.append(i)
+                grown.append((total + log, ids))
+        beams = _best(grown, width)
+    return beams[0][1][len(start):]
+
+
 BEAM = Exercise(
     name="beam", chapter=6, kind="function", entry="beam",
     title="The likeliest text is not the greedy one", difficulty="hard", importance="optional",
@@ -1446,6 +1673,33 @@ BEAM = Exercise(
         Misconception("always asks about the first token", _forgets_start,
             "The next token is asked for after the first token only. Ask after the whole "
             "beginning, the newest token included."),
+        Misconception("sorted upwards", _beam_kept(
+                lambda grown, width: sorted(grown)[:width],
+                lambda grown, children, width: grown + _best(children, width)),
+            "Sorting goes upwards unless told otherwise, so the less likely beginnings stay. The "
+            "largest sums come first."),
+        Misconception("only the last beginning goes on", _beam_kept(
+                _best, lambda grown, children, width: children),
+            "Only the continuations of the last beginning are left: the list starts anew for each. "
+            "Collect those of all, then sort."),
+        Misconception("one list for all", _one_list,
+            "All continuations share one list, which grows with each of them. Make a new list for "
+            "every continuation."),
+        Misconception("all of them returned", _beam_kept(_best, last=lambda beams, start: [
+                ids[len(start):] for _, ids in beams]),
+            "All beginnings came back. Return the likeliest alone."),
+        Misconception("the sum as well", _beam_kept(
+                _best, last=lambda beams, start: (beams[0][0], beams[0][1][len(start):])),
+            "Its sum came back beside the text. Return the new ids alone."),
+        Misconception("the pair as it is", _beam_kept(_best, last=lambda beams, start: beams[0]),
+            "The whole pair came back, sum and start included. Return the new ids alone."),
+        Misconception("the least likely at the end", _beam_kept(
+                _best, last=lambda beams, start: beams[-1][1][len(start):]),
+            "At the end you took the last of those kept, which is the least likely. Take the "
+            "first."),
+        Misconception("never sorted", _beam_kept(lambda grown, width: grown[:width]),
+            "The first few continuations stay, whatever their sums. Sort them all, the largest sum "
+            "first, and then cut."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1538,6 +1792,20 @@ SHARE_AND_ERROR = Exercise(
         Misconception("two errors", _share(lambda s, n: 2 * _root(s, n)),
             "That is twice the standard error. Return it once; the doubling comes when you "
             "compare."),
+        Misconception("squared", _share(lambda s, n: (s * (1 - s) / n) ** 2),
+            "The error was squared. A square root is asked for."),
+        Misconception("brackets missing", _share(lambda s, n: math.sqrt(s * 1 - s / n)),
+            "Brackets are missing: the product is that of the share and of one minus the share, "
+            "and all of it is divided by n."),
+        Misconception("spread of single texts", lambda accepted: (lambda x: (
+                x.mean().item(), x.std().item()))(torch.tensor(accepted).double()),
+            "That is the spread of single texts. The error of their mean is smaller, by the root "
+            "of n."),
+        Misconception("rounded", lambda accepted: (lambda s, e: (s, round(e, 4)))(
+                *_share(_root)(accepted)),
+            "The error was rounded. Return the number as it is; round it when you print it."),
+        Misconception("error first", lambda accepted: _share(_root)(accepted)[::-1],
+            "The two numbers are exchanged: first the share, then its error."),
     ),
     hints=(
         Hint("I do not know where to start",
