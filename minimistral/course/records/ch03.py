@@ -108,21 +108,9 @@ ANGLES = Exercise(
             "The pairs slow down too little: the slowest is much too fast. The exponent "
             "counts numbers, and a pair has two of them."),
         Misconception("one power for each number",
-            _angles(lambda i, D, theta: theta ** (-torch.arange(D) / D)),
-            "You made an angle for every number of the head. A pair shares one angle, so "
-            "there are half as many."),
-        Misconception("one doubled power for each number",
             _angles(lambda i, D, theta: theta ** (-2 * torch.arange(D) / D)),
-            "There are twice as many angles as pairs. The exponents are right as far as pair "
-            "D/2 - 1; the numbers of a head are not all counted."),
-        Misconception("every fourth number",
-            _angles(lambda i, D, theta: theta ** (-torch.arange(0, D // 2, 2) / D)),
-            "Too few angles: you went in steps of two and only to half of the head. Go in "
-            "steps of two through the whole head."),
-        Misconception("odd numbers",
-            _angles(lambda i, D, theta: theta ** (-torch.arange(1, D, 2) / D)),
-            "All pairs are a little too slow: you counted 1, 3, 5. The exponents begin with 0 "
-            "and go on with 2, 4."),
+            "You made an angle for every number of the head. A pair shares one angle, so there "
+            "are half as many."),
         Misconception("division after the power",
             _angles(lambda i, D, theta: theta ** -(2.0 * i) / D),
             "Pair 0 turns too slowly. The division by the head size belongs into the exponent; "
@@ -144,10 +132,6 @@ ANGLES = Exercise(
                 torch.cat((a, a), -1).cos(), torch.cat((a, a), -1).sin())),
             "Every angle appears twice, one half after the other. That is another library's "
             "layout; here each pair has its angle once."),
-        Misconception("each angle repeated", _angles(finish=lambda a: (
-                a.repeat_interleave(2, -1).cos(), a.repeat_interleave(2, -1).sin())),
-            "Every angle appears twice, side by side. The rotation works on pairs, so each "
-            "pair's angle is wanted once."),
         Misconception("exponent with a plus", _angles(lambda i, D, theta: theta ** (2 * i / D)),
             "The later pairs turn faster and faster. They should be slower: the exponent is "
             "negative."),
@@ -167,24 +151,13 @@ ANGLES = Exercise(
             _angles(lambda i, D, theta: theta ** -(2 * i // D).float()),
             "All pairs turn at the same speed: the exponents were rounded down to 0. Divide "
             "with one slash."),
-        Misconception("slowest pair first",
-            _angles(lambda i, D, theta: theta ** (-2 * i.flip(0) / D)),
-            "The order of the pairs is turned round: the slowest stands first. Pair 0 is the "
-            "fastest, with one radian for each place."),
         Misconception("theta fixed", _angles(lambda i, D, theta: 10_000 ** (-2 * i / D)),
             "Right for theta 10,000 only. Another model has another theta, and it comes as an "
             "argument."),
-        Misconception("head size fixed by the model",
-            _angles(lambda i, D, theta: theta ** (-2 * i / 32)),
-            "The pairs slow down as in a head of 32 numbers. The exponent is divided by the "
-            "head size that comes as an argument."),
         Misconception("places counted anew",
             _angles(where=lambda p: torch.arange(p.shape[-1]).expand(p.shape).float()),
             "The first token always gets angle 0. You counted the tokens of the piece; use "
             "the positions that came in, which may start anywhere."),
-        Misconception("places counted from one", _angles(where=lambda p: p.float() + 1),
-            "Every angle belongs to the next place. Positions are used as they come; the "
-            "first token of a text stands at 0."),
         Misconception("sines first", _angles(finish=lambda a: (a.sin(), a.cos())),
             "The two results are exchanged: the sines came first. The order is cosines, then "
             "sines."),
@@ -194,9 +167,6 @@ ANGLES = Exercise(
         Misconception("angles returned", _angles(finish=lambda a: a),
             "You returned the angles themselves. Two tensors are wanted: their cosines and "
             "their sines."),
-        Misconception("frequencies only", _angles(where=lambda p: torch.ones(p.shape)),
-            "Every token gets the same angles: the positions do not enter. Multiply each "
-            "position by each frequency."),
         Misconception("degrees", _angles(finish=lambda a: (
                 torch.deg2rad(a).cos(), torch.deg2rad(a).sin())),
             "The angles are far too small: they were converted from degrees. They are radians "
@@ -209,10 +179,6 @@ ANGLES = Exercise(
             _angles(where=lambda p: p.bfloat16().float()),
             "Near the start all is well; far into a text neighbours get the same angle. "
             "Sixteen bits cannot hold 257. Compute in float32."),
-        Misconception("complex numbers returned",
-            _angles(finish=lambda a: torch.polar(torch.ones_like(a), a)),
-            "One complex tensor came out. Its real and imaginary parts are the two tensors "
-            "wanted: cosines and sines."),
         Misconception("stacked into one",
             _angles(finish=lambda a: torch.stack((a.cos(), a.sin()))),
             "One tensor came out, with cosines and sines stacked. Return the two of them side "
@@ -224,6 +190,11 @@ ANGLES = Exercise(
             _angles(where=lambda p: p.double(), finish=lambda a: (a.cos(), a.sin())),
             "The values are right but have 64 bits. Float32 is wanted, so that a model of "
             "32 bits stays one."),
+        Misconception("frequencies only", lambda positions, head_dim, theta: (
+                lambda speeds: (speeds.cos(), speeds.sin()))(
+                theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
+            "These are cosines and sines of the frequencies: the positions do not enter. "
+            "Multiply each position by each frequency."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -258,6 +229,11 @@ def each_text_at_its_own_place():
 def sixteen_bit_numbers():
     (x,) = _random(3, (2, 5, 3, 8))
     return x.bfloat16(), *rotary_angles(torch.arange(4, 9), 8, 50.0)
+
+
+def sixteen_bits_and_tiny_numbers():
+    (x,) = _random(15, (2, 5, 3, 8), scale=2e-6)  # the last bits of float16: rounding shows
+    return x.half(), *rotary_angles(torch.arange(4, 9), 8, 50.0)
 
 
 def _rotation(first=None, second=None, *, split=None, join=None, dtype=None, heads=None):
@@ -330,6 +306,13 @@ def _rotation_overwrites_early(x, cos, sin):
     return x
 
 
+def _rotation_in(x, cos, sin):
+    """The rotation in whatever dtype the three of them have."""
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
 def _halves(y):
     return y.chunk(2, dim=-1)
 
@@ -342,7 +325,8 @@ ROTATE = Exercise(
     name="rotate", chapter=3, kind="piece", piece="rope.rotate", entry="rotate",
     title="The rotation", difficulty="medium", importance="essential", minutes=10,
     reference=rotate,
-    fixtures=(three_heads_of_eight, each_text_at_its_own_place, sixteen_bit_numbers),
+    fixtures=(three_heads_of_eight, each_text_at_its_own_place, sixteen_bit_numbers,
+              sixteen_bits_and_tiny_numbers),
     equivalents={
         "complex numbers": _rotation_by_complex,
         "x cos + swapped sin": _rotation_by_swapping,
@@ -368,9 +352,6 @@ ROTATE = Exercise(
         Misconception("two plus signs", _rotation(lambda a, b, cos, sin: a * cos + b * sin),
             "The arrows change their length. One of the two new numbers is a difference: the "
             "first one."),
-        Misconception("two minus signs", _rotation(None, lambda a, b, cos, sin: b * cos - a * sin),
-            "The arrows change their length: both new numbers are differences. The second one "
-            "is a sum."),
         Misconception("cosine and sine exchanged", _rotation(
                 lambda a, b, cos, sin: a * sin - b * cos, lambda a, b, cos, sin: a * cos + b * sin),
             "Cosine and sine have changed places. With angle 0 nothing may move: the cosine, "
@@ -383,10 +364,6 @@ ROTATE = Exercise(
                 lambda a, b, cos, sin: a * cos, lambda a, b, cos, sin: b * cos),
             "The arrows only shrink. In a turn, each number hands a part of itself, the sine "
             "part, to the other one."),
-        Misconception("first with cosine, second with sine", _rotation(
-                lambda a, b, cos, sin: a * cos, lambda a, b, cos, sin: b * sin),
-            "Each new number needs both old ones: two products each. You used one product "
-            "each."),
         Misconception("new first number used for the second", _rotation_overwrites_early,
             "The first numbers are right, the second ones not: they were computed from first "
             "numbers that were already turned. Keep the old ones until both are done."),
@@ -394,10 +371,6 @@ ROTATE = Exercise(
             _rotation(join=lambda a, b: torch.stack((b, a), -1).flatten(-2)),
             "The two numbers of every pair have changed places in the result. The new first "
             "number comes first."),
-        Misconception("numbers of a pair exchanged at the start",
-            _rotation(split=lambda y: (y[..., 1::2], y[..., 0::2])),
-            "You took the odd numbers for the first ones of the pairs. The first number of "
-            "each pair has an even index: 0, 2, 4."),
         Misconception("pairs not laid in a row",
             _rotation(join=lambda a, b: torch.stack((a, b), -1)),
             "The result still has an axis for the pairs. Lay the last two axes in a row, so "
@@ -411,9 +384,6 @@ ROTATE = Exercise(
         Misconception("no axis for the heads", _rotation(heads=lambda t: t),
             "The shapes do not fit: x has an axis for the heads, cosine and sine have none. "
             "They need one of size 1 before their last axis."),
-        Misconception("one text only", _rotation(heads=lambda t: t[None, :, None]),
-            "It works when all texts share their positions. When each has its own, the batch "
-            "axis is there already: count the new axis from the right."),
         Misconception("the new axis in second place", _rotation(heads=lambda t: t.unsqueeze(1)),
             "It works when all texts share their positions. When each has its own, the axis "
             "for the heads comes before the last one: count from the right."),
@@ -426,6 +396,10 @@ ROTATE = Exercise(
             "number changes its sign. Look at your two signs."),
         Misconception("nothing turned", lambda x, cos, sin: x.clone(),
             "The result is x itself: nothing was turned."),
+        Misconception("computed in sixteen bits", lambda x, cos, sin: _rotation_in(
+                x, cos.to(x.dtype), sin.to(x.dtype)),
+            "The products were computed in 16 bits, and each one was rounded. Make x float32 "
+            "first, compute, and go back to its dtype at the end."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -495,28 +469,20 @@ TOKENS_PER_TURN = Exercise(
             _tokens(lambda i, D, theta: 2 * math.pi * theta ** (i / D)),
             "The slow pairs come out too fast. The exponent counts numbers of the head, and a "
             "pair has two."),
-        Misconception("turns for each token",
-            _tokens(lambda i, D, theta: theta ** (-2 * i / D) / (2 * math.pi)),
-            "These are turns for each token. The question was the other way round: tokens for "
-            "one turn."),
-        Misconception("rounded down",
-            _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).floor()),
-            "The numbers were cut to whole tokens. A turn need not end on a token; leave the "
-            "fraction."),
         Misconception("rounded",
             _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).round()),
             "The numbers were rounded. A turn need not end on a token; leave the fraction."),
-        Misconception("factor two twice",
-            _tokens(lambda i, D, theta: 2 * math.pi * theta ** (4 * i / D)),
-            "The slow pairs come out too slow: the factor 2 of the exponent was used twice. "
-            "Steps of two are 2i already."),
-        Misconception("one for each number", lambda head_dim, theta: torch.tensor([
-                2 * math.pi * theta ** (i / head_dim) for i in range(head_dim)]),
+        Misconception("one for each number", lambda head_dim, theta: [
+                2 * math.pi * theta ** (i / head_dim) for i in range(head_dim)],
             "There is one result for each number of the head. A pair turns together, so there "
             "are half as many."),
         Misconception("slowest only",
             _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D))[-1]),
             "Only one number came out. Every pair has its own: D/2 of them."),
+        Misconception("pairs counted from one",
+            _tokens(lambda i, D, theta: 2 * math.pi * theta ** (2 * (i + 1) / D)),
+            "Pair 0 is missing: it needs 6.28 tokens. Pairs are counted from 0, so the first "
+            "exponent is 0."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -560,9 +526,6 @@ ORDER = Exercise(
         Misconception("values turned, after the mask", (0, 1, 2, 3, 6, 4, 5),
             "The values are turned as well. Scores need positions, and they are made of "
             "queries and keys."),
-        Misconception("values turned first", (0, 1, 6, 2, 3, 4, 5),
-            "Three things are turned, the values among them. Only what enters a score is "
-            "turned."),
         Misconception("the tokens turned, and the queries", (0, 1, 7, 2, 3, 4, 5),
             "The line with x changes nothing any more, as q, k and v are made already; and "
             "the token itself is never turned."),
@@ -578,6 +541,9 @@ ORDER = Exercise(
         Misconception("no way back", (0, 1, 2, 3, 4),
             "The heads still stand side by side. One line is missing: join them and return to "
             "the width of x."),
+        Misconception("the tokens turned instead", (1, 7, 0, 3, 4, 5),
+            "The tokens themselves are turned, so the values are turned as well. Only queries "
+            "and keys enter a score: make them first, then turn them."),
     ),
     hints=(
         Hint("I do not know which line is first",
@@ -658,10 +624,6 @@ TURN_COMPLEX = Exercise(
                 -a).to(torch.complex64)),
             "The arrows shrink and do not turn. The exponent must be imaginary: without it the "
             "exponential only changes lengths."),
-        Misconception("angles added", _complex(pairs=lambda x: torch.view_as_complex(
-                x.unflatten(-1, (-1, 2)).contiguous()), factor=lambda a: (1 + 1j * a)),
-            "The arrows grow with their position: 1 plus i times the angle is a turn only for "
-            "tiny angles. A turn has size 1."),
         Misconception("turned the other way",
             _complex(factor=lambda a: torch.polar(torch.ones_like(a), -a)),
             "The arrows turn to the right instead of to the left. The angle is positive."),
@@ -670,10 +632,6 @@ TURN_COMPLEX = Exercise(
                 back=lambda z: torch.cat((z.real, z.imag), -1)),
             "The complex numbers were made of the two halves of a head. Here neighbours are a "
             "pair: 0 and 1."),
-        Misconception("halves in, neighbours out", _complex(
-                pairs=lambda x: torch.complex(*x.contiguous().chunk(2, -1))),
-            "You took the two halves of a head for the complex numbers, and laid them out as "
-            "neighbours. Both must be neighbours: 0 and 1."),
         Misconception("added instead of multiplied", lambda x, positions, theta: x + _complex()(
                 torch.tensor([1.0, 0.0]).repeat(x.shape[-1] // 2).expand(x.shape), positions,
                 theta),
@@ -705,6 +663,15 @@ TURN_COMPLEX = Exercise(
         Misconception("no axis for the heads", _complex(axis=None),
             "The shapes do not fit: the factors have shape (T, D/2), the pairs (B, T, H, D/2): "
             "the heads need an axis of size 1."),
+        Misconception("cosine and sine exchanged",
+            _complex(factor=lambda a: torch.complex(a.sin(), a.cos())),
+            "At position 0 the arrows move already. There the factor must be 1: the cosine is "
+            "its real part, the sine its imaginary part."),
+        Misconception("half of the pairs", lambda x, positions, theta: (
+                torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+                * torch.exp(1j * rotary_angles(positions, x.shape[-1] // 2, theta)[0])[:, None]),
+            "There are too few factors. A head of D numbers has D/2 pairs, and each needs its "
+            "own: the exponents go in steps of two through all D."),
     ),
     hints=(
         Hint("I do not know complex numbers",
@@ -777,9 +744,6 @@ MOVE_KEYS = Exercise(
         Misconception("turned by new places", _by(lambda k, steps: torch.arange(k.shape[1]) + steps),
             "The keys were turned by whole positions again, on top of the turn they have. They "
             "all have to go the same way further: by the steps."),
-        Misconception("turned by their old places", _by(lambda k, steps: torch.arange(k.shape[1])),
-            "Every key was turned by its place in the row once more; the steps do not enter. A "
-            "move adds the same angle to all keys."),
         Misconception("steps times the place",
             _by(lambda k, steps: steps * torch.arange(k.shape[1])),
             "Key n moved n times as far as key 1. All keys move by the same number of steps."),
@@ -807,9 +771,6 @@ MOVE_KEYS = Exercise(
         Misconception("numbers rolled", lambda keys, steps, theta: keys.roll(steps, 1),
             "The keys changed places in the table. They should stay where they are, and be "
             "turned as if they stood elsewhere in the text."),
-        Misconception("only pair zero", lambda keys, steps, theta: torch.cat(
-                (_move_by_formula(keys, steps, theta)[..., :2], keys[..., 2:]), -1),
-            "Only the first pair was moved. Every pair turns, each at its own speed."),
         Misconception("every pair at full speed", lambda keys, steps, theta: _move_by_formula(
                 keys, steps, 1.0),
             "Every pair turned by the same angle. Pair i has its own speed, and the steps are "
@@ -817,6 +778,13 @@ MOVE_KEYS = Exercise(
         Misconception("nothing moved", lambda keys, steps, theta: keys.clone(),
             "The keys are as they were. A key at place 7 and the same key at place 12 differ "
             "by a turn of five steps."),
+        Misconception("size of another axis", _by(_constant, size=lambda keys: keys.shape[2]),
+            "The number of heads was taken for the size of a head. In (B, S, H, D) the size is "
+            "the last axis."),
+        Misconception("keys cut off", lambda keys, steps, theta: _by(_constant)(
+                keys[:, abs(steps):], steps, theta),
+            "Some keys are missing. Nothing is cut here: all keys come back, each turned by "
+            "the steps."),
     ),
     hints=(
         Hint("I do not know where the keys stood",
@@ -847,6 +815,13 @@ def one_text():
     return x, *rotary_angles(torch.tensor([9, 1, 0, 25]), 6, 200.0)
 
 
+def _second(x, cos, sin, formula):
+    """The bug with another second line; the formula gets the new and both old numbers."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    new = a * cos - b * sin
+    return torch.stack((new, formula(new, a, b)), -1).flatten(-2)
+
+
 def _pairs(order="both", *, signs=(-1, 1), copied=True, rescale=False):
     def turn_pairs(x, cos, sin):
         turned = x.clone() if copied else x
@@ -862,9 +837,8 @@ def _pairs(order="both", *, signs=(-1, 1), copied=True, rescale=False):
             turned[..., 1::2] = plus * a * sin + b * cos
             turned[..., 0::2] = a * cos + minus * turned[..., 1::2] * sin
         if rescale:
-            now = turned.unflatten(-1, (-1, 2)).norm(dim=-1, keepdim=True).clamp(min=1e-30)
-            old = x.unflatten(-1, (-1, 2)).norm(dim=-1, keepdim=True)
-            turned = (turned.unflatten(-1, (-1, 2)) / now * old).flatten(-2)
+            now, old = (t.norm(dim=-1, keepdim=True) for t in (turned, x))
+            turned = turned / now.clamp(min=1e-30) * old
         return turned
     return turn_pairs
 
@@ -886,16 +860,13 @@ TURN_PAIRS = Exercise(
     misconceptions=(
         Misconception("unchanged", _pairs("even first"),
             "The bug is still there. Look at the last assignment: what does the tensor hold at "
-            "the even places when it is read there?"),
+            "the even places when it is read there? A slice is no copy."),
         Misconception("lines exchanged", _pairs("odd first"),
             "Now the second numbers are right and the first ones are not. The other order has "
             "the same fault: one line reads what the other has just written."),
         Misconception("sign in the first line", _pairs("even first", signs=(1, 1)),
             "You changed a sign of the first line. The signs were right; the second line reads "
             "numbers that have been turned already."),
-        Misconception("sign in the second line", _pairs("even first", signs=(-1, -1)),
-            "You changed a sign of the second line. The signs were right; ask which numbers "
-            "that line reads."),
         Misconception("cosine and sine exchanged", lambda x, cos, sin: torch.stack(
                 (x[..., 0::2] * cos - x[..., 1::2] * sin,
                  x[..., 0::2] * cos + x[..., 1::2] * sin), -1).flatten(-2),
@@ -909,6 +880,18 @@ TURN_PAIRS = Exercise(
             "were right; keep them."),
         Misconception("copy left out", _pairs(copied=False),
             "The result is right, but x was overwritten. The copy at the beginning must stay."),
+        Misconception("sign in the second line", lambda x, cos, sin: _second(
+                x, cos, sin, lambda new, a, b: new * sin - b * cos),
+            "You changed the sign of the second line. The signs were right; ask which numbers "
+            "that line reads."),
+        Misconception("sign in the second line, old numbers", lambda x, cos, sin: _second(
+                x, cos, sin, lambda new, a, b: a * sin - b * cos),
+            "The line reads old numbers now, but its sign was changed: with angle 0 the second "
+            "number must stay. The sign of the bug was right."),
+        Misconception("first line without effect", lambda x, cos, sin: torch.stack(
+                (x[..., 0::2], x[..., 0::2] * sin + x[..., 1::2] * cos), -1).flatten(-2),
+            "The second numbers are right now, but the first ones are as they came: they have "
+            "to be turned as well."),
     ),
     hints=(
         Hint("I see no slip",
@@ -987,15 +970,6 @@ TO_NEIGHBOURS = Exercise(
         Misconception("all heads as one", lambda w, n_heads: _to_neighbours(w, 1),
             "The whole matrix was reordered as one large head, so rows moved from head to "
             "head. Each head is reordered by itself."),
-        Misconception("all heads as one, the other way", lambda w, n_heads: _to_halves(w, 1),
-            "Rows moved from head to head, and in the wrong direction. First cut the rows into "
-            "heads, then reorder within each."),
-        Misconception("heads and size exchanged",
-            lambda w, n_heads: _to_neighbours(w, len(w) // n_heads // 2 * 2)
-            if len(w) % (2 * (len(w) // n_heads // 2 * 2)) == 0
-            else w.unflatten(0, (-1, 2, n_heads)).transpose(1, 2).reshape(w.shape),
-            "The rows were cut into pieces of the wrong size. There are n_heads heads; the "
-            "size of one is what is left over."),
         Misconception("second halves first", lambda w, n_heads: w.unflatten(
                 0, (n_heads, 2, -1)).flip(1).transpose(1, 2).reshape(w.shape),
             "The two numbers of each pair are exchanged. The row from the first half comes "
@@ -1012,18 +986,26 @@ TO_NEIGHBOURS = Exercise(
                 0, (n_heads, 2, -1)).transpose(0, 1).reshape(w.shape),
             "Whole halves moved from head to head: the wrong two axes were swapped. Heads stay "
             "in front; swap the half with the pair."),
-        Misconception("columns reordered", lambda w, n_heads: w[:, torch.cat((
-                torch.arange(0, w.shape[1], 2), torch.arange(1, w.shape[1], 2)))],
-            "The columns were reordered. They belong to the tokens that come in; the numbers "
-            "of the heads are the rows."),
         Misconception("halves exchanged", lambda w, n_heads: w.unflatten(
                 0, (n_heads, 2, -1)).flip(1).reshape(w.shape),
             "The two halves of each head changed places as blocks. They must be shuffled "
             "into each other, one row from each in turn."),
-        Misconception("rows reversed", lambda w, n_heads: w.unflatten(
-                0, (n_heads, -1)).flip(1).reshape(w.shape),
-            "The rows of each head stand in reverse. The order wanted takes a row of the "
-            "first half, one of the second, and so on."),
+        Misconception("heads and size exchanged", lambda w, n_heads: torch.stack(
+                w.unflatten(0, (-1, n_heads)).chunk(2), 1).reshape(w.shape),
+            "The rows were cut into pieces of the wrong size. There are n_heads heads; the "
+            "size of one is what is left over."),
+        Misconception("heads left apart", lambda w, n_heads: torch.stack(
+                w.unflatten(0, (n_heads, -1)).chunk(2, 1), 2).flatten(1, 2),
+            "The rows still have an axis for the heads. Join heads and rows at the end, so that "
+            "the result has the shape of the weight."),
+        Misconception("size of a head from the columns", lambda w, n_heads: w.view(
+                n_heads, 2, w.shape[1] // n_heads // 2, -1).transpose(1, 2).reshape(w.shape),
+            "The size of a head was computed from the columns; they have the width of a token. "
+            "The rows hold the heads: divide their number."),
+        Misconception("columns cut into heads", lambda w, n_heads: torch.stack(
+                w.unflatten(-1, (n_heads, -1)).chunk(2, -1), -1).flatten(-3),
+            "The columns were cut into heads. They belong to the tokens that come in; the "
+            "numbers of the heads are the rows."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1044,7 +1026,7 @@ TO_NEIGHBOURS = Exercise(
 
 
 def _small_model(seed: int) -> Transformer:
-    config = ModelConfig(dim=20, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6,
+    config = ModelConfig(dim=20, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=10,
                          hidden_dim=28, vocab_size=40, rope_theta=50.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -1060,7 +1042,7 @@ def two_pairs_stand_still():
     return _small_model(12), ids, [0, 2]
 
 
-def the_middle_pair_stands_still():
+def one_pair_stands_still():
     ids = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(13))
     return _small_model(14), ids, [1]
 
@@ -1111,8 +1093,21 @@ def _both_one(cos, sin, pairs):
     return cos, sin
 
 
-def _first_only(cos, sin, pairs):
-    return _still(cos, sin, pairs[:1])
+def _first_ones(cos, sin, pairs):
+    return _still(cos, sin, list(range(len(pairs))))
+
+
+def _cosine_one(cos, sin, pairs):
+    cos[..., pairs] = 1.0
+    return cos, sin
+
+
+def _other_names(model, rows, pairs):
+    def angles(p, D, base):
+        return _still(*rotary_angles(p, D, base), list(pairs))
+
+    with swap("rope.rotary_angles", angles):
+        return _mean_loss(model, rows)
 
 
 def _places(cos, sin, pairs):
@@ -1147,7 +1142,7 @@ LOSS_WITHOUT = Exercise(
     title="Which speeds does the model use?", difficulty="hard", importance="useful",
     minutes=20,
     reference=_standing(_still),
-    fixtures=(two_pairs_stand_still, the_middle_pair_stands_still),
+    fixtures=(two_pairs_stand_still, one_pair_stands_still),
     tolerance=1e-4,
     equivalents={
         "rotate replaced": _by_rotate,
@@ -1169,8 +1164,6 @@ LOSS_WITHOUT = Exercise(
         Misconception("the others stopped", _standing(_others),
             "The pairs of the list turn, and all others stand still. It should be the other "
             "way round."),
-        Misconception("first pair only", _standing(_first_only),
-            "Only the first pair of the list was stopped. The list may hold several."),
         Misconception("places instead of pairs", _standing(_places),
             "You stopped all pairs at some places, not some pairs at all places. Pairs are the "
             "last axis of the cosines."),
@@ -1187,6 +1180,30 @@ LOSS_WITHOUT = Exercise(
         Misconception("sum over the tokens",
             _standing(_still, lambda model, rows: _mean_loss(model, rows, "sum")),
             "This is the sum over all tokens. The mean for one token is wanted."),
+        Misconception("the first ones", _standing(_first_ones),
+            "You stopped the first pairs, as many as the list is long. The list holds the "
+            "numbers of the pairs."),
+        Misconception("cosine one only", _standing(_cosine_one),
+            "The cosines are 1, but the sines still change with the place. An arrow that "
+            "stands still has sine 0."),
+        Misconception("all stopped", _standing(lambda cos, sin, pairs: (
+                torch.ones_like(cos), torch.zeros_like(sin))),
+            "No pair turns any more. Only those in the list stand still; the others turn as "
+            "before."),
+        Misconception("pairs taken for numbers", _standing(lambda cos, sin, pairs: _still(
+                cos, sin, [2 * i for i in pairs])),
+            "The pair numbers were doubled. That would be right for the numbers of a head; "
+            "cosines and sines have one entry for each pair already."),
+        Misconception("counted from the slow end", _standing(lambda cos, sin, pairs: _still(
+                cos, sin, [-1 - i for i in pairs])),
+            "You counted the pairs from the slow end. Pair 0 is the fastest one, and it stands "
+            "first."),
+        Misconception("first row only", lambda model, rows, pairs: _standing(_still)(
+                model, rows[:1], pairs),
+            "This is the loss of the first row alone. The mean goes over all rows."),
+        Misconception("other names for the arguments", _other_names,
+            "The model hands over the angles' arguments by name, so yours needs the same "
+            "three names as the library's: positions, head size, theta."),
     ),
     hints=(
         Hint("I do not know where to start",
