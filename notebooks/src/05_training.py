@@ -338,8 +338,8 @@ reveal("means", "A", "A mean of means lets 2 tokens count as much as 20. The sam
 # show: train
 
 # %% [markdown]
-# We train the small transformer of chapter 4: 120 steps, some ten seconds. Your pieces that passed take part:
-# `swap` puts them into the library. One part of the recipe is new: *Muon* instead of AdamW for the
+# We train a transformer like that of chapter 4, but half as wide: 120 steps, some seconds. Your pieces that
+# passed take part: `swap` puts them into the library. One part of the recipe is new: *Muon* instead of AdamW for the
 # matrices inside the layers, at a high rate. It is told under *Further*.
 
 # %%
@@ -527,7 +527,7 @@ assert 20 * 4 * hours < 100e6
 # ## The ladder
 #
 # The student has read the same number of tokens in the same number of steps as every row. Compare it with the row of
-# chapter 4: the same model, trained the plain way.
+# chapter 4: a model twice as wide, trained the plain way.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run

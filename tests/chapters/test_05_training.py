@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,3 +223,12 @@ def test_the_schedule_of_the_chapters_example():
     config = TrainConfig(steps=5, lr=1.0, min_lr=0.0, warmup_steps=2)
     rates = [learning_rate(step, config) for step in range(5)]
     assert rates == pytest.approx([0.5, 1, 1, 0.5, 0])
+
+
+# ---------------------------------------------------------------- the rung
+
+
+def test_the_recorded_rung_is_trained_as_the_story_says():
+    source = Path(__file__).resolve().parents[2] / "notebooks/src/05_training.py"
+    told = re.search(r"^recipe = (mm\.TrainConfig\(.*?\))$", source.read_text("utf-8"), re.S | re.M)
+    assert eval(told[1], {"mm": mm}) == ch05.RECIPE
