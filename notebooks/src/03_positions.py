@@ -87,13 +87,14 @@ reveal("shuffle", "B", "“ring” gives each word the same weight as before, wh
 
 # %% [markdown]
 # The numbers on the right are the numbers on the left; they only moved. A look is a sum over all keys,
-# and a sum does not care in which order we add. Perhaps that was a lucky swap? Five words can be put in
+# and a sum is the same in every order. Perhaps it is true of this swap only? Five words can be put in
 # 120 orders. We try them all, and we try the causal mask as well.
 
 # %%
 predict("mask", "With the causal mask we keep “ring” at the end and put the four "
         "words before it in all 24 orders. How many different looks will it get?",
-        ["24: the mask knows what came first", "1: the same look every time", "4"],
+        ["24: the mask knows what came first", "1: the same look every time",
+         "4: one for each word that can stand next to it"],
         answer="")
 
 # %%
@@ -129,14 +130,14 @@ assert (open_, masked) == (1, 24)
 # Now all 24 orders differ. The first look left its trace: each word carries a mixture of those before
 # it, and these mixtures depend on the order. So two statements, and both are needed. Without a mask,
 # attention is blind to order, however many layers there are. With the causal mask, one layer knows *who*
-# stands before it but not in which order; deeper layers can find out something on a detour.
+# stands before it but not in which order; deeper layers can find out more, by way of the first looks.
 #
 # **In short:** a mixture has no order. The mask gives away who came before, and not how far away.
 
 # %% [markdown]
 # ## The first idea: a row for every place
 #
-# The obvious repair: draw up a table with a row for place 0, a row for place 1 and so on, and add the
+# The obvious repair: make a table with a row for place 0, a row for place 1 and so on, and add the
 # row of its place to every word. The first transformers added such rows; GPT-2 learned them. Let
 # us look at one pair of words, *ring* as the query and *gave* as the key, three places apart, at the
 # beginning of a text and further on.
@@ -265,12 +266,14 @@ ax.plot([3, 47], [scores[3], scores[47]], "s", color="#D55E00", markersize=9)
 show(figure, alt="The score as a function of the distance is a wave with a period "
      "of 6.28 places; at distances 3 and 47 it has nearly the same value.",
      data={"distance": range(61), "score": [round(s, 3) for s in scores]})
+slow = [ch03.score_at(distance, 0, 0.1) for distance in (3, 47)]
+print(f"at 0.1 radian a place: {slow[0]:.2f} at distance 3, {slow[1]:.2f} at 47")
 assert abs(scores[3] - scores[47]) < 0.05
 
 # %% [markdown]
-# An arrow that makes a whole turn in 6.28 places is back where it was after 44 places, seven turns
-# later. One pair of numbers alone cannot keep near and far apart. Before we repair that, let us break
-# it in two ways that are easily written.
+# The arrow makes a whole turn in 6.28 places. Seven turns are 44 places, nearly without a rest: so 47
+# places look like 3. One pair of numbers alone cannot keep near and far apart. Before we repair that,
+# let us break the turn in two ways that are easily written.
 
 # %%
 def score_backwards(p, s):
@@ -292,12 +295,11 @@ for p, s in ((7, 4), (107, 104), (6, 5), (8, 3)):
           f"query only {score_query_only(p, s):6.2f}")
 assert abs(score_backwards(7, 4) - score_backwards(6, 5)) < 1e-4
 assert abs(score_backwards(7, 4) - score_backwards(107, 104)) > 0.5
-reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and these three rows agree. Both "
-       "arrows must turn the same way.")
+reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and “key backwards” is the same in "
+       "these three rows. Both arrows must turn the same way.")
 
 # %% [markdown]
-# No error in either case, and the words still carry positions of a kind; only the rule that we wanted
-# is gone. So the test is always the same: move everything, and compare the scores.
+# No error in either case, and the positions still have an effect; only the rule that we wanted is gone. So the test is always the same: move everything, and compare the scores.
 #
 # **In short:** turn the query by its position and the key by its position. Lengths stay, and the score
 # depends on the distance.
@@ -311,8 +313,9 @@ reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and these three rows agree. Bot
 #
 # $$ \omega_i = \theta^{-2i/D} \quad \text{radians for each place.} $$
 #
-# In words: pair 0 turns by one radian; each further pair is slower by the same factor; how slow the last
-# ones are is decided by $\theta$ (theta), usually 10,000 or more. For D = 8 that is easily done by hand:
+# In words: pair 0 turns by one radian a place; each further pair is slower by the same factor; how slow
+# the last ones are is decided by $\theta$ (theta), usually 10,000 or more. For D = 8 that is easily done
+# by hand:
 
 # %%
 D, theta = 8, 10_000
@@ -444,15 +447,15 @@ for turning in (False, True):
     assert count == 1 + turning
 
 # %% [markdown]
-# With the turn, the two sentences are two to the full stop. Note that we turned queries and keys, and left the values alone:
-# what is handed over should not depend on where it lay.
+# With the turn, the full stop can tell the two sentences apart. Note that we turned queries and keys, and
+# left the values alone: what is handed over should not depend on where it stood.
 #
 # Can a model *use* it? A toy: rows of random letters, and for each place the task is to name the letter
 # **two places back**. One layer, one head; once without positions and once with.
 
 # %%
 predict("toy", "The loss starts near 2.5 nats for twelve letters. Where does the "
-        "look without positions end after 150 steps?",
+        "look without positions end after 100 steps?",
         ["near 0: it learns to look two back",
          "near 2: a little better than guessing",
          "at 2.5: it learns nothing"], answer="")
@@ -463,12 +466,12 @@ losses = {name: ch03.learn_two_back(turn) for name, turn in
 means = {name: [sum(part) / 10 for part in zip(*[iter(values)] * 10)]
          for name, values in losses.items()}
 figure, ax = new_figure(7.0, 3.3)
-lines_chart(ax, range(10, 151, 10), means, xlabel="training step",
+lines_chart(ax, range(10, 101, 10), means, xlabel="training step",
             ylabel="loss (nats)",
-            title="“Two places back” can only be learned with positions")
+            title="One look learns “two places back” only with positions")
 show(figure, alt="Without positions the loss stays near 2 nats; with rotary "
-     "positions it falls to nearly 0 within 100 steps.",
-     data={"step": range(10, 151, 10),
+     "positions it falls to nearly 0.",
+     data={"step": range(10, 101, 10),
            **{n: [round(v, 2) for v in values] for n, values in means.items()}})
 assert means["without positions"][-1] > 1.8 > 0.05 > min(map(min, means.values()))
 reveal("toy", "B", "It can learn which letters are in the row, and no more. With "
@@ -491,7 +494,7 @@ my_model
 # ## How slow is the slowest hand?
 #
 # The first Mistral 7B had heads of D = 128 numbers and theta = 10,000. Its successor, version 0.2, was
-# made for texts of 32,000 tokens, and theta was 1,000,000. Why would one change that number?
+# made for texts of 32,768 tokens, and theta was 1,000,000. Why would one change that number?
 
 # %%
 predict("slow", "D = 128 and theta = 10,000. After how many tokens has the slowest "
@@ -644,12 +647,6 @@ display(ladder.run("one look back, with positions", look_back, chapter=3))
 #
 # New words: *position*, *pair*, *angle*, *rotary*, *frequency*, *theta*.
 
-# %%
-predict("deep", "We put four looks on top of each other: each one reads what the "
-        "one before handed over. How alike are the five words at the end?",
-        ["as different as at the start", "more different", "nearly all the same"],
-        answer="")
-
 # %% [markdown]
 # **This chapter's mistakes and what they look like**
 #
@@ -661,12 +658,17 @@ predict("deep", "We put four looks on top of each other: each one reads what the
 # | the new first number used for the second | the arrows change their length |
 # | another theta than in training | no error; the loss is higher |
 # | angles computed in 16 bits | neighbours far into a text get the same place |
-
-# %% [markdown]
+#
 # ## The question for chapter 4
 #
 # On the ladder one look was not enough. Then let us take several, one on top of the other. How alike are
 # two words? The cosine of the angle between their rows tells: 1 means the same direction.
+
+# %%
+predict("deep", "We put four looks on top of each other: each one reads what the "
+        "one before handed over. How alike are the five words at the end?",
+        ["as different as at the start", "more different", "nearly all the same"],
+        answer="")
 
 # %%
 y, alike = x, {}
@@ -680,9 +682,9 @@ reveal("deep", "C", "A mixture of mixtures: hardly anything is left of each word
        "own numbers.")
 
 # %% [markdown]
-# Our matrices are random, and still: mixtures of mixtures wash the words out. A word must keep what it is, and add what it finds. And nobody has
-# *thought* about what was found yet. **What else does attention need to become a language model?** That
-# is chapter 4.
+# These are random matrices, and yet it shows what mixtures of mixtures tend to do: the words
+# become alike. A word must keep what it is, and add what it finds. And so far nothing is *done* with what
+# was found. **What else does attention need to become a language model?** That is chapter 4.
 
 # %% [markdown]
 # ## Further: two ways to lay out the pairs
@@ -787,7 +789,7 @@ show(figure, alt="The loss rises steeply after the trained length when the model
      data={"stretch": range(1, 6), "all": whole, "near": near})
 
 # %% [markdown]
-# Two measurements together tell the story. Places as such do no harm: we moved a text by 1000 and
+# The two measurements belong together. Places as such do no harm: we moved a text by 1000 and
 # nothing happened. Keys further back than any in training do, and hiding them brings the old loss back,
 # at places five times as far. A rule that hides what is far away is the subject of the chapter on the
 # sliding window. Other cures change the speeds and train on for a while; a larger theta is the simplest

@@ -290,7 +290,8 @@ except NotImplementedError:
 # still**, that is, turn by angle 0 at every place, in all heads and layers? `rows` are token ids of shape
 # (R, T + 1); `pairs` is a list of pair numbers, 0 the fastest. Return the mean loss in nats per token,
 # one number; `ch03.loss_of(model, rows)` measures it. Within `with swap("rope.rotary_angles", yours):`
-# the model uses your function for its angles.
+# the model uses your function for its angles. It needs the library's arguments, under the same names:
+# `positions`, `head_dim`, `theta`.
 
 
 # %%

@@ -192,7 +192,7 @@ class OneLook(nn.Module):
         return self.output(attend(q, k, v, causal(p, p))[:, :, 0])
 
 
-def learn_two_back(turn: bool, steps: int = 150, letters: int = 12) -> list[float]:
+def learn_two_back(turn: bool, steps: int = 100, letters: int = 12) -> list[float]:
     """Train a OneLook to name the letter two places back; the losses in nats."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -201,7 +201,7 @@ def learn_two_back(turn: bool, steps: int = 150, letters: int = 12) -> list[floa
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(steps):
-        ids = torch.randint(letters, (32, 24), generator=chance)
+        ids = torch.randint(letters, (16, 24), generator=chance)
         loss = F.cross_entropy(model(ids)[:, 2:].flatten(0, 1), ids[:, :-2].flatten())
         optimiser.zero_grad()
         loss.backward()
