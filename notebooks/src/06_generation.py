@@ -66,7 +66,8 @@ predict("greedy", "From the start of a text we always take the likeliest token, 
 
 # %% [markdown]
 # So somebody has to choose. Here is the whole loop of writing, in its simplest form: read the text,
-# choose a token, append it, begin again. `choose` is a function of the last row of logits.
+# choose a token, append it, begin again. `choose` is a function of the last row of logits. A text begins
+# with the token `<s>`, whose id is `tokenizer.bos_id`.
 
 # %%
 @torch.no_grad()
@@ -161,8 +162,8 @@ for token in chances.topk(5).indices.tolist():
     assert abs(share - chances[token]) < 0.02             # four standard errors
 
 # %% [markdown]
-# **In short:** to draw is to cut a line into pieces and to see where a number falls. With the same
-# numbers, called the *seed*, the same text is written again.
+# **In short:** to draw is to cut a line into pieces and to see where a number falls. A *seed*, here 1, is
+# what the row of random numbers starts from. The same seed gives the same numbers, and so the same text.
 
 # %% [markdown]
 # ## Temperature
@@ -198,7 +199,8 @@ reveal("late", "C", "All shares are halved, and the sum puts it back. Temperatur
 # %% [markdown]
 # Below 1 the likely becomes likelier; towards 0 it becomes greedy. Above 1 the differences shrink. A
 # little more courage makes for more interesting tales, one might think. We have a judge for that: the
-# grammar of the tales, which accepts a tale or says where it stops being one.
+# grammar of the tales, which accepts a tale or says where it stops being one. `mm.generate` is the
+# library's loop for many texts at once; with `stop_ids` a text ends at the token `</s>`, of which more below.
 
 # %%
 def write(n, **options):
@@ -238,8 +240,8 @@ for t in (1.0, 1.5):
 
 # %% [markdown]
 # At temperature 1 the tail hardly matters. At 1.5 each rare token is still rare, but there are hundreds of
-# them at every step, and a tale has many steps. So the second column foretells what the grammar
-# counted.
+# them at every step, and a tale has many steps. So the second number, the share of tales without any,
+# foretells what the grammar counted.
 #
 # **In short:** temperature moves probability from the likely tokens to the tail; small shares at
 # each step become large ones in a text.
@@ -366,6 +368,9 @@ cut, uncut = remain["t = 1.5, top-p 0.9"], remain["top-p 0.9, then t = 1.5"]
 assert ((cut > 0).sum(-1) >= (uncut > 0).sum(-1)).all()
 
 # %% [markdown]
+# The three numbers are the three places: one, five and many. With top-p each place keeps what suits it, so
+# top-p is the answer to the question.
+#
 # Does the cut save the bold tales? We write 48 at temperature 1.5 with each cut. And because it is tempting
 # to judge a setting by a handful of texts, the last column shows six handfuls of eight: how many of
 # each were accepted.
@@ -406,8 +411,8 @@ predict("after", "The next tokens come after </s>, without <s> and a title. What
 # %%
 # NBVAL_IGNORE_OUTPUT: what an untrained habit gives depends on the last digits
 print(repr(tokenizer.decode(onward[end + 1:])))
-reveal("after", "C", "What follows </s> was never asked of it in training: another "
-       "text begins there. The model gives a distribution anyway, as always.")
+reveal("after", "C", "In training the model was never asked what follows </s>: there "
+       "another text begins. It may look like a tale, but nothing stands behind it.")
 
 # %% [markdown]
 # A model cannot stop by itself; the loop around it has to. It watches for **stop tokens** and leaves them
@@ -494,8 +499,8 @@ reveal("keys", "C", "An old token cannot look at a new one. That is causality, "
 
 # %% [markdown]
 # Nothing old changes. So the old keys and values can be kept, and only the new token has to go through the
-# model. Its query meets all keys, the kept ones and its own. The old *queries* are never needed again:
-# their looks are done.
+# model. Its query meets all keys, the kept ones and its own. The old *queries* are never needed again: a
+# query is used once, when its token is read.
 #
 # ### Your turn: remember
 #
@@ -593,15 +598,14 @@ my_model
 
 # %%
 rereading = ch06.operations(model, torch.tensor([onward[:100]]))
-total = mm.count_parameters(model.config).total
-print(f"tales-dense: {total:,} parameters; a token costs {ours:,} operations with",
-      f"the cache, and {rereading // ours} times as many without it")
+weights = sum(w.numel() for n, w in model.named_parameters()
+              if w.dim() == 2 and "emb" not in n)
+print(f"tales-dense: {weights:,} weights in matrices; token 100 costs {ours:,}",
+      f"operations with the cache, and {rereading // ours} times as many without it")
 for name in ("mistral-7b-v0.1", "llama-2-13b", "mixtral-8x7b-v0.1"):
     count = mm.count_parameters(mm.MODELS[name])
     print(f"{name:18} {count.total / 1e9:5.1f} billion weights,",
           f"{count.active / 1e9:5.1f} at work")
-weights = sum(w.numel() for n, w in model.named_parameters()
-              if w.dim() == 2 and "emb" not in n)
 assert ours == 2 * weights and rereading == 100 * ours
 verdict(11, "true with a condition", "Dense models: every matrix works for each "
         "token, but thanks to the cache on one position only. A mixture uses a "
@@ -669,7 +673,7 @@ predict("bytes", "The weights of Mistral 7B are 14.5 GB. With keys and values fo
 # | the cut before the temperature | bold settings stay timid |
 # | ties with a threshold | more than k tokens are kept |
 # | the crossing token dropped | a sure place keeps nothing: NaN |
-# | no stop token | the text goes on after its end, as nonsense |
+# | no stop token | the text goes on after its end |
 # | position forgotten with a cache | no error; the text falls apart |
 # | a setting judged by one text | the next seed says the opposite |
 

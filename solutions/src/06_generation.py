@@ -302,7 +302,7 @@ except NotImplementedError:
 #
 # An open task. First the measure: from a list of booleans, one for each text, make the share $s$ of the
 # accepted and its standard error $\sqrt{s(1 - s)/n}$, where $n$ is the number of texts. Example: 30 of 40
-# accepted give (0.75, 0.0685). All accepted give an error of 0, which flatters: it is an estimate.
+# accepted give 0.75 and about 0.0685; return both unrounded. All accepted give an error of 0, which flatters: it is an estimate.
 
 
 # %%

@@ -388,6 +388,10 @@ KEEP_TOP_K = Exercise(
                                       logits.gather(-1, i)),
             "A very negative number stands for what is cut. Minus infinity was asked for: only "
             "that is 0 after every softmax."),
+        Misconception("an empty threshold", lambda logits, k: logits.masked_fill(
+                logits < logits.sort(-1, descending=True)[0][:, k - 1 : k], -INF),
+            "A limit keeps more than k where several are equal; and for a k above V there is no "
+            "k-th value to be the limit. Keep places instead."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -869,6 +873,10 @@ WITH_TEMPERATURE = Exercise(
         Misconception("always axis 1", _dial(warm=lambda x, t: (x / t).softmax(1)),
             "With three axes, number 1 is no longer the vocabulary's. The tokens are always the "
             "last axis."),
+        Misconception("size of the vocabulary missing, whole numbers", _dial(
+                cold=lambda x: F.one_hot(x.argmax(-1))),
+            "At temperature 0 the rows are too short, and made of whole numbers. Tell one_hot the "
+            "size of the vocabulary, and return the dtype of the logits."),
     ),
     hints=(
         Hint("I do not know what zero means",
@@ -1806,6 +1814,9 @@ SHARE_AND_ERROR = Exercise(
             "The error was rounded. Return the number as it is; round it when you print it."),
         Misconception("error first", lambda accepted: _share(_root)(accepted)[::-1],
             "The two numbers are exchanged: first the share, then its error."),
+        Misconception("both rounded", lambda accepted: (lambda s, e: (round(s, 2), round(e, 4)))(
+                *_share(_root)(accepted)),
+            "Both numbers were rounded. Return them as they are; round them when you print."),
     ),
     hints=(
         Hint("I do not know where to start",
