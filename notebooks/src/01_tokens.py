@@ -3,7 +3,8 @@
 #
 # **What does a language model see instead of letters?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour or so.
+# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and three
+# quarters.
 # You need chapter 0 and a little Python. No mathematics beyond a logarithm.
 #
 # Letters in this chapter: **N** tokens of a text · **V** tokens in the vocabulary.
@@ -272,8 +273,8 @@ lines_chart(ax, sizes, {"bytes per token": per_token}, xlabel="merges",
             ylabel="bytes per token",
             title="Every merge helps, and later ones help less")
 ax.set_ylim(0, None)
-show(figure, alt=f"Bytes per token rise from 1 to {per_token[-2]:.1f} with 640 merges "
-     f"and only {per_token[-1]:.1f} with twice as many: the curve bends.",
+show(figure, alt=f"Bytes per token rise from 1 to {per_token[-2]:.1f} with 640 "
+     f"merges and only {per_token[-1]:.1f} with twice as many: the curve bends.",
      data={"merges": sizes, "bytes per token": per_token})
 gains = torch.tensor(per_token).diff() / torch.tensor(sizes).diff()  # per merge
 assert 3.4 < per_token[-2] < 3.8 < per_token[-1] < 4.6 and (gains.diff() < 0).all()
@@ -303,7 +304,7 @@ def longest_first(word):
 print("longest first:", longest_first(" mountain"))
 print({part.decode(): ranks[part] for part in (b"nt", b"ta", b"ain", b"in")})
 predict("order", "Training would have cut it in another way. Which part is wrong?",
-        [" mou: bytes must stay single", "nt: ta was merged earlier, and took the t",
+        ["mou: bytes must stay single", "nt: ta was merged earlier, and took the t",
          "ain: it is too long"], answer="")
 
 # %% [markdown]
@@ -391,7 +392,7 @@ my_model
 #
 # Type a text, choose a vocabulary, and move the size. A box is a token; white boxes are single bytes.
 # A byte that is only part of a letter is shown as its number in hexadecimal, such as ‹C3› for 195. Two questions: **at which size does
-# “ lantern” become one token, and when does “ lanterne”? Which vocabulary cuts your own name best?**
+# “&nbsp;lantern” become one token, and when does “&nbsp;lanterne”? Which vocabulary cuts your own name best?**
 
 # %% tags=["try"]
 english = [text for text in documents if parse_tale(text).language == "en"]
@@ -497,8 +498,8 @@ verdict(20, "true with a condition", "True of what we can measure here, the pric
 # %% [markdown]
 # There are two conditions. First, which languages? Mistral's announcement of Mixtral, in December 2023,
 # named five: English, French, Italian, German and Spanish. A Polish or Greek reader pays more for each word, and before Tekken
-# a French one did, too. Second, a cheap word is not yet a well-chosen one. Whether a model writes good
-# French depends on its training text; chapter 5 trains a small model in five languages.
+# a French one did. Second, a cheap word is not yet a well-chosen one. Whether a model writes good
+# French depends on its training text; chapter 5 trains one in five languages.
 #
 # A careful writer would have written: *Its makers name five European languages. With the vocabulary of
 # Mistral 7B, words of the other four took 40 to 60 per cent more tokens than English words in a short
@@ -539,10 +540,10 @@ reveal("zero", "B", "A count of 0 is a probability of 0, and minus its logarithm
 # the scores of our model. A **softmax** turns a row of scores into probabilities: e to the power of each
 # score, divided by the sum of the row. Here that gives back the counts, as shares of their row.
 #
-# Must one count? Another way, and the way of every chapter after this one: we begin with a table of
-# zeros, show it pairs, measure the loss, and move every number a little in the direction that makes
-# the loss smaller. `F.cross_entropy` is softmax and loss in one; *AdamW* decides how far each
-# number moves, and chapter 5 looks inside. Twelve lines.
+# Must one count? The other way is that of all later chapters: we begin with a table of zeros, show it
+# pairs, measure the loss, and move every number a little in the direction that makes the loss
+# smaller. `F.cross_entropy` is softmax and loss in one; *AdamW* decides how far each number
+# moves, and chapter 5 looks inside. Twelve lines.
 
 # %%
 model = nn.Embedding(V, V)                                # row i: scores after i
@@ -575,7 +576,7 @@ predict("loop", "On tales that neither has read, which one does better?",
         answer="")
 
 # %% [markdown]
-# The first loss is $\ln V$: who knows nothing gives each of V tokens the probability 1/V. Then it falls
+# The first loss is ln V: who knows nothing gives each of V tokens the probability 1/V. Then it falls
 # to where the counted table stands. On the ladder we measure in nats per byte, on new tales, so that
 # vocabularies of any size can be compared. While we are there: how much should one add to the counts?
 # Change the numbers and run again.
@@ -644,7 +645,7 @@ predict("before", "The bigram has just written “ la”. In which language does
 # ## The question for chapter 2
 #
 # The sample above changes its language in the middle of a sentence. You have just guessed why. Here is
-# what the bigram knows about “ la”.
+# what the bigram knows about “&nbsp;la”.
 
 # %%
 la = tokenizer.encode(" la")[0]
@@ -678,9 +679,9 @@ for text in ("It's 12345 degrees", "l'hiver à l'école",
 
 # %% [markdown]
 # Why one digit at a time? With merged digits, 127 and 1275 might share no token at all, and nothing in
-# the numbers would tell the model that one of them is ten times the other. And why is the blank
-# glued to the front? So that “ lantern” inside a sentence is one token. Few blanks cost a token of their
-# own: those before a digit, and all but the last of several.
+# the numbers would tell the model that one of them is about ten times the other. And why is the blank
+# glued to the front? So that “&nbsp;lantern” inside a sentence is one token. Few blanks cost a token of their
+# own: one before a digit does, and where there are several, all but the last share one.
 
 # %% [markdown]
 # ## Further: control tokens

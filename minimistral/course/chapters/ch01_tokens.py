@@ -143,7 +143,7 @@ def visible(token: bytes) -> str:
 
 
 def quoted(token: bytes) -> str:
-    return f"“{visible(token)}”"
+    return f"“{visible(token)}”".replace(" ", "\u00a0")  # a line must not end at the blank
 
 
 def cut(text: str, ranks: Mapping[bytes, int]) -> list[bytes]:
@@ -237,7 +237,8 @@ def vocabulary_explorer(merges: Mapping[str, Sequence[tuple[int, int]]]) -> Call
         if merged:
             sentence += f" The longest: {', '.join(map(quoted, merged[:3]))}."
         if size > len(all_ranks):
-            sentence += f" This text has no more than {len(all_ranks)}: every word of it is a token."
+            sentence += (f" Its training text gives no more than {len(all_ranks)}:"
+                         " every word of it is a token.")
         table = {"token": [quoted(t) for t in merged[:12]],
                  "number": [some[t] for t in merged[:12]]}
         title = f"With {len(some)} tokens to choose from, {length} bytes become {count}"

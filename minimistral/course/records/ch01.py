@@ -179,9 +179,6 @@ MERGE_PAIR = Exercise(
         Misconception("the second number stays", _merging(step=1),
             "After the new number, the second of the pair is still there, or is used again. "
             "Both numbers are used up: go on two places later."),
-        Misconception("one place too far", _merging(step=3),
-            "After each merge a number is lost: you went on three places later. A pair has "
-            "two numbers."),
         Misconception("the last number is lost", _merging(end=lambda ids: len(ids) - 1),
             "The last number is missing where it is not part of a pair. It has no right "
             "neighbour, but it must be copied all the same."),
@@ -382,17 +379,6 @@ def _encode_unguarded(text, ranks, pattern=PATTERN):
     return _joining(choose)(text, ranks, pattern)
 
 
-def _encode_one_pass(text, ranks, pattern=PATTERN):
-    encoded = []
-    for word in _words(text, pattern):
-        parts = [bytes([byte]) for byte in word]
-        for i in range(len(parts) - 1):
-            if i + 1 < len(parts) and parts[i] + parts[i + 1] in ranks:
-                parts[i:i + 2] = [parts[i] + parts[i + 1]]
-        encoded += [ranks[part] for part in parts]
-    return encoded
-
-
 def _encode_growing(text, ranks, pattern=PATTERN):
     encoded = []
     for word in _words(text, pattern):
@@ -447,9 +433,6 @@ ENCODE_PLAIN = Exercise(
         Misconception("grown from the left", _encode_growing,
             "You went from left to right and let each token grow as long as it was known. "
             "Look at all neighbours of the word; the lowest rank is joined first."),
-        Misconception("one pass from the left", _encode_one_pass,
-            "You went through each word once and joined what you met. After every join look "
-            "at all neighbours again, and take the lowest rank first."),
         Misconception("unknown wins", _encode_by_rank_of(lambda ranks, token: ranks.get(token, 0)),
             "An unknown union got the lowest rank of all, so it wins and the loop ends too "
             "early. It must get a rank above every known one."),
@@ -569,8 +552,6 @@ COUNT_LETTERS = Exercise(
         Misconception("continuing ends at 159", lambda data: sum(not 128 <= b < 160 for b in data),
             "Some continuing bytes were counted. They begin with the bits 10, and that is the "
             "range from 128 to 191."),
-        Misconception("different letters", lambda data: len(set(data.decode("utf-8"))),
-            "Each letter was counted once, however often it occurs. Count every place."),
         Misconception("one byte too many", lambda data: sum(not 128 < b < 192 for b in data),
             "The byte 128 itself continues a letter. Look at the lower end of your range."),
         Misconception("two bits compared with one", lambda data: sum(b & 0x40 == 0 for b in data),
@@ -580,8 +561,6 @@ COUNT_LETTERS = Exercise(
             lambda data: sum(bin(b)[2:4] != "10" for b in data),
             "Some plain letters are missing. Bits are shown without leading zeros, so a small "
             "number seems to begin with 10, too. Write all eight, or compare numbers."),
-        Misconception("words", lambda data: len(data.split()),
-            "These are the words. Count the letters, blanks and signs included."),
     ),
     hints=(
         Hint("Which bytes begin a letter",
@@ -780,9 +759,6 @@ ENCODE_BY_MERGES = Exercise(
         Misconception("counted from 257", lambda word, merges: _replay(word, merges, 257),
             "Every merged token is one too high. The first merge makes token 256, so count "
             "the merges from 0."),
-        Misconception("counted from 276", lambda word, merges: _replay(word, merges, 276),
-            "Merged tokens are 20 too high. Control tokens do not count here: the first merge "
-            "makes token 256."),
         Misconception("only merges that fit are counted", _replay_counting_what_fits,
             "A merged token has too low a number: you counted only the merges that occur in "
             "this word. Its number comes from its place in the list."),
@@ -904,8 +880,6 @@ LEARN_MERGES = Exercise(
         Misconception("set instead of added", _learn(add=lambda c, pair, n, ids: n),
             "A pair has the count of the last word in which it stands. It stands in several "
             "words, and all of them add to it."),
-        Misconception("multiplied", _learn(add=lambda c, pair, n, ids: max(1, c[pair]) * n),
-            "The counts of different words were multiplied. Places in a text are added."),
         Misconception("largest word only", _learn(add=lambda c, pair, n, ids: max(c[pair], n)),
             "Only the most frequent word of each pair counts. All words that hold the pair "
             "add to it."),
@@ -913,10 +887,6 @@ LEARN_MERGES = Exercise(
             _learn(add=lambda c, pair, n, ids: c[pair] + len(ids)),
             "You added the length of the word. What is wanted is how often the word stands in "
             "the text."),
-        Misconception("once and also the count",
-            _learn(add=lambda c, pair, n, ids: c[pair] + n + 1),
-            "Each word adds its count and one more. The one had to be replaced by the count, "
-            "not joined by it."),
         Misconception("largest of equals",
             _learn(choose=lambda c: max(c, key=lambda pair: (c[pair], pair))),
             "The counts are right, but among equal pairs the largest wins. The rule is: the "
@@ -984,9 +954,9 @@ def _instruct_parsed(tokenizer, message, before="<s>[INST]", after="[/INST]"):
     return ids
 
 
-def _cleaned(tokenizer, message, by=""):
+def _cleaned(tokenizer, message):
     for name in tokenizer.control_tokens:
-        message = message.replace(name, by)
+        message = message.replace(name, "")
     return _instruct(tokenizer, message)
 
 
@@ -1028,9 +998,6 @@ INSTRUCT_IDS = Exercise(
         Misconception("names removed", _cleaned,
             "Names of control tokens were cut out of the message. Users may write about them; "
             "as ordinary text they are harmless, so nothing needs to be removed."),
-        Misconception("names replaced", lambda tokenizer, message: _cleaned(tokenizer, message, " "),
-            "The message was changed before it was encoded. Encoded as ordinary text it is "
-            "harmless as it is; keep every character."),
         Misconception("frame as text", lambda tokenizer, message: tokenizer.encode(
                 f"<s>[INST]{message}[/INST]"),
             "Now the frame is ordinary text, too, so there is no control token at all. The "
