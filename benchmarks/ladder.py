@@ -14,17 +14,13 @@ from torch import nn
 import minimistral as mm
 from minimistral.attention import attend, causal
 from minimistral.course import ladder
+from minimistral.course.chapters import ch01_tokens as ch01
+from minimistral.course.chapters import ch03_positions as ch03
+from minimistral.course.chapters import ch04_transformer as ch04
+from minimistral.course.chapters import ch05_training as ch05
+from minimistral.course.chapters import ch07_shared_heads as ch07
 
 COMMAND = "python benchmarks/ladder.py"
-
-
-def bigram() -> nn.Module:
-    """Chapter 1: how often does each token follow each other one? No pair is impossible."""
-    size = ladder.tokenizer.vocab_size
-    ids = ladder.tokens.ids
-    counts = torch.zeros(size, size)
-    counts.index_put_((ids[:-1], ids[1:]), torch.tensor(1.0), accumulate=True)
-    return nn.Embedding.from_pretrained((counts + 0.1).log())
 
 
 class LookBack(nn.Module):
@@ -34,7 +30,7 @@ class LookBack(nn.Module):
         super().__init__()
         size = ladder.tokenizer.vocab_size
         self.cut = (n_heads, head_dim)
-        self.bigram = bigram()
+        self.bigram = ch01.bigram()
         self.embedding = nn.Embedding(size, dim)
         self.wq, self.wk, self.wv = (
             nn.Linear(dim, n_heads * head_dim, bias=False) for _ in range(3))
@@ -50,11 +46,11 @@ class LookBack(nn.Module):
         return self.bigram(ids) + self.output(look)
 
 
-def keep(name: str, chapter: int, model, learn: bool = False) -> None:
-    """Train if asked, measure, record, and say how long it took."""
+def keep(name: str, chapter: int, model, learn=None) -> None:
+    """Train if asked, measure, record, and say how long it took. learn: what trains the model."""
     start = time.perf_counter()
     if learn:
-        ladder.fit(model)
+        learn(model)
     trained = time.perf_counter()
     row = ladder.measure(name, model, chapter=chapter)
     ladder.record(row, COMMAND)
@@ -63,11 +59,20 @@ def keep(name: str, chapter: int, model, learn: bool = False) -> None:
           f"judging {time.perf_counter() - trained:.1f} s", flush=True)
 
 
+def better_recipe(model) -> None:
+    """Chapter 5's training: the same number of steps and tokens."""
+    mm.train(model, ladder.tokens, ch05.RECIPE, progress=False)
+
+
 def main() -> None:
-    keep("bigram", 1, bigram())
+    keep("bigram", 1, ch01.bigram())
     torch.manual_seed(0)
-    keep("bigram and one look back", 2, LookBack(), learn=True)
+    keep("bigram and one look back", 2, LookBack(), ladder.fit)
+    keep("one look back, with positions", 3, ch03.look_back_with_positions(), ladder.fit)
+    keep(ch04.LADDER_ROW, 4, ch04.small_transformer(), ladder.fit)
+    keep("a better recipe", 5, ch05.ladder_model(), better_recipe)
     keep("the shipped tales-dense", 6, mm.load_model("tales-dense"))
+    keep("transformer, 8 heads on 4", 7, ch07.ladder_model(4), ladder.fit)
     keep("the shipped tales-moe", 9, mm.load_model("tales-moe"))
 
 
