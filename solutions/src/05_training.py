@@ -285,7 +285,8 @@ except NotImplementedError:
 # An open task. The learning rate is the first number to look for. `run(rate)` trains a model and returns its loss; it raises
 # ValueError if the loss broke, or returns NaN: both mean *infinitely bad*. Run every rate of `rates` once. If the best
 # is the highest (or the lowest) that was tried, a better one may lie beyond: run its double (its half), and go on as long as that is better.
-# Return the best rate. Runs are expensive: never run a rate twice.
+# Return the best rate. Runs are expensive: never run a rate twice. The rates come in any order, and between
+# the edges nothing new is run.
 
 
 # %%

@@ -125,6 +125,16 @@ def _nats_by_row(logits, targets):
     return -(picked * counted).sum(-1)
 
 
+def _nats_other_ignored(logits, targets):
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0,
+                           reduction="sum")
+
+
+def _nats_of_all_pairs(logits, targets):
+    counted = targets != IGNORE
+    return -logits.log_softmax(-1)[counted][:, targets[counted]].sum()
+
+
 def _nats_reshaped(logits, targets):
     B, T, V = logits.shape
     return F.cross_entropy(logits.reshape(B, V, T), targets, reduction="sum")
@@ -181,6 +191,12 @@ NATS = Exercise(
         Misconception("vocabulary axis by reshape", _nats_reshaped,
             "Reshaping to bring the vocabulary to the middle mixes the scores of different "
             "positions. Flatten the first two axes, or exchange axes."),
+        Misconception("another value ignored", _nats_other_ignored,
+            "A value other than IGNORE was left out, so -100 was looked up as if it were a "
+            "token. Say that IGNORE does not count."),
+        Misconception("every position pays for all targets", _nats_of_all_pairs,
+            "Every position was charged for the targets of all positions. Each position has one "
+            "right token: take one number from each row."),
         Misconception("a plain number", lambda logits, targets: next_token_nats(logits, targets).item(),
             "The result is a plain number without a way back. A loss must stay a tensor, or "
             "nothing can be learned from it."),
@@ -311,6 +327,20 @@ RATE = Exercise(
                 fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * (1 - p))),
             "The fall is a straight line. After the warm-up the rate follows half a cosine, flat "
             "at both ends."),
+        Misconception("the fall turned round", _schedule(
+                fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr)
+                                          * (1 - math.cos(math.pi * p)) / 2)),
+            "After the warm-up the rate rises from the lowest to the highest. The cosine begins "
+            "at 1, so it is added, not taken off."),
+        Misconception("degrees", _schedule(
+                fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr)
+                                          * (1 + math.cos(180 * p)) / 2)),
+            "The angle is in degrees. The cosine of Python counts in radians, where half a turn "
+            "is pi."),
+        Misconception("no room after the warm-up", _schedule(
+                done=lambda s, c: (s - c.warmup_steps) / (c.steps - 1 - c.warmup_steps)),
+            "Only one step is left after the warm-up, and you divided by 0. That step has the "
+            "full rate."),
         Misconception("a share instead of a rate", lambda s, c: learning_rate(s, c) / c.lr,
             "The result is a share between 0 and 1. Multiply it by the highest rate, lr."),
     ),
@@ -354,7 +384,8 @@ def tied_embeddings():
 
 def _decay_of_each(candidate, model, weight_decay):
     """Which decay every parameter of the model gets, by name; twice or never is said too."""
-    groups = candidate(model, weight_decay)
+    groups = [{**group, "params": list(group["params"])}
+              for group in candidate(model, weight_decay)]
     found = {}
     for name, weight in model.named_parameters():
         decays = [float(group["weight_decay"]) for group in groups
@@ -362,7 +393,8 @@ def _decay_of_each(candidate, model, weight_decay):
         found[name] = decays[0] if len(decays) == 1 else f"in {len(decays)} groups"
     strangers = sum(not any(other is w for w in model.parameters())
                     for group in groups for other in group["params"])
-    return {**found, "things that are no parameters": strangers}
+    decays = " and ".join(f"{float(group['weight_decay'])}" for group in groups)
+    return {**found, "things that are no parameters": strangers, "decay of each group": decays}
 
 
 def _grouped(decides, rest=True):
@@ -385,7 +417,29 @@ def _by_modules(model, weight_decay):
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     inside = {id(w) for w in matrices}
     return [{"params": [w for w in model.parameters() if id(w) not in inside],
-             "weight_decay": 0.0}, {"params": matrices, "weight_decay": weight_decay}]
+             "weight_decay": 0.0}, {"params": matrices, "weight_decay": weight_decay}][::-1]
+
+
+def _generators(model, weight_decay):
+    chosen = {name for name, w in model.named_parameters() if w.dim() == 2} - {
+        "tok_embeddings.weight"}
+    return ({"params": (w for name, w in model.named_parameters() if name in chosen),
+             "weight_decay": weight_decay},
+            {"params": (w for name, w in model.named_parameters() if name not in chosen),
+             "weight_decay": 0})
+
+
+def _pairs(model, weight_decay):
+    matrix = {name: w.dim() == 2 and "embeddings" not in name
+              for name, w in model.named_parameters()}
+    return [{"params": [pair for pair in model.named_parameters() if matrix[pair[0]] == decays],
+             "weight_decay": weight_decay * decays} for decays in (True, False)]
+
+
+def _without_the_embeddings(model, weight_decay):
+    groups = parameter_groups(model, weight_decay)
+    groups[1]["params"] = [w for w in groups[1]["params"] if w.dim() == 1]
+    return groups
 
 
 def _names_instead(model, weight_decay):
@@ -413,8 +467,8 @@ GROUPS = Exercise(
     fixtures=(two_layers, tied_embeddings),
     run=_decay_of_each,
     equivalents={
-        "a group for each weight": _one_group_each,
         "by kind of module": _by_modules,
+        "a tuple of generators": _generators,
         "two lists": _grouped(lambda name, w: w.ndim > 1 and "tok_embeddings" not in name),
     },
     misconceptions=(
@@ -444,6 +498,24 @@ GROUPS = Exercise(
         Misconception("in both groups", _in_both,
             "Some weights stand in two groups; the optimiser refuses that. Each weight belongs "
             "to exactly one."),
+        Misconception("the rest first", lambda model, weight_decay: parameter_groups(
+                model, weight_decay)[::-1],
+            "Every weight has its decay, but the order is turned round. The library takes the "
+            "first group for the matrices."),
+        Misconception("a group for each weight", _one_group_each,
+            "Every weight has its decay, but there is one group for each. Two are asked for: the "
+            "matrices first, then everything else."),
+        Misconception("axes turned round", _grouped(
+                lambda name, w: w.dim() == 1 and "embeddings" not in name),
+            "The test for the axes is turned round: the norms decay, the matrices do not. A "
+            "matrix has two axes."),
+        Misconception("embeddings in no group", _without_the_embeddings,
+            "The embeddings are in no group, so they would never be trained. Everything that "
+            "does not decay belongs to the second group."),
+        Misconception("pairs instead of weights", _pairs,
+            "The groups hold pairs of name and weight. Here the weights alone are wanted."),
+        Misconception("a fixed decay", lambda model, weight_decay: parameter_groups(model, 0.1),
+            "The decay is a number of your own. Use the one that the function is given."),
         Misconception("names instead of weights", _names_instead,
             "The groups hold names. The optimiser wants the weights themselves."),
     ),
@@ -482,11 +554,17 @@ def a_whole_batch_in_one_part():
     return _model(3), _unequal_rows(5, 4, 9), TrainConfig(steps=1, batch_size=4)
 
 
-def _loss_and_gradient(candidate, model, batch, config):
-    loss = candidate(model, batch, config)
+def the_second_of_two_processes():
+    config = TrainConfig(steps=1, accumulation=2, batch_size=5)
+    return _model(6), _unequal_rows(6, 5, 8), config, 1, 2
+
+
+def _loss_and_gradient(candidate, model, batch, config, *process):
+    loss = torch.as_tensor(candidate(model, batch, config, *process))
     gradients = [torch.zeros(w.numel()) if w.grad is None else w.grad.flatten()
                  for w in model.parameters()]
-    return torch.as_tensor(loss).detach(), torch.cat(gradients)
+    kept = "with a gradient" if loss.requires_grad else "without gradient"
+    return loss.detach(), torch.cat(gradients), kept
 
 
 def _parts(share, clear=False):
@@ -514,7 +592,7 @@ def _parts_by_plain_sums(model, batch, config, rank=0, world=1):
     counted = (targets != IGNORE).sum()
     loss = 0.0
     for part in range(config.accumulation):
-        rows = range(len(inputs))[part::config.accumulation]
+        rows = range(rank, len(inputs), world)[part::config.accumulation]
         nats = next_token_nats(model(inputs[list(rows)]), targets[list(rows)]) / counted
         nats.backward()
         loss += nats.detach()
@@ -524,7 +602,8 @@ def _parts_by_plain_sums(model, batch, config, rank=0, world=1):
 def _by_the_mean_of_each(model, batch, config, rank=0, world=1):
     inputs, targets = batch
     counted, total = (targets != IGNORE).sum(), torch.zeros(())
-    for x, y in zip(inputs.chunk(config.accumulation), targets.chunk(config.accumulation)):
+    for x, y in zip(inputs[rank::world].chunk(config.accumulation),
+                    targets[rank::world].chunk(config.accumulation)):
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         loss = loss * (y != IGNORE).sum() / counted
         loss.backward()
@@ -533,7 +612,25 @@ def _by_the_mean_of_each(model, batch, config, rank=0, world=1):
 
 
 def _row_by_row(model, batch, config, rank=0, world=1):
-    return accumulate_gradients(model, batch, replace(config, accumulation=len(batch[0])))
+    config = replace(config, accumulation=len(batch[0]))
+    return accumulate_gradients(model, batch, config, rank, world)
+
+
+def _processes(divisor=None, own_rows=True, loss="sum"):
+    """accumulate_gradients; divisor(targets of the batch, targets of the process's rows)."""
+    def accumulate_gradients(model, batch, config, rank=0, world=1):
+        inputs, targets = batch
+        rows = torch.arange(rank, len(inputs), world) if own_rows else torch.arange(len(inputs))
+        by = divisor(targets, targets[rows]) if divisor else (targets != IGNORE).sum()
+        parts = []
+        for part in rows.chunk(config.accumulation):
+            parts.append(forward_loss(model, inputs[part], targets[part], config, by)[0])
+            parts[-1].backward()
+        if loss == "last":
+            return parts[-1].detach()
+        total = torch.stack(parts).sum() / (len(parts) if loss == "mean" else 1)
+        return total if loss == "kept" else total.detach()
+    return accumulate_gradients
 
 
 ACCUMULATE = Exercise(
@@ -541,7 +638,8 @@ ACCUMULATE = Exercise(
     entry="accumulate_gradients", title="A large batch in small parts", difficulty="medium",
     importance="useful", minutes=12,
     reference=accumulate_gradients,
-    fixtures=(seven_unequal_rows_in_three_parts, a_whole_batch_in_one_part),
+    fixtures=(seven_unequal_rows_in_three_parts, a_whole_batch_in_one_part,
+              the_second_of_two_processes),
     run=_loss_and_gradient,
     may_change_inputs=True,  # the gradients are written into the model
     tolerance=1e-4,
@@ -577,6 +675,26 @@ ACCUMULATE = Exercise(
                     (batch[1][-1:] != IGNORE).sum())[0].detach())[1],
             "The gradients are right, but the loss returned is that of the last part alone. "
             "Add up the parts' losses."),
+        Misconception("share of the last part", _processes(loss="last"),
+            "The gradients are right, but only the last part's share of the loss is returned. "
+            "Add up the shares of all parts."),
+        Misconception("loss divided by the parts", _processes(loss="mean"),
+            "The gradients are right, but the loss was divided by the number of parts. Shares of "
+            "the whole batch are added up, no more."),
+        Misconception("all positions of the batch", _processes(
+                lambda batch, own: torch.tensor(batch.numel())),
+            "You divided by all positions of the batch. Places with IGNORE are no targets, so "
+            "loss and gradient come out too small."),
+        Misconception("targets of the own rows", _processes(
+                lambda batch, own: (own != IGNORE).sum()),
+            "This process divided by the targets of its own rows. The processes' losses are added "
+            "up later, so count the whole batch."),
+        Misconception("the rows of all processes", _processes(own_rows=False),
+            "With two processes the rows of both were computed. Each takes every world-th row, "
+            "from row number rank on."),
+        Misconception("a loss with its graph", _processes(loss="kept"),
+            "The loss still carries its gradient, which keeps every part in memory. Return it "
+            "without."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -655,6 +773,14 @@ SHIFT = Exercise(
         Misconception("hidden where the input begins", _cut(hidden=lambda r: r[:, :-1]),
             "You ignore the first word of each document, not its begin token. Look at which of "
             "the two tables is compared."),
+        Misconception("inputs hidden as well", lambda rows, start: tuple(
+                part.masked_fill(part == start, IGNORE) for part in (rows[:, :-1], rows[:, 1:])),
+            "The inputs lost their begin tokens, too. Only a target may be ignored; the model "
+            "reads the inputs as they are."),
+        Misconception("a fixed begin token", lambda rows, start: (
+                rows[:, :-1], rows[:, 1:].masked_fill(rows[:, 1:] == 1, IGNORE)),
+            "The begin token is a number of your own. Which token begins a document is given: "
+            "start."),
         Misconception("hidden with 0", _cut(fill=0),
             "Ignored targets became token 0, which is a token like any other. The value that "
             "counts in no loss is IGNORE."),
@@ -718,6 +844,26 @@ STEP = Exercise(
         Misconception("step before backward", (0, 1, 2, 3, 6, 4, 5),
             "The optimiser moves before the gradient of this batch is known. First backward, then "
             "the step."),
+        Misconception("clipped after the step, cleared first", (3, 0, 1, 2, 4, 6, 5),
+            "The step has used the long gradient before it was clipped. Clip between the backward "
+            "pass and the optimiser."),
+        Misconception("clipped after the step, cleared last", (0, 1, 2, 4, 6, 5, 3),
+            "The clipping comes too late: the weights have moved along the long gradient. It "
+            "belongs before the optimiser's step."),
+        Misconception("clipped after the clearing", (0, 1, 2, 4, 6, 3, 5),
+            "At the end cleared gradients are clipped, and the step used the long one. Clip "
+            "before the optimiser's step."),
+        Misconception("clipped before the gradient, cleared first", (3, 0, 1, 2, 5, 4, 6),
+            "The clipping comes before the backward pass, when there is no gradient of this batch "
+            "to shorten."),
+        Misconception("clipped before the gradient, cleared last", (0, 1, 2, 5, 4, 6, 3),
+            "Nothing is there to clip before the backward pass: that pass makes the gradient."),
+        Misconception("step before backward, cleared first", (3, 0, 1, 2, 6, 4, 5),
+            "The gradients are cleared, and the optimiser moves before there are new ones. Its "
+            "step comes after the backward pass."),
+        Misconception("step before backward, cleared last", (0, 1, 2, 6, 4, 5, 3),
+            "The optimiser moves too early, and the gradient that comes afterwards is cleared "
+            "unused. First backward, then the step."),
         Misconception("not shifted", (7, 1, 2, 3, 4, 5, 6),
             "Inputs and targets are the same tokens: the model only copies. The target stands one "
             "token later."),
@@ -824,6 +970,26 @@ CLIP = Exercise(
         Misconception("never", lambda gradients, limit: [g.clone() for g in gradients],
             "A long gradient came back as it was. If its length is above the limit, shrink it to "
             "the limit."),
+        Misconception("always, and 0 over 0", _clipped(
+                lambda gs, limit: limit / math.sqrt(sum(g.square().sum().item() for g in gs))),
+            "A short gradient was stretched, and a gradient of zeros would be divided by 0. Only "
+            "a length above the limit is changed."),
+        Misconception("to length 1", _clipped(
+                lambda gs, limit: 1 / _norm(gs).item() if _norm(gs) > limit else 1.0),
+            "The long gradient came back with length 1. Its length has to become the limit that "
+            "is given."),
+        Misconception("sums before squares", _clipped(lambda gs, limit: min(
+                1.0, limit / max(math.sqrt(sum(g.sum().item() ** 2 for g in gs)), 1e-12))),
+            "The numbers of a tensor were added before they were squared, so opposite signs "
+            "cancel. Square every number first."),
+        Misconception("divided by the number of tensors", _clipped(lambda gs, limit: min(
+                1.0, limit * math.sqrt(len(gs)) / max(_norm(gs).item(), 1e-12))),
+            "The squares were divided by the number of tensors. The length of one long vector "
+            "is the root of their whole sum."),
+        Misconception("one long vector", lambda gradients, limit: torch.cat(
+                [g.flatten() for g in gradients]) * _right_factor(gradients, limit),
+            "One long vector came back. The tensors keep their shapes, in a list like the one you "
+            "were given."),
         Misconception("written into", _clip_in_place,
             "The values are right, but the gradients you were given have changed. Return new "
             "tensors."),
@@ -862,8 +1028,9 @@ def a_tiny_gradient():
 
 
 def _adamw(b1=0.9, b2=0.95, eps=1e-8, correct=(True, True), eps_inside=False, root=True,
-           decay="decoupled", old=False, memory=True):
+           decay="decoupled", old=False, memory=True, late=0):
     def adamw_step(weight, gradient, mean, square, step, rate, decay_rate):
+        step = step + late
         g = gradient + decay_rate * weight if decay == "gradient" else gradient
         before = mean, square
         mean = b1 * mean + (1 - b1) * g if memory else g
@@ -876,6 +1043,12 @@ def _adamw(b1=0.9, b2=0.95, eps=1e-8, correct=(True, True), eps_inside=False, ro
             weight = weight * (1 - rate * decay_rate)
         elif decay == "without rate":
             weight = weight * (1 - decay_rate)
+        elif decay == "upwards":
+            weight = weight * (1 + rate * decay_rate)
+        elif decay == "last":
+            return (weight - rate * m / length) * (1 - rate * decay_rate), mean, square
+        elif decay == "corrected":
+            return weight * (1 - rate * decay_rate) - rate * m / length, m, s
         return weight - rate * m / length, mean, square
     return adamw_step
 
@@ -941,6 +1114,30 @@ ADAMW = Exercise(
         Misconception("old means used", _adamw(old=True),
             "The step was taken with the means from before. First update both with this gradient, "
             "then step."),
+        Misconception("no epsilon", _adamw(eps=0.0),
+            "Epsilon is missing, which shows with tiny gradients. Add 1e-8 to the root before "
+            "you divide."),
+        Misconception("decay after the step", _adamw(decay="last"),
+            "The decay came last and shrank the step as well. The share is taken from the weight "
+            "as it was before the step."),
+        Misconception("decay with the wrong sign", _adamw(decay="upwards"),
+            "The decay makes the weight larger. Look at the sign of the share, and at the sign "
+            "before its bracket."),
+        Misconception("corrected means returned", _adamw(decay="corrected"),
+            "The weight is right, but the corrected means are returned. The next step goes on "
+            "from the uncorrected ones."),
+        Misconception("one step too many", _adamw(late=1),
+            "The correction counts one step too many. The given step is 1 at the first step "
+            "already."),
+        Misconception("one step too few", _adamw(late=-1),
+            "The correction counts one step too few, so the first step divides by 0. The given "
+            "step counts from 1."),
+        Misconception("old and new shares exchanged", _adamw(b1=0.1, b2=0.05),
+            "The shares are exchanged: 0.9 and 0.95 belong to the old means, the small rest to "
+            "the new gradient."),
+        Misconception("mean and square exchanged", lambda *given: tuple(
+                _adamw()(*given)[i] for i in (0, 2, 1)),
+            "Mean and square came back in the wrong order. It is weight, mean, square."),
         Misconception("step uphill",
             lambda w, g, m, s, step, rate, decay: (
                 2 * w * (1 - rate * decay) - _adamw()(w, g, m, s, step, rate, decay)[0],
@@ -1044,6 +1241,24 @@ EVALUATE = Exercise(
         Misconception("sum", lambda model, rows, batch_size:
                 _evaluated()(model, rows, batch_size) * int((rows.targets != IGNORE).sum()),
             "This is the sum over all targets. Divide it by their number, once, at the end."),
+        Misconception("token 0 not counted", lambda model, rows, batch_size:
+                _evaluated()(model, rows, batch_size)
+                * int((rows.targets != IGNORE).sum()) / int((rows.targets > 0).sum()),
+            "Token 0 was left out of the count. It is a token like any other: only IGNORE does "
+            "not count."),
+        Misconception("means added up", lambda model, rows, batch_size:
+                _evaluated(total=False)(model, rows, batch_size)
+                * len(rows.inputs.split(batch_size)),
+            "The batches' means were added up. Add nats and targets instead, and divide once, at "
+            "the end."),
+        Misconception("divided by the batches, too", lambda model, rows, batch_size:
+                _evaluated()(model, rows, batch_size) / len(rows.inputs.split(batch_size)),
+            "After the division by all targets you divided by the number of batches as well. One "
+            "division is enough."),
+        Misconception("perplexity", lambda model, rows, batch_size:
+                math.exp(_evaluated()(model, rows, batch_size)),
+            "The exponential of the loss came back, which is called perplexity. Nats per target "
+            "are asked for."),
         Misconception("divided by rows", lambda model, rows, batch_size:
                 _evaluated()(model, rows, batch_size)
                 * int((rows.targets != IGNORE).sum()) / len(rows.inputs),
@@ -1052,7 +1267,7 @@ EVALUATE = Exercise(
     ),
     hints=(
         Hint("I see no slip",
-             "Call the function with batch_size 2, 3 and 24. Should a model's loss on a text "
+             "Look at the three lines of the symptom: batch sizes 2, 3 and 7. Should a model's loss on a text "
              "depend on that?"),
         Hint("It still depends on the batch size",
              "A mean of means gives every batch the same weight. Carry two sums, of nats and of "
@@ -1143,8 +1358,9 @@ def five_documents():
 
 def four_words_in_a_row():
     documents = ["a b c d", "x a b c d y", "x a b c y", "d c b a", "", "A B  C D E", "b c d e",
-                 "k l m n o", "p k l m n"]
-    return documents, ["z a b c d e", "k l m n o"], 4
+                 "k l m n o", "p k l m n", "z a b c", "c d e k", "x y w d e", "K L",
+                 "k l m n q", "zz a b c d e k l m n o"]
+    return documents, ["zz a b c d e", "k l m n o", "k l"], 4
 
 
 def _runs(text, n, split=True, fold=True):
@@ -1168,6 +1384,35 @@ def _in_joined_words(document, held_out, n):
     texts = [f" {' '.join(text.casefold().split())} " for text in held_out]
     return any(f" {' '.join(words[i:i + n])} " in text
                for i in range(len(words) - n + 1) for text in texts)
+
+
+def _slices(text, n, last):
+    words = text.casefold().split()
+    return {tuple(words[i:i + n]) for i in range(last(len(words)))}
+
+
+def _share_slices(last):
+    return _without(lambda d, held, n: any(
+        _slices(d, n, lambda m: last(m, n)) & _slices(h, n, lambda m: last(m, n)) for h in held))
+
+
+def _side_by_side(document, held_out, n):
+    def blocks(text):
+        words = text.casefold().split()
+        return {tuple(words[i:i + n]) for i in range(0, len(words) - n + 1, n)}
+    return any(blocks(document) & blocks(text) for text in held_out)
+
+
+def _inside_the_string(document, held_out, n):
+    known = " ".join(held_out).casefold()
+    return any(" ".join(run) in known for run in _runs(document, n))
+
+
+def _removed_in_the_loop(documents, held_out, n):
+    for document in documents:
+        if _meets(document, held_out, n):
+            documents.remove(document)
+    return documents
 
 
 def _by_positions(documents, held_out, n):
@@ -1226,6 +1471,41 @@ DECONTAMINATE = Exercise(
                 lambda d, held, n: _meets(d, held[:1], n)),
             "Not every held-out text was compared. Each of them may have a twin in the training "
             "text."),
+        Misconception("blocks instead of runs", _without(_side_by_side),
+            "The texts were cut into blocks of n words. A run may begin at any word, not only at "
+            "every n-th one."),
+        Misconception("all held-out texts at once", _without(lambda d, held, n: all(
+                _runs(d, n) & _runs(h, n) for h in held)),
+            "A document went only if it shares a run with every held-out text. One of them is "
+            "enough."),
+        Misconception("all runs known", _without(lambda d, held, n: _runs(d, n)
+                <= {run for h in held for run in _runs(h, n)}),
+            "A document went only if all of its runs are known, and short ones went as well. One "
+            "shared run is enough; without a run a document stays."),
+        Misconception("n shared runs", _without(lambda d, held, n: len(
+                _runs(d, n) & {run for h in held for run in _runs(h, n)}) >= n),
+            "You asked for n shared runs. The number n is the length of a run in words; one "
+            "shared run is enough."),
+        Misconception("in small letters", lambda documents, held_out, n: [
+                d.casefold() for d in documents if not _meets(d, held_out, n)],
+            "The right documents came back in small letters. Compare changed copies, and return "
+            "the documents as they are."),
+        Misconception("removed in the loop", _removed_in_the_loop,
+            "Documents were removed from the list while the loop went through it, so the next "
+            "one was skipped. Build a new list."),
+        Misconception("texts joined", _without(lambda d, held, n: _meets(
+                d, [" ".join(held)], n)),
+            "The held-out texts were joined, so a run across the border of two texts counted. "
+            "Take each text by itself."),
+        Misconception("inside a string", _without(_inside_the_string),
+            "A run was found inside longer words, or across the border of two texts. Compare "
+            "whole words, one text at a time."),
+        Misconception("ends shorter than n", _share_slices(lambda m, n: m),
+            "Slices at the end of a text have fewer than n words, and they counted as runs. The "
+            "last run begins n words before the end."),
+        Misconception("short texts as a run", _share_slices(lambda m, n: max(1, m - n + 1)),
+            "A text of fewer than n words was taken as a run. It has none, so the document "
+            "stays."),
         Misconception("short ones dropped", _without(
                 lambda d, held, n: _meets(d, held, n) or len(d.split()) < n),
             "Documents shorter than n words went too. They have no run of n words, so they share "
@@ -1276,7 +1556,13 @@ def _tried(candidate, losses, rates):
     return float(best), torch.tensor(sorted(calls), dtype=torch.float64)
 
 
-def _searched(*, edge=True, broken=True, nan=True, pick=min, both=True, again=False):
+def a_far_valley():
+    losses = {0.001: 5.0, 0.002: 4.5, 0.004: 4.0, 0.008: 3.5, 0.016: 3.0, 0.032: 2.5, 0.064: 2.7}
+    return losses, [0.002, 0.001]
+
+
+def _searched(*, edge=True, broken=True, nan=True, pick=min, both=True, again=False,
+              worst=math.inf, factor=2, most=20, answer="best"):
     def best_rate(run, rates):
         found = {}
 
@@ -1286,18 +1572,19 @@ def _searched(*, edge=True, broken=True, nan=True, pick=min, both=True, again=Fa
             except ValueError:
                 if not broken:
                     raise
-                loss = math.inf
+                loss = worst
             found[rate] = math.inf if nan and loss != loss else loss
             return found[rate]
 
         for rate in rates:
             attempt(rate)
         best = pick(found, key=found.get)
-        while edge and len(found) < 20:
+        new = best
+        while edge and len(found) < min(20, len(rates) + most):
             if best == max(found):
-                new = best * 2
+                new = best * factor
             elif both and best == min(found):
-                new = best / 2
+                new = best / factor
             else:
                 break
             attempt(new)
@@ -1306,8 +1593,48 @@ def _searched(*, edge=True, broken=True, nan=True, pick=min, both=True, again=Fa
             best = pick(found, key=found.get)
         if again:
             run(best)
-        return best
+        return {"best": best, "loss": min(found.values()), "last": new}[answer]
     return best_rate
+
+
+def _everywhere(run, rates, first=min, last=max):
+    """Goes on beyond what first and last take for the edges, best there or not."""
+    found = {}
+
+    def attempt(rate):
+        try:
+            loss = run(rate)
+        except ValueError:
+            loss = math.inf
+        found[rate] = math.inf if loss != loss else loss
+        return found[rate]
+
+    for rate in rates:
+        attempt(rate)
+    best = min(found, key=found.get)
+    for edge, factor in ((last, 2), (first, 0.5)):
+        while edge is None or best == edge(rates):
+            rates = [*rates, best * factor] if factor == 2 else [best * factor, *rates]
+            if not attempt(best * factor) < found[best]:
+                break
+            best = best * factor
+    return best
+
+
+def _compared_again(run, rates):
+    def safe(rate):
+        try:
+            loss = run(rate)
+        except ValueError:
+            return math.inf
+        return math.inf if loss != loss else loss
+
+    found = {rate: safe(rate) for rate in rates}
+    best = min(found, key=found.get)
+    step = 2 if best == max(rates) else 0.5 if best == min(rates) else 0
+    while step and safe(best * step) < safe(best):
+        best *= step
+    return best
 
 
 def _by_sorting(run, rates):
@@ -1341,7 +1668,8 @@ BEST_RATE = Exercise(
     name="best_rate", chapter=5, kind="open", entry="best_rate",
     title="Find a rate", difficulty="hard", importance="useful", minutes=20,
     reference=_searched(),
-    fixtures=(a_valley, a_run_that_breaks, still_falling_at_the_edge, a_low_edge),
+    fixtures=(a_valley, a_run_that_breaks, still_falling_at_the_edge, a_low_edge,
+              a_far_valley),
     run=_tried,
     equivalents={"sorted pairs": _by_sorting},
     misconceptions=(
@@ -1359,6 +1687,35 @@ BEST_RATE = Exercise(
             "went wrong. Treat it as infinite."),
         Misconception("the largest loss", _searched(pick=max, edge=False),
             "This rate has the largest loss. The smallest one wins."),
+        Misconception("a broken run ends everything", _searched(broken=False, edge=False),
+            "ValueError of a broken run ended the search. Such a rate is infinitely bad; note "
+            "that and go on."),
+        Misconception("a broken run is the best", _searched(worst=0.0),
+            "A run that broke was taken for the best one. Its loss is infinite, not 0."),
+        Misconception("the loss instead of the rate", _searched(answer="loss"),
+            "The smallest loss came back. The rate that gave it is asked for."),
+        Misconception("one step beyond the edge", _searched(most=1),
+            "The search stopped one step beyond the edge. Go on as long as the new rate is "
+            "better."),
+        Misconception("a few steps beyond the edge", _searched(most=3),
+            "The search gave up after a few steps, though it was still getting better. Let the "
+            "losses end it, not a count."),
+        Misconception("the last rate tried", _searched(answer="last"),
+            "The rate that was run last came back. It was worse than the one before: that one is "
+            "the best."),
+        Misconception("steps of ten", _searched(factor=10),
+            "Beyond the edge you moved by a factor of ten, which jumps over the best rate. "
+            "Double, or halve."),
+        Misconception("beyond a valley", lambda run, rates: _everywhere(run, rates, None, None),
+            "New rates were run although the best one stood in the middle. Runs are expensive: go "
+            "on only from an edge."),
+        Misconception("the ends of the list", lambda run, rates: _everywhere(
+                run, rates, lambda r: r[0], lambda r: r[-1]),
+            "The ends of the list were taken for the lowest and the highest rate. Rates come in "
+            "any order: compare their sizes."),
+        Misconception("compared by running again", _compared_again,
+            "Rates were run again to compare their losses. Runs are expensive: keep each loss "
+            "beside its rate."),
         Misconception("the best run repeated", _searched(again=True),
             "The rate is right, but a run was made twice. Runs are expensive: remember the losses."),
     ),
