@@ -238,6 +238,18 @@ RMS_NORM = Exercise(
                 lambda self, x: x.abs().mean(-1, keepdim=True) + self.eps)),
             "You divided by the mean of the absolute numbers. The root mean square squares "
             "first, so that large numbers count for more."),
+        Misconception("length and epsilon", _norm(_divided(
+                lambda self, x: x.norm(dim=-1, keepdim=True) + self.eps)),
+            "You divided by the length of the token, so its numbers shrink as dim grows. The "
+            "root mean square takes the mean of the squares, not their sum."),
+        Misconception("spread with n - 1", _norm(_divided(
+                lambda self, x: (x.var(-1, keepdim=True) + self.eps).sqrt())),
+            "You divided by a standard deviation: it leaves the mean out and divides by n - 1. "
+            "The root mean square does neither."),
+        Misconception("always float16", _norm(lambda self, x: (
+                x.float() / _rms(self, x.float())).half() * self.weight),
+            "Your result is float16 whatever came in, so float32 rows lose digits. Go back to "
+            "the type that x had."),
         Misconception("the axis is lost", _norm(lambda self, x: (
                 x.float() * torch.rsqrt(x.float().pow(2).mean(-1) + self.eps)).type_as(x)
                 * self.weight),
@@ -382,6 +394,10 @@ SWIGLU = Exercise(
         Misconception("stream added inside", _gated(lambda self, x: x + _swiglu(self, x)),
             "The token itself was added. The feed-forward returns only what it writes; the "
             "block does the adding."),
+        Misconception("a matrix product", _gated(
+                lambda self, x: self.w2(F.silu(self.w1(x)) @ self.w3(x))),
+            "Gate and value met in a matrix product, and their shapes do not fit for one. "
+            "Multiply them number by number."),
         Misconception("softmax as a gate", _gated(
                 lambda self, x: self.w2(self.w1(x).softmax(-1) * self.w3(x))),
             "The gates share one whole, as in attention. Here every gate decides alone: silu, "
@@ -503,6 +519,16 @@ def _without_cache(self, x, positions, angles, cache=None):
     return h + self.feed_forward(self.ffn_norm(h))
 
 
+def _arguments_exchanged(self, x, positions, angles, cache=None):
+    h = x + self.attention(self.attention_norm(x), angles, positions, cache)
+    return h + self.feed_forward(self.ffn_norm(h))
+
+
+def _second_kept_norm(self, x, look):
+    n = self.ffn_norm(x + look(self.attention_norm(x)))
+    return n + self.feed_forward(n)
+
+
 def _by_names(self, x, positions, angles, cache=None):
     look = self.attention(x=self.attention_norm(x), positions=positions, angles=angles,
                           cache=cache)
@@ -604,6 +630,12 @@ BLOCK = Exercise(
         Misconception("cache not handed on", _without_cache,
             "Right for a whole text, wrong when a text comes in pieces: attention did not "
             "get the cache. Hand it through."),
+        Misconception("arguments exchanged", _arguments_exchanged,
+            "Attention got positions and angles in the wrong order. It takes the normed "
+            "stream, positions, angles and cache, as your own function does."),
+        Misconception("the second normed copy carried on", _wired(_second_kept_norm),
+            "The feed-forward's output was added to the normed copy, so the size of the "
+            "stream is lost. Add it to h."),
         Misconception("stream changed in place", _wired(_in_place),
             "The values are right, but your code wrote into its input. Make a new tensor: a "
             "sum, and no adding in place."),
@@ -703,6 +735,22 @@ LAYER_NORM = Exercise(
                 lambda x, s, eps: x.std()),
             "One mean and one spread for all tokens, and the spread divides by n - 1. Each "
             "token has its own, along the last axis."),
+        Misconception("one mean for all", _layer_norm(lambda x: x.mean(), _deviation),
+            "One mean was taken away from all tokens. Each token has a mean of its own, along "
+            "the last axis."),
+        Misconception("along the first axis", _layer_norm(
+                lambda x: x.mean(0, keepdim=True),
+                lambda x, s, eps: (s.pow(2).mean(0, keepdim=True) + eps).sqrt()),
+            "The means ran along the first axis, which is the texts of a batch. Each token is "
+            "normed by itself, along the last axis."),
+        Misconception("axis lost", lambda x, weight, bias, eps=1e-5: (
+                x - x.mean(-1)) / ((x - x.mean(-1)).pow(2).mean(-1) + eps).sqrt(),
+            "The mean lost its axis, so it no longer fits beside the tokens. Keep the last "
+            "axis, with size 1."),
+        Misconception("weight twice", _layer_norm(_mean, _deviation,
+                lambda n, weight, bias: n * weight * weight + bias),
+            "The weight was used twice. The given last line multiplies by it and adds the "
+            "bias; your two lines only shift and divide."),
         Misconception("no weight and bias", _layer_norm(_mean, _deviation,
                 lambda n, weight, bias: n),
             "The tokens are normed, but weight and bias are not used. Scale the columns, "
@@ -763,6 +811,9 @@ MODEL_ORDER = Exercise(
         Misconception("no last norm", (0, 1, 2, 4, 5),
             "The output reads the stream as it is, and that has grown. One line is missing "
             "between blocks and output."),
+        Misconception("blocks before the angles", (0, 2, 1, 3, 4, 5),
+            "The blocks run before their angles are made. Attention turns queries and keys by "
+            "them: which line makes them?"),
         Misconception("norm after the output", (0, 1, 2, 4, 3, 5),
             "Scores are not normed: it would fix how sure the model may be. The norm stands "
             "before the output matrix."),
@@ -804,16 +855,20 @@ def _run_widest(candidate, config, budgets):
 
 
 def _hidden(*, matrices=3, tables=None, kv=True, size=None, norms=None, blocks=True,
-            round_=math.floor, per_block=True):
+            round_=math.floor, per_block=True, looks=None, whole=int, spared=0):
     def widest_hidden(config, budget):
         c = config
-        n_tables = tables if tables is not None else 1 if c.tied_embeddings else 2
+        n_tables = 1 if c.tied_embeddings else 2
+        if tables is not None:
+            n_tables = 3 - n_tables if tables == "exchanged" else tables
         D = size(c) if size else c.head_dim
         keys = c.n_kv_heads if kv else c.n_heads
         attention = c.n_layers * c.dim * D * 2 * (c.n_heads + keys)
+        if looks:
+            attention = looks(c)
         n_norms = (2 * c.n_layers + 1) if norms is None else norms(c)
-        left = budget - n_tables * c.vocab_size * c.dim - attention - n_norms * c.dim
-        return int(round_(left / (matrices * c.dim * (c.n_layers if per_block else 1))))
+        left = budget - n_tables * c.vocab_size * c.dim - attention - n_norms * c.dim - spared
+        return whole(round_(left / (matrices * c.dim * (c.n_layers if per_block else 1))))
     return widest_hidden
 
 
@@ -868,6 +923,30 @@ WIDEST_HIDDEN = Exercise(
         Misconception("head size from dim", _hidden(size=lambda c: c.dim // c.n_heads),
             "Heads times head size need not be dim. Take the head size that the "
             "configuration names."),
+        Misconception("four square matrices", _hidden(
+                looks=lambda c: 4 * c.n_layers * c.dim ** 2),
+            "You counted four matrices of dim times dim. Queries and output have n_heads heads "
+            "of head_dim numbers, keys and values n_kv_heads."),
+        Misconception("three matrices with shared heads", _hidden(
+                looks=lambda c: c.n_layers * c.dim * c.head_dim
+                * (c.n_heads + 3 * c.n_kv_heads)),
+            "Too wide where heads share: the output matrix has n_heads heads, as the queries "
+            "have. Only keys and values have n_kv_heads."),
+        Misconception("attention of one block", _hidden(
+                looks=lambda c: 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads)),
+            "Too wide: the attention of one block was counted. Every block has four such "
+            "matrices of its own."),
+        Misconception("no attention", _hidden(looks=lambda c: 0),
+            "Too wide: the four matrices of attention were not counted."),
+        Misconception("tied and untied exchanged", _hidden(tables="exchanged"),
+            "One table and two tables are exchanged. A tied model reuses its only table at "
+            "the other end."),
+        Misconception("not a whole number", _hidden(round_=lambda v: v, whole=float),
+            "The budget is divided rightly, but a matrix has a whole number of rows. Round "
+            "down, and return an int."),
+        Misconception("below the budget", _hidden(spared=1),
+            "Where the budget is met exactly your answer is one too small. At most the budget "
+            "means that all of it may be used."),
         Misconception("norms forgotten", _hidden(norms=lambda c: 0),
             "Nearly right, and over the budget where it is tight: each norm has dim weights."),
         Misconception("last norm forgotten", _hidden(norms=lambda c: 2 * c.n_layers),
@@ -941,6 +1020,23 @@ LEAKY_NORM = Exercise(
                 lambda x: (x.pow(2).mean() + 1e-5).sqrt()),
             "Now even the texts of a batch share one size. The mean belongs to one token: "
             "last axis only."),
+        Misconception("over texts and numbers", _tokens_normed(lambda x: _root(x, (0, -1))),
+            "Tokens of different texts now share one size; for one text alone, all its tokens "
+            "do. The mean runs over the last axis only."),
+        Misconception("axis 1", _tokens_normed(lambda x: _root(x, 1)),
+            "In a batch, axis 1 is the tokens, so the future still leaks. Count from the end: "
+            "the numbers of a token are the last axis."),
+        Misconception("axis 2", _tokens_normed(lambda x: _root(x, 2)),
+            "Right for a batch; one text alone has no axis 2. Count from the end: the numbers "
+            "of a token are always the last axis."),
+        Misconception("square of the mean", _tokens_normed(
+                lambda x: (x.mean(-1, keepdim=True).pow(2) + 1e-5).sqrt()),
+            "The mean came first and was squared after, so numbers of opposite sign cancel. "
+            "Square first, then the mean."),
+        Misconception("absolute numbers", _tokens_normed(
+                lambda x: x.abs().mean(-1, keepdim=True) + 1e-5),
+            "No leak any more, but this is the mean of the absolute numbers. The squares were "
+            "right; only the axes were wrong."),
         Misconception("no norm", _tokens_normed(lambda x: 1.0),
             "Nothing leaks, but nothing is normed either. Keep the division, and let each "
             "token have its own size."),
@@ -997,7 +1093,7 @@ def _run_start(candidate, layers):
     with torch.random.fork_rng(devices=[]):           # drawing is the task
         model = Transformer(config)
         for weight in model.parameters():
-            weight.data.fill_(1.0)                    # so that norms begin right
+            weight.data.fill_(1.0 if weight.dim() == 1 else 0.5)   # norms begin right
         candidate(model)
     kinds: dict[str, list[Tensor]] = {}
     for name, weight in model.named_parameters():
@@ -1029,6 +1125,28 @@ def _started(matrices=0.02, narrow=lambda n: 0.02 / (2 * n) ** 0.5, norms=None,
             elif norms:
                 norms(weight)
     return start_weights
+
+
+def _started_by_name(spread, stop=None):
+    """spread(name, narrow) -> the spread of a weight, or None to leave it as it is."""
+    def start_weights(model):
+        narrow = 0.02 / (2 * model.config.n_layers) ** 0.5
+        for name, weight in model.named_parameters():
+            if stop and stop in name:
+                break
+            std = spread(name, narrow)
+            if std is not None:
+                nn.init.normal_(weight, std=std)
+    return start_weights
+
+
+def _usual(name, narrow):
+    return narrow if name.endswith(("wo.weight", "w2.weight")) else 0.02
+
+
+def _started_beside(model):
+    for weight in model.parameters():
+        weight = 0.02 * torch.randn(weight.shape)     # a new tensor, and the model keeps the old
 
 
 def _started_by_modules(model):
@@ -1091,6 +1209,46 @@ START_WEIGHTS = Exercise(
         Misconception("only the first matrix narrow", _started(ends=("wo.weight",)),
             "The norms are right, but the feed-forward writes into the stream too: its way "
             "back starts narrower as well."),
+        Misconception("last norm drawn", _started_by_name(
+                lambda name, narrow: None if "_norm" in name else _usual(name, narrow)),
+            "The norms of the blocks are right, but the last one, before the output, is still "
+            "drawn. Its name has no underscore: model.norm."),
+        Misconception("norms drawn around 1", _started(
+                norms=lambda w: nn.init.normal_(w, mean=1.0, std=0.02)),
+            "The norms lie around 1 now and are still random. A new norm scales nothing: its "
+            "weights are exactly 1."),
+        Misconception("everything wider", _started_by_name(
+                lambda name, narrow: narrow if _usual(name, 0) == 0 else 1.0),
+            "Wider random numbers do not help: the norms are still random, and the matrices "
+            "fifty times too wide. Which parameters should not be drawn at all?"),
+        Misconception("only the norms drawn", _started_by_name(
+                lambda name, narrow: 0.02 if "norm" in name else None),
+            "The condition is turned round: you draw the norms and leave the matrices as they "
+            "were."),
+        Misconception("only what writes drawn", _started_by_name(
+                lambda name, narrow: narrow if _usual(name, 0) == 0 else None),
+            "The norms are right, but only the matrices that write into the stream are drawn. "
+            "All matrices are, most of them with spread 0.02."),
+        Misconception("the embeddings left out", _started_by_name(
+                lambda name, narrow: None if "norm" in name or "embed" in name
+                else _usual(name, narrow)),
+            "The norms are right, but the table of embeddings is no longer drawn. It is a "
+            "matrix as well."),
+        Misconception("stopped at the first norm", _started_by_name(_usual, stop="norm"),
+            "The loop ends at the first norm, so nearly all matrices stay as they were. Leave "
+            "that one out and go on."),
+        Misconception("all narrow", _started_by_name(
+                lambda name, narrow: None if "norm" in name else narrow),
+            "The norms are right, but all matrices are narrow now. Only those that write into "
+            "the stream are."),
+        Misconception("narrow exchanged", _started_by_name(
+                lambda name, narrow: None if "norm" in name
+                else 0.02 if _usual(name, 0) == 0 else narrow),
+            "The norms are right, but the two spreads are exchanged: those that write into "
+            "the stream are the narrow ones."),
+        Misconception("the model is not changed", _started_beside,
+            "The model's weights are what they were: nothing was drawn into them. A new tensor "
+            "under the same name changes no model; write into the old one."),
     ),
     hints=(
         Hint("I see no slip",
@@ -1110,9 +1268,9 @@ START_WEIGHTS = Exercise(
 # ---------------------------------------------------------------- exercise: who_says_it
 
 
-def _small_model(seed: int, layers: int, tied: bool = False) -> Transformer:
+def _small_model(seed: int, layers: int, tied: bool = False, eps: float = 1e-5) -> Transformer:
     config = ModelConfig(dim=20, n_layers=layers, n_heads=3, n_kv_heads=1, head_dim=4,
-                         hidden_dim=14, vocab_size=37, tied_embeddings=tied)
+                         hidden_dim=14, vocab_size=37, tied_embeddings=tied, norm_eps=eps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Transformer(config)
@@ -1129,7 +1287,7 @@ def a_model_of_three_blocks():
 
 
 def a_model_of_two_blocks():
-    return _small_model(17, 2), torch.tensor([30, 2, 2, 11]), 36
+    return _small_model(17, 2, eps=0.2), torch.tensor([30, 2, 2, 11]), 36
 
 
 def _written(model, ids, order=("attention", "feed_forward"), embedding=True, token=-1):
@@ -1152,7 +1310,7 @@ def _says(divisor=None, weigh=True, **choice):
     @torch.no_grad()
     def who_says_it(model, ids, answer):
         rows = _written(model, ids, **choice)
-        full = _written(model, ids).sum(0)
+        full = _written(model, ids, token=choice.get("token", -1)).sum(0)
         size = (full.pow(2).mean() + model.norm.eps).sqrt()
         if divisor:
             size = divisor(rows, size)
@@ -1212,6 +1370,29 @@ def _says_blocks(model, ids, answer):
 
 
 @torch.no_grad()
+def _says_in_another_order(model, ids, answer):
+    parts = _says()(model, ids, answer)
+    return torch.cat([parts[:1], parts[1::2], parts[2::2]])
+
+
+@torch.no_grad()
+def _says_probabilities(model, ids, answer):
+    return model.logits(model.norm(_written(model, ids))).softmax(-1)[:, answer]
+
+
+@torch.no_grad()
+def _says_by_embedding(model, ids, answer):
+    rows = _written(model, ids)
+    size = (rows.sum(0).pow(2).mean() + model.norm.eps).sqrt()
+    return rows / size @ (model.norm.weight * model.tok_embeddings.weight[answer])
+
+
+@torch.no_grad()
+def _says_everywhere(model, ids, answer):
+    return torch.stack([_says(token=t)(model, ids, answer) for t in range(len(ids))], dim=1)
+
+
+@torch.no_grad()
 def _says_shares(model, ids, answer):
     parts = _says()(model, ids, answer)
     return parts / parts.sum()
@@ -1247,8 +1428,7 @@ WHO_SAYS_IT = Exercise(
         Misconception("the embedding left out", _says(embedding=False),
             "One row is missing, so the parts do not sum to the logit: the embedding speaks "
             "as well, and comes first."),
-        Misconception("the first token", _says(token=0, divisor=lambda rows, size: (
-                rows.sum(0).pow(2).mean() + 1e-5).sqrt()),
+        Misconception("the first token", _says(token=0),
             "These are the parts of the first token. The answer follows the last one."),
         Misconception("shares of the logit", _says_shares,
             "These are shares of the whole. Asked are the parts themselves, whose sum is the "
@@ -1260,6 +1440,34 @@ WHO_SAYS_IT = Exercise(
                 divisor=lambda rows, size: rows.sum(0).norm()),
             "Too small by one factor: the stream was divided by its length. The norm divides "
             "by the root of the mean square."),
+        Misconception("norm and weight left out", _says(
+                divisor=lambda rows, size: 1.0, weigh=False),
+            "The last norm is missing altogether. It divides the whole stream by its size and "
+            "scales each column; both happen before the output."),
+        Misconception("no epsilon", _says(
+                divisor=lambda rows, size: rows.sum(0).pow(2).mean().sqrt()),
+            "Right unless the epsilon is large: the last norm adds model.norm.eps to the mean "
+            "of the squares, under the root."),
+        Misconception("epsilon outside the root", _says(
+                divisor=lambda rows, size: rows.sum(0).pow(2).mean().sqrt() + 0.2),
+            "Nearly right: the small number was added after the root. It belongs to the mean "
+            "of the squares, under the root."),
+        Misconception("size without the embedding", _says(
+                divisor=lambda rows, size: (rows[1:].sum(0).pow(2).mean() + 1e-5).sqrt()),
+            "Every part is off by the same factor: the size was taken without the embedding. "
+            "The norm divides by the size of the whole stream."),
+        Misconception("parts in another order", _says_in_another_order,
+            "The parts are right and their order is not: all attentions come first. Asked is "
+            "block by block, attention and then feed-forward."),
+        Misconception("probabilities", _says_probabilities,
+            "These are probabilities, between 0 and 1. Asked are parts of the logit, before "
+            "the softmax, which may be negative."),
+        Misconception("the row of the embedding", _says_by_embedding,
+            "The answer's row came from the table of embeddings. The logit is made with its "
+            "row of the output matrix."),
+        Misconception("all tokens", _says_everywhere,
+            "You kept the parts of all tokens. Asked are those of the last token alone: one "
+            "number for each writer."),
     ),
     hints=(
         Hint("I do not know where to start",
