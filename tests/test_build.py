@@ -1,5 +1,6 @@
 """The build of the notebooks: what it puts in, what it refuses, what it leaves as it was."""
 
+import ast
 import base64
 import io
 import shutil
@@ -303,6 +304,21 @@ def test_what_a_definition_needs_comes_before_it(toy):
             return min(LIMIT, math.sqrt(x))
     """).rstrip("\n")
     assert toy(needed, ["Uses"], known) == "", "the notebook has all of it by now"
+
+
+def test_wide_imports_are_wrapped(tmp_path):
+    (tmp_path / "minimistral").mkdir()
+    names = [f"a_helper_with_a_long_name_{n}" for n in range(6)]
+    helpers = "".join(f"def {name}():\n    return 1\n\n\n" for name in names)
+    body = " + ".join(f"{name}()" for name in names[:2])
+    more = "".join(f"    x += {name}()\n" for name in names[2:])
+    path = tmp_path / "minimistral" / "wide.py"
+    path.write_text(f"{helpers}def f():\n    x = {body}\n{more}    return x\n", encoding="utf-8")
+    source = needed("minimistral/wide.py", ["f"], set(), tmp_path)
+    assert max(map(len, source.splitlines())) <= 84, source
+    [statement] = ast.parse(source).body
+    assert statement.module == "minimistral.wide" and [a.name for a in statement.names] == names
+    assert source.startswith("from minimistral.wide import (\n")
 
 
 def test_too_much_at_once_is_refused(tmp_path):
