@@ -271,8 +271,8 @@ print(f"at 0.1 radian a place: {slow[0]:.2f} at distance 3, {slow[1]:.2f} at 47"
 assert abs(scores[3] - scores[47]) < 0.05
 
 # %% [markdown]
-# The arrow makes a whole turn in 6.28 places. Seven turns are 44 places, nearly without a rest: so 47
-# places look like 3. One pair of numbers alone cannot keep near and far apart. Before we repair that,
+# The arrow makes a whole turn in 6.28 places. Seven turns need 43.98 places, nearly 44: so distance 47
+# looks like distance 3. One pair of numbers alone cannot keep near and far apart. Before we repair that,
 # let us break the turn in two ways that are easily written.
 
 # %%
@@ -295,11 +295,12 @@ for p, s in ((7, 4), (107, 104), (6, 5), (8, 3)):
           f"query only {score_query_only(p, s):6.2f}")
 assert abs(score_backwards(7, 4) - score_backwards(6, 5)) < 1e-4
 assert abs(score_backwards(7, 4) - score_backwards(107, 104)) > 0.5
-reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and “key backwards” is the same in "
-       "these three rows. Both arrows must turn the same way.")
+reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and “key backwards” is the same "
+       "in these three rows. Both arrows must turn the same way.")
 
 # %% [markdown]
-# No error in either case, and the positions still have an effect; only the rule that we wanted is gone. So the test is always the same: move everything, and compare the scores.
+# No error in either case, and the positions still have an effect; only the rule that we wanted is
+# gone. So the test is always the same: move everything, and compare the scores.
 #
 # **In short:** turn the query by its position and the key by its position. Lengths stay, and the score
 # depends on the distance.
@@ -647,6 +648,12 @@ display(ladder.run("one look back, with positions", look_back, chapter=3))
 #
 # New words: *position*, *pair*, *angle*, *rotary*, *frequency*, *theta*.
 
+# %%
+predict("deep", "We put four looks on top of each other: each one reads what the "
+        "one before handed over. How alike are the five words at the end?",
+        ["as different as at the start", "more different", "nearly all the same"],
+        answer="")
+
 # %% [markdown]
 # **This chapter's mistakes and what they look like**
 #
@@ -663,12 +670,6 @@ display(ladder.run("one look back, with positions", look_back, chapter=3))
 #
 # On the ladder one look was not enough. Then let us take several, one on top of the other. How alike are
 # two words? The cosine of the angle between their rows tells: 1 means the same direction.
-
-# %%
-predict("deep", "We put four looks on top of each other: each one reads what the "
-        "one before handed over. How alike are the five words at the end?",
-        ["as different as at the start", "more different", "nearly all the same"],
-        answer="")
 
 # %%
 y, alike = x, {}
