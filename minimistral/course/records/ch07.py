@@ -114,6 +114,9 @@ REPEAT_HEADS = Exercise(
             lambda x, n: x.expand(-1, -1, n, -1),
             "Only an axis of size 1 can be expanded, and the heads are several. Make a new "
             "axis for the copies first."),
+        Misconception("repeat with one number", lambda x, n: x.repeat(n),
+            "repeat wants a number for each axis, and four axes got one. Say how often each of "
+            "the four is repeated, or name the axis of the heads."),
         Misconception("n more copies", lambda x, n: x.repeat_interleave(n + 1, dim=2),
             "There is one copy too many of each head. With n the original counts as well."),
         Misconception("unchanged", lambda x, n: x,
@@ -322,6 +325,11 @@ PLAIN_ATTEND = Exercise(
             lambda q, k, v, mask: plain_attend(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight: the mask was not handed on. It is the same for all "
             "heads."),
+        Misconception("a mask of one's own",
+            lambda q, k, v, mask: plain_attend(q, k, v, causal(
+                torch.arange(q.shape[1]), torch.arange(k.shape[1]))),
+            "You made a new causal mask that begins at position 0. The queries may begin "
+            "later: hand on the mask that was given."),
         Misconception("looks joined in another order",
             _grouped(join=lambda out: out.transpose(2, 3).flatten(2, 3)),
             "Each look is right, but stands in the place of another head. Join the axes in "
@@ -431,6 +439,9 @@ CACHE_BYTES = Exercise(
             "how many."),
         Misconception("bits", _bytes(lambda c, s, b, z: 8 * _right_bytes(c, s, b, z)),
             "Eight times too many: those are bits. The last argument is given in bytes."),
+        Misconception("GiB", _bytes(lambda c, s, b, z: _right_bytes(c, s, b, z) / 2**30),
+            "That is the size in GiB. Bytes are asked for; the 4 GiB of the example only say "
+            "how much it is."),
         Misconception("keys only, of every query head", _bytes(
                 lambda c, s, b, z: c.n_layers * c.n_heads * c.head_dim * s * b * z),
             "Two slips: the cache keeps keys and values, and it keeps them for the key/value "
@@ -593,6 +604,11 @@ SPREAD_HEADS = Exercise(
                 *x.shape[:3], n, x.shape[3]).reshape(*x.shape[:2], -1, x.shape[3]),
             "The sizes name the new axis after the heads, but it still stands before them. "
             "Both must say the same."),
+        Misconception("view in the place of reshape",
+            lambda x, n: x[:, :, :, None].expand(*x.shape[:3], n, x.shape[3]).view(
+                *x.shape[:2], -1, x.shape[3]),
+            "The axis stands in the right place. But expanded copies are not in memory, so "
+            "they cannot be viewed as one axis; join them by the function that was there."),
         Misconception("nothing expanded", lambda x, n: x,
             "No head was repeated. Only the place of the new axis was wrong."),
     ),
@@ -664,6 +680,21 @@ def _rows_with_wrong_mask(q, k, v, mask):
     return out.reshape(B, T, n, -1, D).transpose(2, 3).reshape(B, T, H, D)
 
 
+def _rows_by_head_mask(q, k, v, mask):
+    """Rows one head after another, each row of the mask n times."""
+    (B, T, H, D), n = q.shape, _group_size(q, k)
+    rows = q.unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).reshape(B, n * T, -1, D)
+    out = attend(rows, k, v, mask.repeat_interleave(n, dim=-2))
+    return out.reshape(B, n, T, -1, D).permute(0, 2, 3, 1, 4).reshape(B, T, H, D)
+
+
+def _scores_times_mask(q, k, v, mask):
+    groups = q.unflatten(2, (k.shape[2], -1))
+    scores = torch.einsum("btkgd,bskd->bkgts", groups, k) / math.sqrt(q.shape[-1])
+    weights = (scores * mask.unsqueeze(-3).unsqueeze(-3)).softmax(-1)
+    return torch.einsum("bkgts,bskd->btkgd", weights, v).flatten(2, 3)
+
+
 def _rows_without_swap(q, k, v, mask):
     (B, T, H, D), n = q.shape, _group_size(q, k)
     out = attend(q.reshape(B, T * n, -1, D), k, v, mask.repeat_interleave(n, dim=-2))
@@ -680,6 +711,9 @@ WITHOUT_COPIES = Exercise(
         "heads as queries": _heads_as_queries,
         "one matrix product for a group": _by_folded_matmul,
         "one query head at a time": _by_query_head,
+        "every n-th query head at a time": lambda q, k, v, mask: torch.stack(
+            [attend(q[:, :, i::_group_size(q, k)], k, v, mask)
+             for i in range(_group_size(q, k))], dim=3).flatten(2, 3),
         "scores and mixture one group at a time": lambda q, k, v, mask: torch.cat([
             _grouped()(q[:, :, i * _group_size(q, k):(i + 1) * _group_size(q, k)],
                        k[:, :, i:i + 1], v[:, :, i:i + 1], mask)
@@ -719,6 +753,25 @@ WITHOUT_COPIES = Exercise(
             lambda q, k, v, mask: _grouped()(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight. The mask needs an axis for the groups and one for their "
             "members."),
+        Misconception("softmax over the queries",
+            _grouped(soften=lambda s, hidden: s.softmax(-2)),
+            "The weights of one query do not sum to 1: the softmax ran over the queries. It "
+            "runs over the keys, the last axis of the scores."),
+        Misconception("scores multiplied by the mask", _scores_times_mask,
+            "Hidden keys get weight: a score of 0 is not a weight of 0. Hide scores before the "
+            "softmax, so that their weights vanish."),
+        Misconception("mask turned round",
+            lambda q, k, v, mask: _grouped(
+                hide=-torch.inf, soften=lambda s, hidden: s.softmax(-1))(q, k, v, ~mask),
+            "The mask is turned round: what may be seen was hidden. True means may attend, so "
+            "hide where it is False."),
+        Misconception("heads before positions at the end",
+            _grouped(join=lambda out: out.flatten(2, 3).transpose(1, 2)),
+            "The looks are right, but the heads stand before the positions. The result is "
+            "text, position, head, number."),
+        Misconception("mask interleaved for rows one head after another", _rows_by_head_mask,
+            "Your rows run through all queries of one head, then the next head; the mask "
+            "repeats each query n times in a row. Both must run alike."),
         Misconception("one query for a group", _mean_queries,
             "All heads of a group give the same. Only keys and values are shared; each head "
             "keeps its own query."),
@@ -757,7 +810,7 @@ def _run_steps(work, q, k, v, sizes):
     kept, looks = [], []
     for q_, k_, v_ in zip(*(x.split(sizes, dim=1) for x in (q, k, v))):
         looks.append(work(q_, k_, v_, kept))
-    keys, values = (sum(x.numel() for x in kind) for kind in zip(*kept))
+    keys, values = (sum(pair[i].numel() for pair in kept) for i in (0, 1))
     return {"looks": torch.cat(looks, dim=1), "numbers kept for keys": keys,
             "numbers kept for values": values}
 
@@ -793,6 +846,43 @@ def _keep_all_again(kept, pair):
     """The joined keys are appended to what they were joined from."""
     joined = [torch.cat([*(old[i] for old in kept), pair[i]], dim=1) for i in (0, 1)]
     kept[:] = [tuple(joined)]
+
+
+def _look_at(q, keys, values):
+    return plain_attend(q, keys, values, _seen(q, keys))
+
+
+def _keep_and_append_joined(q, k, v, kept):
+    kept.append((k, v))
+    keys, values = (torch.cat(parts, dim=1) for parts in zip(*kept))
+    kept.append((keys, values))
+    return _look_at(q, keys, values)
+
+
+def _keep_first_copies(q, k, v, kept):
+    n, K = _group_size(q, k), k.shape[2]
+    kept.append(tuple(repeat_heads(x, n)[:, :, :K] for x in (k, v)))
+    return _look_at(q, *(torch.cat(parts, dim=1) for parts in zip(*kept)))
+
+
+def _keep_joined_along_heads(q, k, v, kept):
+    n = _group_size(q, k)
+    kept.append((k, v))
+    keys, values = (repeat_heads(torch.cat(parts, dim=2), n) for parts in zip(*kept))
+    return attend(q, keys, values, _seen(q, keys))
+
+
+def _keep_too_late(q, k, v, kept):
+    keys, values = (torch.cat(parts, dim=1) for parts in zip(*kept))
+    kept.append((k, v))
+    return _look_at(q, keys, values)
+
+
+def _keep_and_pop(q, k, v, kept):
+    kept.append((k, v))
+    out = _look_at(q, *(torch.cat(parts, dim=1) for parts in zip(*kept)))
+    kept.pop()
+    return out
 
 
 LOOK_AND_KEEP = Exercise(
@@ -839,6 +929,25 @@ LOOK_AND_KEEP = Exercise(
                 plain_attend(q, *kept[-1], _seen(q, kept[-1][0])))[1],
             "Old tokens are kept several times: what was joined went into the list beside its "
             "parts. Keep the new pair only."),
+        Misconception("joined pairs appended as well", _keep_and_append_joined,
+            "Old tokens are kept several times: the joined pair was appended to the pairs it "
+            "was made of. Either keep single pairs, or the joined one alone."),
+        Misconception("the first K of the copies", _keep_first_copies,
+            "The list is small now, but it holds wrong heads: the first K copies all belong to "
+            "the first heads. Keep what came in, before anything is repeated."),
+        Misconception("repeated twice",
+            _keeping(after=lambda x, n: repeat_heads(repeat_heads(x, n), n)),
+            "The list is small now, but its heads are repeated twice on the way to the look. "
+            "Once is enough."),
+        Misconception("joined along the heads", _keep_joined_along_heads,
+            "What was kept was joined along the heads, so each token adds heads. Tokens belong "
+            "one after the other, along the second axis."),
+        Misconception("joined before the new pair is in", _keep_too_late,
+            "The list is joined before the new pair is in it. At the first token it is still "
+            "empty; append first."),
+        Misconception("taken out again", _keep_and_pop,
+            "The list is empty after the look, so a new token sees only itself. What is kept "
+            "must stay, with K heads."),
         Misconception("the last piece only", _keeping(store=_keep_last_only),
             "The list holds the newest piece only, so a new token cannot see the earlier "
             "ones."),
@@ -945,6 +1054,37 @@ REORDER_QUERIES = Exercise(
         Misconception("single rows moved", _reordered_rows,
             "Single numbers were moved, so heads are torn apart. A head is a block of D rows "
             "that stays together."),
+        Misconception("one row for each head", lambda wq, wo, H, K: (
+                wq[_side_by_side(H, K)], wo[:, _side_by_side(H, K)]),
+            "Only H rows and columns are left: the order of heads was used for single rows. A "
+            "head is a block of D rows."),
+        Misconception("rows of wo moved", lambda wq, wo, H, K: (
+                _reordered(_side_by_side)(wq, wo, H, K)[0], wo[_side_by_side(H, K)]),
+            "The rows of wo were moved; they belong to the outputs of the layer. Head h enters "
+            "wo by its columns."),
+        Misconception("wo cut into heads by rows", lambda wq, wo, H, K: (
+                _reordered(_side_by_side)(wq, wo, H, K)[0],
+                wo.reshape(H, -1, wo.shape[1])[_side_by_side(H, K)].flatten(0, 1)),
+            "The rows of wo were cut into heads, and there are not H heads in them. Head h "
+            "enters wo by its columns."),
+        Misconception("wo cut like wq", lambda wq, wo, H, K: (
+                _reordered(_side_by_side)(wq, wo, H, K)[0],
+                wo.reshape(H, len(wq) // H, -1)[_side_by_side(H, K)].flatten(0, 1)),
+            "wo has come out in the shape of wq: it was cut as if heads were its rows. Its "
+            "heads are blocks of columns."),
+        Misconception("heads not joined", lambda wq, wo, H, K: (
+                wq.unflatten(0, (H, -1))[_side_by_side(H, K)],
+                wo.unflatten(1, (H, -1))[:, _side_by_side(H, K)]),
+            "The order is right, but heads and their numbers still have an axis each. Join "
+            "them, so that both are matrices again."),
+        Misconception("head size from the width",
+            lambda wq, wo, H, K: (wq.view(H, wq.shape[1] // H, -1), wo),
+            "The size of a head was taken as the width over H. Read it from the rows of wq, "
+            "which are H times D."),
+        Misconception("each group backwards", _reordered(
+                lambda H, K: _side_by_side(H, K).view(K, -1).flip(1).flatten()),
+            "The groups are right, but each runs backwards. Heads of one group keep their "
+            "order."),
         Misconception("nothing moved", lambda wq, wo, n_heads, n_kv_heads: (wq, wo),
             "Nothing has moved. Old head 1 read key/value head 1; where must it stand to read "
             "it under our rule?"),
@@ -1073,6 +1213,14 @@ POOL_HEADS = Exercise(
             lambda w, K, new: w.unflatten(0, (K // new, new, -1)).mean(1).flatten(0, 1),
             "The number of new heads is wrong: you made groups of that size. The number of "
             "groups is what was asked for."),
+        Misconception("averaged over the rows of each head",
+            lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(2).flatten(0, 1),
+            "Each head became a single row: the average ran over the rows of a head. It runs "
+            "over the heads of a group, and each keeps its D rows."),
+        Misconception("median",
+            _pooled(lambda heads: heads.median(1).values),
+            "That is the median, one of the numbers, not their average. Add the heads of a "
+            "group up and divide by their number."),
         Misconception("columns averaged",
             lambda w, K, new: w.unflatten(0, (K, -1))[:new].mean(2, keepdim=True).expand(
                 -1, -1, w.shape[1]).flatten(0, 1),
