@@ -120,9 +120,10 @@ def sharing_picture(n_heads: int, choices: Sequence[int]):
             group = h // n
             at = (group + 0.5) * n - 0.5
             ax.plot([h, at], [1, 0], color="#767676", linewidth=1, linestyle="-", zorder=1)
-            _box(ax, h, 1, str(h), group)
+            _box(ax, h, 1, str(h), None if n == 1 else group)
         for group in range(kv_heads):
-            _box(ax, (group + 0.5) * n - 0.5, 0, str(group), group, 0.8 if n == 1 else 1.0)
+            _box(ax, (group + 0.5) * n - 0.5, 0, str(group),
+                 *((None, 0.8) if n == 1 else (group, 1.0)))
         share = "each its own" if n == 1 else f"{n} share one"
         ax.set(title=f"{kv_heads} key/value head{'s' * (kv_heads > 1)}: {share}",
                xlim=(-0.7, n_heads - 0.3), ylim=(-0.45, 1.45))
@@ -134,11 +135,12 @@ def sharing_picture(n_heads: int, choices: Sequence[int]):
 
 
 def _box(ax, x, y, text, group, width=0.8):
+    """group: its colour; None for a head that shares with no other."""
     from matplotlib.patches import Rectangle
 
-    place = group % len(COLOUR_OF_GROUP)
+    colour = BLACK if group is None else COLOUR_OF_GROUP[group % len(COLOUR_OF_GROUP)]
     ax.add_patch(Rectangle((x - width / 2, y - 0.17), width, 0.34, facecolor="white", zorder=2,
-                           edgecolor=COLOUR_OF_GROUP[place], linewidth=2))
+                           edgecolor=colour, linewidth=2))
     ax.text(x, y, text, ha="center", va="center", fontsize=12, zorder=3)
 
 
@@ -177,7 +179,7 @@ def quality_picture(losses: dict[str, list[float]], cache_bytes: dict[str, int],
     ticks = [cache_bytes[name] for name in same]
     ax.set_xticks(ticks, [f"{name}\n{bytes_}" for name, bytes_ in zip(same, ticks)])
     ax.minorticks_off()
-    ax.set(title="The fewer shared heads, the higher the loss: by hundredths of a nat",
+    ax.set(title="The fewer key/value heads, the higher the loss: by hundredths of a nat",
            xlabel="key/value heads, and bytes of cache for each token",
            ylabel="loss (nats per byte)")
     ax.margins(0.12, 0.12)
