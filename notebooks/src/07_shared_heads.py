@@ -3,7 +3,8 @@
 #
 # **How much memory can we save when heads share keys and values?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another 45.
+# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and a
+# half.
 # You need chapters 2 and 6; what we borrow from them is repeated below.
 #
 # The shapes in this chapter: **B** texts in a batch · **T** query positions · **S** key positions ·
@@ -40,7 +41,7 @@ bet(5, answer="")
 # The keys and values of all tokens so far, so that they are computed once. A query is used by its own token
 # only, and then never again.</details>
 # <details><summary>How many heads does the shipped model have in a layer?</summary>
-# Four query heads, and how many others is what this chapter is about.</details>
+# Four query heads. How many heads its keys and values have, we see below.</details>
 
 # %% [markdown]
 # ## What a token leaves behind
@@ -114,7 +115,7 @@ reveal("llama", big, "Half a megabyte, for a few letters.")
 #
 # And memory is not all. To write one token, a machine has to **read** every weight once and the whole
 # cache once: keys to be compared, values to be mixed. Reading from memory is what takes the time
-# (chapter 11 measures it). So: which part of this reading is cache?
+# (chapter 11 measures it). So: how much of this reading is cache?
 
 # %%
 predict("share", "The shipped model has 3 million bytes of weights and keeps 2048 "
@@ -150,12 +151,13 @@ for texts in (1, 16):
     print(f"{texts:2} x 4,096 tokens: cache is {parts[0]:.0f}% of the reading of "
           f"Llama 2 7B, {parts[1]:.0f}% of that of Mistral 7B")
 assert 1000 < equal < 1500 and parts[0] > 66 > parts[1]
-reveal("share", round(equal), "The weights are read once for a token, however long "
-       "the text; the cache grows with it.")
+reveal("share", round(equal), "Of the table of token embeddings only one row is read, "
+       "so it is a little less than 3 million / 2048.")
 
 # %% [markdown]
-# The weights are read once for all texts of a batch; each text brings its own cache. So with sixteen texts
-# the reading is mostly cache, at least for Llama.
+# For one token the weights are read once, however long the text; the cache grows with it. And the weights
+# are read once for all texts of a batch, while each text brings its own cache. So with sixteen texts the
+# reading is mostly cache, at least for Llama.
 #
 # Why is Mistral's line so much lower, although the two models are of one size? One factor of the
 # formula differs: K.
@@ -167,8 +169,8 @@ reveal("share", round(equal), "The weights are read once for a token, however lo
 #
 # K is the number of heads that have keys and values of their own. Must it be H, one for each query
 # head? We have seen an answer without noticing. In chapter 2 two looks went out after *Anna gave the
-# ring to Leo*: one for the giver, one for the receiver. In the model's private alphabet Anna is 1, Leo
-# is 3. Here is the example again.
+# ring to Leo*: one for the giver, one for the receiver. As a value, Anna is the number 1 and Leo the
+# number 3. Here is the example again.
 
 # %%
 k = torch.tensor([[2.0, 0.0], [0.0, 2.0]])                # giver, receiver (S, D)
@@ -219,7 +221,7 @@ show(ch07.sharing_picture(8, (8, 2, 1)), alt="Eight query heads three times: eac
 
 # %% [markdown]
 # The two old ways are the ends of this one: K = H is what chapter 2 built, K = 1 is multi-query. Take
-# Mistral 7B, turn its K, and look at what a token costs.
+# Mistral 7B, change its K, and look at what a token costs.
 
 # %% tags=["try"]
 for K in (32, 8, 4, 1):                                   # try 2 and 16 as well
@@ -231,7 +233,7 @@ for K in (32, 8, 4, 1):                                   # try 2 and 16 as well
 
 # %% [markdown]
 # With K = 8, as published, a token costs a quarter of what it would cost without sharing. The matrices `wk`
-# and `wv` shrink as well; the billion parameters that this saves can be spent elsewhere.
+# and `wv` shrink as well; the 0.8 billion parameters that this saves can be spent elsewhere.
 #
 # **In short:** heads differ by their queries, so keys and values can be shared; K chooses how much.
 
@@ -309,9 +311,9 @@ for H, K in ((4, 4), (4, 1), (4, 2), (12, 3)):
           f"K copies: {copies}")
 
 # %% [markdown]
-# With one shared head, or with none shared, there is only one order. With 4 and 2, K and n are the same number.
-# Only the last line sees both. So whenever you test code with groups, take numbers such as 12 and 3.
-# The checks below do.
+# With K = 1, or K = H, there is only one order. With 4 and 2, K and n are the same number. And a single
+# head fits any number of query heads: PyTorch stretches an axis of size 1 by itself. Only the last line sees
+# both mistakes. So whenever you test code with groups, take numbers such as 12 and 3. The checks below do.
 #
 # ### Your turn: each shared head, n times
 #
@@ -341,9 +343,9 @@ check("repeat_heads", repeat_heads)
 # ### Your turn: a look with shared heads
 #
 # Now the look. q has H heads; k and v have K of them, and K divides H. Read both numbers from the
-# shapes. You may use `attend` from chapter 2, which wants as many keys as queries, and `repeat_heads`. Or do it
-# without copies, by cutting the heads of q into groups. The mask is as in chapter 2: (T, S) or (B, T, S), True
-# = may attend. A query that may see nothing gets zeros.
+# shapes. You may use `attend` from chapter 2, which wants as many key heads as query heads, and `repeat_heads`.
+# Or do it without copies, by cutting the heads of q into groups. The mask is as in chapter 2: (T, S) or
+# (B, T, S), True = may attend. A query that may see nothing gets zeros.
 #
 # Example: q of shape (2, 5, 12, 6) and k, v of shape (2, 7, 3, 6) give (2, 5, 12, 6); heads 0 to 3 read
 # key/value head 0.
@@ -366,8 +368,8 @@ check("plain_attend", plain_attend)
 
 # %% [markdown]
 # The first is the plain way. The second is the same look by PyTorch's own kernel, which knows about shared
-# heads (`enable_gqa`) and need not repeat them. Its first two lines are for a query that sees nothing: it is
-# let in everywhere, so that the softmax has something to do, and its result is set to zeros at the end.
+# heads (`enable_gqa`) and need not repeat them. Its first two lines are for a query that sees nothing: it may
+# see every key, so that the softmax has something to do, and its result is set to zeros at the end.
 #
 # Two ways that must agree, with the sizes that see mistakes:
 
@@ -393,8 +395,8 @@ my_model
 # %% [markdown]
 # In order: project, cut into heads, rotate queries and keys (chapter 3). Then comes the line that matters
 # here: `cache.update` keeps the new keys and values, with **K** heads, and hands back all of them. Only
-# after that are they shared out, inside `look`. Whoever repeats first and keeps afterwards gets the same
-# looks and saves nothing. (The window is chapter 8's; in this model it is None.)
+# after that are they repeated for the query heads, inside `look`. Whoever repeats first
+# and keeps afterwards gets the same looks and saves nothing. (The window is chapter 8's; in this model it is None.)
 
 # %%
 predict("sizes", "In the shipped model dim is 128, H is 4, K is 2, D is 32. Which "
@@ -470,7 +472,7 @@ for n in (1, 2, 4, 8, 16, 32):
 # %%
 predict("quality", "From K = 8 to 4 to 1: what happens to the loss?",
         ["nothing that one could measure",
-         "it rises a little each time, by less than a tenth",
+         "it rises a little each time, by less than 0.1 nats",
          "with K = 1 the model is no better than a bigram"], answer="")
 
 # %% tags=["try"]
@@ -520,12 +522,12 @@ first = median["K = 4"] - median["K = 8"]
 second = median["K = 1"] - median["K = 4"]
 assert widest < first < 2 * widest < second
 assert 0.40 < own < 0.55
-reveal("quality", "B", "Less keys and values, a slightly higher loss.")
+reveal("quality", "B", "Fewer keys and values, a slightly higher loss.")
 
 # %% [markdown]
 # The order is what we expected, and the steps are small: the first is little more than the spread between
 # seeds, the second more than twice that spread. Part of the loss comes from having fewer parameters: the
-# square is a model with one shared head whose feed-forward is wider, so that it has as many as the first.
+# squares are a model with K = 1 whose feed-forward is wider, so that it has as many as the one with K = 8.
 # It gets back some of what was lost, and keeps the small cache.
 #
 # These are tiny models after a short training; read the order from them, not the size. Ainslie and others
@@ -574,7 +576,7 @@ assert 0 < len(windowed) < len(ours) / 2
 #
 # 1. say how many bytes a token leaves in the cache of any model, and check it with `nbytes`;
 # 2. say when reading the cache takes longer than reading the weights;
-# 3. write attention with shared heads, with copies or without;
+# 3. write attention with shared heads (without copies: in the exercises);
 # 4. tell which query head reads which key/value head, and choose sizes that see a mistake;
 # 5. weigh memory against quality, with the spread of seeds in view.
 #
@@ -632,8 +634,8 @@ for name, loss in after.items():
 assert after["random numbers"] > 1.2 * after["average of both"] > 2.4 * right
 
 # %% [markdown]
-# The average is a poor model, and still a far better start than random numbers. Now eight more steps of training, with the
-# ladder's batches.
+# The average is a poor model, and still a far better start than random numbers. From there we train for eight
+# more steps, with the ladder's batches.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
@@ -654,13 +656,13 @@ print("more than half of the damage is repaired:", gap_after < gap_before / 2)
 # ## Further: why copies are slow
 #
 # `plain_attend` repeats keys and values for every query head before it looks. When a model writes, that
-# happens for every token: a cache of S tokens is read, written n times, and read again. Four other
-# ways, one new token, 32 heads on 8, 4,096 tokens in the cache. First: how large is the largest
-# thing that a product reads?
+# happens for every token: a cache of S tokens is read, written n times, and read again. We compare it with
+# three other ways: one new token, 32 heads on 8, 4,096 tokens in the cache. First: how large is the
+# largest tensor that a product reads?
 
 # %%
 def by_einsum(q, k, v):
-    """q: (B, T, H, D) in K groups of n = g; no mask: the newest token sees all."""
+    """q: (B, T, H, D), one new token that sees all, so no mask. g: head of a group"""
     groups = q.unflatten(2, (k.shape[2], -1))             # (B, T, K, n, D)
     scores = torch.einsum("btkgd,bskd->bkgts", groups, k) / q.shape[-1]**0.5
     return torch.einsum("bkgts,bskd->btkgd", scores.softmax(-1), v).flatten(2, 3)

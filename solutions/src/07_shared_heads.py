@@ -59,8 +59,8 @@ check("cache_bytes", cache_bytes)
 # Difficulty: easy · importance: essential · 6 minutes
 #
 # These are the lines of an attention layer with a cache and shared heads, shuffled. They take one chunk of
-# tokens, `x`, to its output. One line is a mistake and stays out. Type the letters in order, with blanks
-# between them.
+# tokens, `x`, at `positions`, to its output; `angles` are those of the positions. One line is
+# a mistake and stays out. Type the letters in order, with blanks between them.
 
 # %%
 lines("grouped_in_order")
@@ -83,10 +83,10 @@ check("grouped_in_order", order)
 #
 # Difficulty: medium · importance: essential · 8 minutes
 #
-# Find the bug. This function repeats each shared head n times: x of shape (B, S, K, D) becomes (B, S, K · n,
-# D), and head h of the result must be head h // n of x. It was tested with one shared head and with none shared,
-# and passed. The next cell lets the shipped model write with it. Repair the line that makes `wide`, and what
-# has to follow from it.
+# Find the bug. This function repeats each key/value head n times: x of shape (B, S, K, D) becomes (B, S, K · n,
+# D), and head h of the result must be head h // n of x. It was tested with K = 1 and with n = 1,
+# and passed. The next cell lets the shipped model write with it. Only the line that makes `wide` has to be
+# repaired.
 
 
 # %%
@@ -121,8 +121,9 @@ check("spread_heads", spread_heads)
 #
 # Difficulty: hard · importance: useful · 15 minutes
 #
-# Repeating is slow: every cached key is copied n times for each new token. Write the same look without copies. q is (B, T, H, D), k and v are (B, S, K, D), mask is boolean, (T,
-# S) or (B, T, S), True = may attend, and every query may see something. The result is (B, T, H, D).
+# Repeating is slow: every cached key is copied n times for each new token. Write the same look without
+# copies. q is (B, T, H, D), k and v are (B, S, K, D), mask is boolean, (T, S) or (B, T, S), True = may
+# attend, and every query may see something. The result is (B, T, H, D).
 #
 # The check looks at what your products read, and refuses anything as large as repeated keys. Beware of
 # `@`, which copies what it broadcasts. Two ways work: einsum over groups, or the heads of a group as
@@ -212,8 +213,9 @@ check("look_and_keep", look_and_keep)
 # Difficulty: hard · importance: useful · 15 minutes
 #
 # Another library repeats its heads in turn: query head h reads key/value head h **%** K. Its checkpoints run in
-# ours once the query heads stand in another order, so that head h reads h // n. Keys and values stay. `wq` is (H · D, dim), head h in rows h · D to (h + 1) · D; `wo` is (dim, H · D), head h
-# in the columns of the same numbers. Return both as a pair. Heads of one group keep their order.
+# ours once the query heads stand in another order, so that head h reads h // n. Keys and values stay.
+# `wq` is (H · D, dim), head h in rows h · D to (h + 1) · D - 1; `wo` is (dim, H · D), head h in the columns of
+# the same numbers. Return both as a pair. Heads of one group keep their order.
 #
 # Example: H = 4, K = 2. Old heads 0 and 2 read key/value head 0, so the new order is 0, 2, 1, 3.
 
@@ -260,7 +262,7 @@ except NotImplementedError:
 # Difficulty: medium · importance: useful · 20 minutes
 #
 # An open task. First a function: `weight` is the matrix of the keys or of the values, (K · D, dim), head k in
-# rows k · D to (k + 1) · D. Return a matrix with `new` heads, (new · D, dim), each the average of the K / new heads
+# rows k · D to (k + 1) · D - 1. Return a matrix with `new` heads, (new · D, dim), each the average of the K / new heads
 # of its group. Neighbours form a group. `new` divides K.
 #
 # Example: six heads into two: the average of heads 0, 1, 2, then that of 3, 4, 5.
