@@ -665,7 +665,8 @@ predict("deep", "We put four looks on top of each other: each one reads what the
 # | the new first number used for the second | the arrows change their length |
 # | another theta than in training | no error; the loss is higher |
 # | angles computed in 16 bits | neighbours far into a text get the same place |
-#
+
+# %% [markdown]
 # ## The question for chapter 4
 #
 # On the ladder one look was not enough. Then let us take several, one on top of the other. How alike are
