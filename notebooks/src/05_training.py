@@ -3,8 +3,8 @@
 #
 # **How does a heap of random numbers learn to write, and how well can it do at best?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and a
-# quarter. You need chapter 4, or the refresher below.
+# The core takes 45 minutes. The essential exercises take another hour and a quarter; the open one and
+# the sections under *Further* come on top. You need chapter 4, or the refresher below.
 #
 # The shapes in this chapter: **B** rows in a batch · **T** tokens in a row · **V** tokens in the
 # vocabulary.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import minimistral as mm
-from minimistral.course import (Choice, Slider, bet, check, explore, ladder,
+from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
                                 predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch05_training as ch05
 from minimistral.course.pieces import load_pieces
@@ -26,7 +26,7 @@ from minimistral.train import IGNORE, training_batch
 # %% [markdown]
 # ## The headlines
 #
-# Three claims of 2024 are about training. Place your bets: one letter between each pair of quotation
+# Three claims of 2024 are about training; the third speaks of Mistral's 7B. Place your bets: one letter between each pair of quotation
 # marks. Near the end of the core we come back to them with measurements.
 
 # %%
@@ -108,7 +108,7 @@ reveal("noshift", "C", "The answer stands in the input, so copying is enough. Th
        "model repeats itself for ever and knows nothing of tales.")
 
 # %% [markdown]
-# A loss that falls too fast is no luck. Remember it for the explorer.
+# A loss that falls too fast is a warning. We shall meet it again, in six curves to explain.
 #
 # One more thing about targets. Texts are laid end to end, `<s> ... </s> <s> ... </s>`. After `</s>` comes
 # `<s>`, always: that is our arrangement, not language. Such a target counts in no loss. We mark
@@ -165,8 +165,9 @@ assert abs(start - math.log(V)) < 0.1 and floor < 0.6
 # ## The loop, pass by pass
 #
 # Training is a loop of four steps: take a batch, measure the loss, ask for each weight in which direction
-# the loss grows (the *gradient*), and move every weight a little the other way. The first pass is as
-# plain as that.
+# the loss grows (the *gradient*), and move every weight a little the other way. We write it in
+# four passes, each adding one part. The first is as plain as that. What moves the weights is called the *optimiser*;
+# there are two to choose from.
 
 # %%
 def plain_loop(model, optimizer, steps=60):
@@ -222,8 +223,8 @@ reveal("optim", "C", "SGD moves far where it is steep and hardly at all where "
 # %% [markdown]
 # ### Your turn: who is pulled towards zero
 #
-# An optimiser takes a list of groups, each a dictionary with `params` and `weight_decay`. Return two:
-# the matrices with the given decay; and everything else, with 0.0. A matrix has two axes, and
+# An optimiser takes a list of groups, each a dictionary with `params` and `weight_decay`. Return a list of
+# two: first the matrices, with the given decay; then everything else, with 0.0. A matrix has two axes, and
 # its name does not contain `"embeddings"`. `model.named_parameters()` gives names and weights:
 # `layers.0.attention.wq.weight` decays; `norm.weight` and `tok_embeddings.weight` stay.
 
@@ -365,7 +366,7 @@ print("yours in this run:", ", ".join(pieces) or "no piece yet, all the library'
 # ## The curve above its floor
 #
 # Here is the run. Without the dotted line one would ask only: does it still fall? With it we can ask how
-# much is left.
+# much is left. The last and hardest part is the tale's *memory*: who is where, and who holds what.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the curve of a model trained in this run
@@ -395,6 +396,9 @@ reveal("below", "B", "What remains at the floor is chance: which name, which "
 # So a curve can be read against two lines, $\ln V$ above and the floor below, and against a second curve:
 # the loss on unseen text. Together they tell what went wrong.
 #
+# (The curve is in nats per token. The cell above counts per byte of text, as the ladder does: a vocabulary
+# with longer tokens has fewer of them.)
+#
 # Here are six runs of a smaller model, each with **one** fault. The dotted grey line is a healthy run. **Which fault has
 # each?** Decide first, then choose *shown*. The six: rate too high, rate too low, targets not shifted,
 # targets shifted twice, too little text, text in order (one language after the other).
@@ -411,7 +415,8 @@ explore(ch05.curve_explorer(runs, facts["floor"], healthy), run=Choice(list(runs
 
 # %% [markdown]
 # The same as plain code: four questions, asked of every run. How high does it end? Is that below the floor? Did the
-# validation loss turn round? How many times did the training loss jump up?
+# validation loss turn round? How many times did the training loss jump up? (Means of ten steps; the explorer's
+# sentence takes the last twenty, so a curve that jumps ends elsewhere.)
 
 # %%
 for name, run in runs.items():
@@ -450,9 +455,10 @@ lost = set(ladder.corpus.train_documents[:500]) - set(clean)
 print(f"{len(raw)} documents, {len(clean)} after cleaning; tales lost: {len(lost)}")
 assert len(raw) == 1700 and len(lost) < 25 and len(clean) <= 510
 predict("clean", "A model reads the same number of tokens from the raw heap or "
-        "from the clean one. A model 3 times as large reads the raw heap.",
-        ["the bigger one wins: size beats cleaning", "clean text, small model wins",
-         "raw and clean make no difference"], answer="")
+        "from the clean one. A model 3 times as large reads the raw heap. Which "
+        "of the three ends nearest to the floor?",
+        ["the bigger one: size beats cleaning", "the small one on clean text",
+         "all alike: tokens are tokens"], answer="")
 
 # %%
 above = ch05.cleaning_table()             # (model, text) -> nats per byte
@@ -492,7 +498,7 @@ verdict(18, "true with a condition", "It learns what it reads: lies in, lies out
 # %% [markdown]
 # The third headline is arithmetic. Each token costs about 6 operations for each parameter: 2 on the way forward, 4 on
 # the way back. So a training run of N parameters and D tokens costs 6 · N · D. Mistral never said how many
-# tokens its 7B read. We *assume* two trillion.
+# tokens its 7B read. We *assume* two trillion, and 1,500 processors for two to four dollars an hour each.
 
 # %%
 N, D = mm.count_parameters(mm.MODELS["mistral-7b-v0.1"]).total, 2e12  # D: assumed
@@ -526,8 +532,9 @@ assert 20 * 4 * hours < 100e6
 # %% [markdown]
 # ## The ladder
 #
-# The student has read the same number of tokens in the same number of steps as every row. Compare it with the row of
-# chapter 4: a model twice as wide, trained the plain way.
+# Every row that was trained in its chapter has read the same number of tokens in the same number of steps. Compare
+# the student with the row of chapter 4, if yours is there: a model twice as wide, trained the plain way. (The
+# two shipped models were trained far longer.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
@@ -596,7 +603,7 @@ predict("write", "The student gives every token a probability. If it always "
 # ## The question for chapter 6
 #
 # One: the same start gives the same likeliest token, every time. So how does one make many texts of probabilities? By
-# a throw of dice? Of which dice? And why need a model not read everything again for each word?
+# a throw of dice? Of which dice? And must the model read the whole text again for every new word?
 
 # %% [markdown]
 # ## Further: tiny Shakespeare
