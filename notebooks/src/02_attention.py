@@ -17,8 +17,8 @@ from torch import nn
 
 import minimistral as mm
 from minimistral import attention as library
-from minimistral.course import (Choice, Slider, bet, check, explore, ladder, mine,
-                                predict, reveal, show, swap, verdict)
+from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
+                                mine, predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch02_attention as ch02
 from minimistral.course.figures import heatmap, lines_chart, new_figure, table_of
 

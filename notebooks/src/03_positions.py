@@ -18,7 +18,7 @@ from torch import nn
 
 import minimistral as mm
 from minimistral.attention import attend, causal
-from minimistral.course import (Choice, Slider, check, explore, ladder, mine,
+from minimistral.course import (Choice, Slider, check, explore, hint, ladder, mine,
                                 predict, reveal, show, swap)
 from minimistral.course.chapters import ch03_positions as ch03
 from minimistral.course.figures import heatmap, lines_chart, new_figure, table_of

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 import minimistral as mm
-from minimistral.course import (Choice, Slider, bet, check, explore, ladder, mine,
-                                predict, reveal, show, verdict)
+from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
+                                mine, predict, reveal, show, verdict)
 from minimistral.course.chapters import ch06_generation as ch06
 
 # %% [markdown]
