@@ -110,7 +110,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         7, "shared_heads", "Shared heads",
         "How much memory can we save when heads share keys and values?",
-        ("attention",), 45, 90, (2, 6),
+        ("attention",), 45, 135, (2, 6),
         (Headline(5, "Grouped-query attention saves memory by sharing keys and values."),),
         written=True,
     ),

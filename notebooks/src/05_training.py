@@ -636,7 +636,6 @@ except FileNotFoundError as missing:
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the record is measured apart from this notebook
-# EDITOR: the table of gains on tiny Shakespeare belongs here
 record_file = ch05.shakespeare_record()
 print(record_file or "no record of tiny Shakespeare is kept here yet")
 
