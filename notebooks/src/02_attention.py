@@ -647,14 +647,15 @@ for place in [*by_map, by_cost[1]]:
     print("layer {}, head {}:".format(*place), f"weight on the right name "
           f"{seen[place]:.2f}, cost when off {falls[place]:.2f}")
 common = set(by_map) & set(by_cost)
-assert len(common) == 1 and falls[by_cost[0]] > 0.5 and english[by_cost[1]][37, 37] > 0.8
-assert seen[by_cost[1]] < 0.1 < falls[by_cost[1]] and falls[by_map[1]] < 0.05
+assert len(common) == 1 and falls[by_cost[0]] > 0.5 and falls[by_map[1]] < 0.05
+assert seen[by_cost[1]] < 0.1 < falls[by_cost[1]]
+assert english[by_cost[1]][37, 37] > 0.8
 reveal("heads", "B", "One head is first in both lists; the seconds differ.")
 
 # %% [markdown]
-# The map was right about the first head: it fetches the name, and without it most of the probability is
-# gone. About the second it was wrong in both directions. The second-best map hardly matters, and a
-# head of the first layer, which gives the name next to nothing, costs more than all but one.
+# The map was right about the first head: it fetches the name. About the second it was wrong in both
+# directions. The second-best map hardly matters, and a head of the first layer, which gives the name
+# next to nothing, costs more than all but one.
 #
 # Put the explorer on that head and on position 37, the “ Leo” who receives the ring. He looks at himself
 # alone; going by its map, one would call this head idle. But one head may prepare what a later one needs,

@@ -151,8 +151,8 @@ for texts in (1, 16):
     print(f"{texts:2} x 4,096 tokens: cache is {parts[0]:.0f}% of the reading of "
           f"Llama 2 7B, {parts[1]:.0f}% of that of Mistral 7B")
 assert 1000 < equal < 1500 and parts[0] > 66 > parts[1]
-reveal("share", round(equal), "Of the table of token embeddings only one row is read, "
-       "so it is a little less than 3 million / 2048.")
+reveal("share", round(equal), "Of the table of token embeddings only one row is "
+       "read, so it is a little less than 3 million / 2048.")
 
 # %% [markdown]
 # For one token the weights are read once, however long the text; the cache grows with it. And the weights
@@ -662,7 +662,7 @@ print("more than half of the damage is repaired:", gap_after < gap_before / 2)
 
 # %%
 def by_einsum(q, k, v):
-    """q: (B, T, H, D), one new token that sees all, so no mask. g: head of a group"""
+    """q: (B, T, H, D), one new token that sees all: no mask. g: head of a group"""
     groups = q.unflatten(2, (k.shape[2], -1))             # (B, T, K, n, D)
     scores = torch.einsum("btkgd,bskd->bkgts", groups, k) / q.shape[-1]**0.5
     return torch.einsum("bkgts,bskd->btkgd", scores.softmax(-1), v).flatten(2, 3)
