@@ -651,7 +651,11 @@ print(record_file or "no record of tiny Shakespeare is kept here yet")
 
 # %%
 # minimistral/corpora.py
-# show: tales, python, shakespeare, split
+# show: tales, python
+
+# %%
+# minimistral/corpora.py
+# show: shakespeare, split
 
 # %%
 # minimistral/corpora.py
@@ -665,7 +669,11 @@ print(record_file or "no record of tiny Shakespeare is kept here yet")
 
 # %%
 # minimistral/tales.py
-# show: tell, Writer
+# show: tell
+
+# %%
+# minimistral/tales.py
+# show: Writer
 
 # %%
 # minimistral/tales.py
