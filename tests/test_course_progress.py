@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,10 +111,17 @@ def test_the_nearest_work_folder_is_found(tmp_path, monkeypatch):
         assert progress_module.work_folder() == tmp_path / "work"
 
 
-def test_automated_runs_start_from_nothing(monkeypatch):
-    monkeypatch.setenv("MINIMISTRAL_TESTING", "1")
-    folder = progress_module.work_folder()
-    assert folder.name.startswith("minimistral-") and folder == progress_module.work_folder()
+def test_automated_runs_start_from_nothing(tmp_path):
+    code = "from minimistral.course.progress import work_folder; print(work_folder() == work_folder(), work_folder())"
+    environment = {**os.environ, "MINIMISTRAL_TESTING": "1", "MINIMISTRAL_WORK": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        .stdout.split(maxsplit=1)
+        for _ in range(2)
+    ]
+    assert [same for same, _ in said] == ["True", "True"]
+    folders = {Path(folder.strip()) for _, folder in said}
+    assert len(folders) == 2 and tmp_path not in folders  # one for each process, and not the learner's
 
 
 # ---------------------------------------------------------------- predictions
