@@ -385,3 +385,15 @@ def test_with_no_piece_mine_is_the_library(chapter_99, tmp_path):
     mm.save_model(mm.Transformer(TINY), tmp_path / "model")
     yours = mine(str(tmp_path / "model"))
     assert yours.pieces == {} and "no piece of yours yet" in repr(yours)
+
+
+@torch.no_grad()
+def test_mine_runs_and_writes_with_a_folder_of_a_checkpoint(chapter_99, tmp_path):
+    """Not only shipped models: any folder, whose path stays out of the page."""
+    folder = tmp_path / "somewhere" / "a-model"
+    mm.save_model(mm.load_model("tales-dense"), folder, layout="hf")
+    mm.load_tokenizer("tales-dense").save(folder / "tekken.json")
+    yours = mine(folder)
+    assert repr(yours).startswith("a-model, ") and "somewhere" not in repr(yours)
+    prompt = "The golden ring\n"
+    assert yours.write(prompt, 12) == mine().write(prompt, 12)

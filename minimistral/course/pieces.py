@@ -16,6 +16,7 @@ import threading
 import types
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -334,18 +335,21 @@ def load_pieces() -> tuple[dict[str, Any], list[str]]:
 # ---------------------------------------------------------------- mine
 
 
-def mine(name: str = "tales-dense", **options):
-    """The shipped model, running with every piece of yours that passed.
+def mine(name: str | Path = "tales-dense", **options):
+    """A model, running with every piece of yours that passed.
 
-    A Transformer like any other, whose forward pass uses your code; ``.pieces`` maps library
-    names to your functions, ``.problems`` says what could not be used, ``.write(text)`` writes.
+    name: a shipped model, or the folder of any checkpoint that load_model reads. It is loaded by
+    your code, too, where a piece has to do with loading. A Transformer like any other, whose
+    forward pass uses your code; ``.pieces`` maps library names to your functions, ``.problems``
+    says what could not be used, ``.write(text)`` writes, if there is a tokenizer beside the model.
     """
     import minimistral as mm
 
     pieces, problems = load_pieces()
     with swap(pieces):
         model = mm.load_model(name, **options)
-    model.pieces, model.problems, model.shipped_name = pieces, problems, name
+    model.pieces, model.problems = pieces, problems
+    model.source, model.shipped_name = name, Path(name).name
     model.__class__ = _with_pieces(type(model))
     return model
 
@@ -366,7 +370,7 @@ def _with_pieces(base: type) -> type:
             """Continue a text with everything that is yours, sampling and cache included."""
             import minimistral as mm
 
-            tokenizer = mm.load_tokenizer(self.shipped_name)
+            tokenizer = mm.load_tokenizer(self.source)
             with swap(self.pieces, check_signature=False):
                 ids = tokenizer.encode(prompt, bos=True)
                 new = mm.generate(
