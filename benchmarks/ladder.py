@@ -8,11 +8,7 @@ steps, judgement and prompt. The shipped models, trained far longer, are the las
 
 import time
 
-import torch
-from torch import nn
-
 import minimistral as mm
-from minimistral.attention import attend, causal
 from minimistral.course import ladder
 from minimistral.course.chapters import ch01_tokens as ch01
 from minimistral.course.chapters import ch03_positions as ch03
@@ -21,29 +17,6 @@ from minimistral.course.chapters import ch05_training as ch05
 from minimistral.course.chapters import ch07_shared_heads as ch07
 
 COMMAND = "python benchmarks/ladder.py"
-
-
-class LookBack(nn.Module):
-    """Chapter 2: the bigram, and one layer of attention with four heads that adds to its scores."""
-
-    def __init__(self, dim: int = 64, n_heads: int = 4, head_dim: int = 16):
-        super().__init__()
-        size = ladder.tokenizer.vocab_size
-        self.cut = (n_heads, head_dim)
-        self.bigram = ch01.bigram()
-        self.embedding = nn.Embedding(size, dim)
-        self.wq, self.wk, self.wv = (
-            nn.Linear(dim, n_heads * head_dim, bias=False) for _ in range(3))
-        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)
-        self.output = nn.Linear(dim, size, bias=False)
-        nn.init.zeros_(self.output.weight)                        # at first: a bigram
-
-    def forward(self, ids):
-        x = self.embedding(ids)                                   # (B, T, dim)
-        q, k, v = (w(x).unflatten(-1, self.cut) for w in (self.wq, self.wk, self.wv))
-        p = torch.arange(ids.shape[1])
-        look = self.wo(attend(q, k, v, causal(p, p)).flatten(-2))
-        return self.bigram(ids) + self.output(look)
 
 
 def keep(name: str, chapter: int, model, learn=None) -> None:
@@ -66,9 +39,8 @@ def better_recipe(model) -> None:
 
 def main() -> None:
     keep("bigram", 1, ch01.bigram())
-    torch.manual_seed(0)
-    keep("bigram and one look back", 2, LookBack(), ladder.fit)
-    keep("one look back, with positions", 3, ch03.look_back_with_positions(), ladder.fit)
+    keep("bigram and one look back", 2, ch03.look_back(turn=False), ladder.fit)
+    keep("one look back, with positions", 3, ch03.look_back(), ladder.fit)
     keep(ch04.LADDER_ROW, 4, ch04.small_transformer(), ladder.fit)
     keep("a better recipe", 5, ch05.ladder_model(), better_recipe)
     keep("the shipped tales-dense", 6, mm.load_model("tales-dense"))

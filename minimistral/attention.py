@@ -76,7 +76,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def repeat_heads(x: Tensor, n: int) -> Tensor:
-    """Repeat each key/value head n times in place, so that query head h meets
+    """n copies of each key/value head side by side, so that query head h meets
     key/value head h // n (Ainslie et al. 2023).
 
     x: (B, S, K, D) -> (B, S, K * n, D)

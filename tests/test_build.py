@@ -96,6 +96,10 @@ def test_a_rebuild_changes_no_byte(trial):
     assert b"hash(object())" in before, "the trial has an output that changes with every run"
     assert build.build(target)[2] == ""
     assert target.notebook.read_bytes() == before
+    assert build.build(target, fresh=True)[2] == ""
+    changed = target.notebook.read_bytes()
+    target.notebook.write_bytes(before)
+    assert changed != before, "only a fresh build takes the new output of an uncompared cell"
 
 
 def test_stored_outputs_hold_no_chance_and_no_machine(trial):

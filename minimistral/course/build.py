@@ -10,6 +10,7 @@ notebooks. When nothing changed, the files stay byte-identical. Names choose wha
 
     --check    run nothing; exit 1 if a notebook is not what its source and the library say
     --stale    build only what --check would name
+    --fresh    keep no output of before; else an output that the tests would call equal stays
 
 MARKUP OF A SOURCE
 
@@ -48,6 +49,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -215,12 +217,16 @@ def keep_equal_outputs(notebook: NotebookNode, path: Path) -> None:
                     out.execution_count = count
 
 
-def build(target: Target) -> tuple[str, list[tuple[float, str]], str]:
-    """Build one notebook: name, (seconds, first line) of each cell, error ("" when written)."""
+def build(target: Target, fresh: bool = False) -> tuple[str, list[tuple[float, str]], str]:
+    """Build one notebook: name, (seconds, first line) of each cell, error ("" when written).
+
+    `fresh`: no stored output stays, not even of cells that are not compared.
+    """
     try:
         notebook = target.read()
         seconds = run(notebook, target.notebook.parent)
-        keep_equal_outputs(notebook, target.notebook)
+        if not fresh:
+            keep_equal_outputs(notebook, target.notebook)
         write(notebook, target.notebook)
     except (SourceError, RuntimeError) as error:
         return target.name, [], str(error)
@@ -241,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="build", description="Build the notebooks.")
     parser.add_argument("--check", action="store_true", help="run nothing, name what is stale")
     parser.add_argument("--stale", action="store_true", help="build only what is stale")
+    parser.add_argument("--fresh", action="store_true", help="keep no output of before, not even of uncompared cells")
     parser.add_argument("names", nargs="*", metavar="NN", help="chapters or files (default: all)")
     options = parser.parse_args(arguments)
     chosen = targets(ROOT, options.names)
@@ -255,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         target.notebook.parent.mkdir(exist_ok=True)
     failed = []
     with ProcessPoolExecutor(max_workers=2) as pool:
-        for name, cells, error in pool.map(build, chosen):
+        for name, cells, error in pool.map(partial(build, fresh=options.fresh), chosen):
             total = sum(seconds for seconds, _ in cells)
             print(f"{name}: {'NOT WRITTEN' if error else f'{total:.1f} s'}", flush=True)
             for seconds, line in sorted(cells, reverse=True)[:3]:

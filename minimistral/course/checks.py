@@ -449,7 +449,8 @@ def _judge_order(exercise: Exercise, work) -> Result:
         message = f"{len(exercise.lines)} lines are needed, you gave {len(order)}."
     else:
         best = max(_common_start(order, right) for right in exercise.right_orders)
-        message = f"The first {best} are in place; then line {typed[best]} comes too early."
+        right = "The first line is" if best == 1 else f"The first {best} lines are"
+        message = f"{right} in place; then line {typed[best]} comes too early."
         if best == 0:
             message = f"Line {typed[0]} cannot come first: what does it need that is not there yet?"
     return Result(exercise, TRY_AGAIN, message)
@@ -495,7 +496,8 @@ def lines(name: str) -> Panel:
     if exercise.kind == "order":
         all_lines = [*exercise.lines, *exercise.distractors]
         shown = [f"{letter}   {all_lines[n]}" for letter, n in exercise.letters().items()]
-        extra = f", {len(exercise.distractors)} stays out" if exercise.distractors else ""
+        n = len(exercise.distractors)
+        extra = f", {n} {'stays' if n == 1 else 'stay'} out" if n else ""
         ask = f'{len(exercise.lines)} lines in order{extra}. Answer: check("{exercise.name}", "A B ...")'
         return Panel(exercise.title, [ask], tone="wait", code="\n".join(shown))
     shown = [f"{chr(65 + i)}   {option}" for i, option in enumerate(exercise.options)]

@@ -240,16 +240,13 @@ class LookBack(nn.Module):
         return self.bigram[ids] + self.output(look)
 
 
-def look_back_with_positions() -> nn.Module:
-    """The chapter's model for the ladder, not yet trained."""
-    from ..ladder import ladder
+def look_back(turn: bool = True) -> nn.Module:
+    """The chapter's model for the ladder, not yet trained; without turning, chapter 2's."""
+    from .ch01_tokens import bigram
 
-    size, ids = ladder.tokenizer.vocab_size, ladder.tokens.ids
-    counts = torch.zeros(size, size)
-    counts.index_put_((ids[:-1], ids[1:]), torch.tensor(1.0), accumulate=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LookBack((counts + 0.1).log(), turn=True)
+        return LookBack(bigram().weight, turn)
 
 
 # ---------------------------------------------------------------- long texts

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -392,9 +393,22 @@ def cleaning_picture(title: str):
     return figure
 
 
+SHAKESPEARE = Path(__file__).parents[3] / "benchmarks" / "results" / "shakespeare.json"
+
+
 def shakespeare_record() -> str:
-    """The record on tiny Shakespeare as text, where benchmarks/results has one; else ""."""
-    path = Path(__file__).parents[3] / "benchmarks" / "results" / "shakespeare.json"
-    if not path.exists():
+    """The record on tiny Shakespeare as a table of text, where one is kept; else ""."""
+    if not SHAKESPEARE.exists():
         return ""
-    return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)[:2_000]
+    record = json.loads(SHAKESPEARE.read_text(encoding="utf-8"))
+    lines = [f"{'nats per character':32} {'median':>7} {'lowest':>7} {'highest':>7} {'runs':>4} {'seconds':>7}"]
+    for name in record["names"]:
+        runs = [run for run in record["runs"] if run["name"] == name]
+        if runs:
+            losses = [run["nats_per_character"] for run in runs]
+            seconds = median(run["wall_seconds"] for run in runs)
+            lines.append(f"{name:32} {median(losses):7.3f} {min(losses):7.3f} {max(losses):7.3f} "
+                         f"{len(runs):4} {seconds:7.0f}")
+    made = record["runs"][-1]["provenance"]
+    lines.append(f"{made['date'][:10]}, {made['threads']} threads of {made['processor']}")
+    return "\n".join(lines)

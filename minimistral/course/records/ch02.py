@@ -14,18 +14,9 @@ from minimistral.config import ModelConfig
 from minimistral.model import Transformer
 
 from ..exercises import Exercise, Hint, Misconception
+from .fixtures import random_tensors
 
 INF = float("inf")
-
-
-def _random(seed: int, *shapes: tuple[int, ...], scale: float = 1.0) -> tuple[Tensor, ...]:
-    """Tensors without zero means, whose rows differ in size."""
-    chance = torch.Generator().manual_seed(seed)
-    made = []
-    for shape in shapes:
-        rows = 0.5 + torch.rand((*shape[:-1], 1), generator=chance)
-        made.append(scale * (rows * torch.randn(shape, generator=chance) + 0.3))
-    return tuple(made)
 
 
 # ---------------------------------------------------------------- piece: causal
@@ -159,12 +150,12 @@ CAUSAL = Exercise(
 
 
 def five_queries_and_seven_keys():
-    q, k, v = _random(1, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
+    q, k, v = random_tensors(1, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
     return q, k, v, causal(torch.arange(2, 7), torch.arange(7))
 
 
 def a_mask_for_each_text():
-    q, k, v = _random(2, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
+    q, k, v = random_tensors(2, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
     mask = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.6
     mask[..., 2] = True
     mask[1, 3] = False  # a query that may see nothing
@@ -172,12 +163,12 @@ def a_mask_for_each_text():
 
 
 def scores_above_ten_thousand():
-    q, k, v = _random(4, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
+    q, k, v = random_tensors(4, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
     return 150 * q, 150 * k, v, causal(torch.arange(2, 7), torch.arange(7))
 
 
 def sixteen_bit_numbers():
-    q, k, v = _random(5, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4), scale=0.6)
+    q, k, v = random_tensors(5, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4), scale=0.6)
     return q.half(), k.half(), v.half(), causal(torch.arange(2, 7), torch.arange(7))
 
 
@@ -420,14 +411,14 @@ ATTEND = Exercise(
 
 
 def rows_of_different_size():
-    (x,) = _random(6, (3, 5))
+    (x,) = random_tensors(6, (3, 5))
     x = x * torch.tensor([[0.1], [10.0], [1e4]])
     x[1, 3], x[2, 1] = 90.0, 2e4
     return (x,)
 
 
 def scores_of_two_heads():
-    (x,) = _random(7, (2, 3, 4, 5), scale=3.0)
+    (x,) = random_tensors(7, (2, 3, 4, 5), scale=3.0)
     return (x,)
 
 
@@ -578,7 +569,7 @@ ONE_HEAD = Exercise(
 
 
 def weights_with_exact_zeros():
-    (scores,) = _random(8, (2, 3, 4, 6), scale=2.0)
+    (scores,) = random_tensors(8, (2, 3, 4, 6), scale=2.0)
     mask = causal(torch.arange(2, 6), torch.arange(6))
     return (scores.masked_fill(~mask, -INF).softmax(-1),)
 
@@ -676,18 +667,18 @@ EFFECTIVE_KEYS = Exercise(
 
 
 def three_pieces_of_unequal_length():
-    q, k, v = _random(9, (3, 4), (9, 3, 4), (9, 3, 4), scale=1.5)
+    q, k, v = random_tensors(9, (3, 4), (9, 3, 4), (9, 3, 4), scale=1.5)
     return q, [(k[:2], v[:2]), (k[2:7], v[2:7]), (k[7:], v[7:])]
 
 
 def large_scores_that_rise_and_fall():
-    q, k, v = _random(10, (3, 4), (11, 3, 4), (11, 3, 4))
+    q, k, v = random_tensors(10, (3, 4), (11, 3, 4), (11, 3, 4))
     k = 80 * k * torch.linspace(0.1, 1, 11).roll(4)[:, None, None]
     return q, [(k[i : i + 3], v[i : i + 3]) for i in range(0, 11, 3)]
 
 
 def one_piece_only():
-    q, k, v = _random(11, (2, 6), (5, 2, 6), (5, 2, 6))
+    q, k, v = random_tensors(11, (2, 6), (5, 2, 6), (5, 2, 6))
     return q, [(k, v)]
 
 
@@ -845,12 +836,12 @@ IN_PIECES = Exercise(
 
 
 def seven_tokens_of_one_head():
-    q, k, v = _random(12, (7, 4), (7, 4), (7, 5), scale=1.3)
+    q, k, v = random_tensors(12, (7, 4), (7, 4), (7, 5), scale=1.3)
     return q, k, v, causal(torch.arange(7), torch.arange(7))
 
 
 def a_chunk_of_three_queries():
-    q, k, v = _random(13, (3, 4), (8, 4), (8, 5), scale=1.3)
+    q, k, v = random_tensors(13, (3, 4), (8, 4), (8, 5), scale=1.3)
     return q, k, v, causal(torch.arange(5, 8), torch.arange(8))
 
 
@@ -933,13 +924,13 @@ LOOK = Exercise(
 
 def three_heads_of_four():
     wide = [(2, 5, 10), (10, 12), (10, 12), (10, 12), (12, 10)]
-    x, wq, wk, wv, wo = _random(14, *wide, scale=0.6)
+    x, wq, wk, wv, wo = random_tensors(14, *wide, scale=0.6)
     return x, wq, wk, wv, wo, 3
 
 
 def five_heads_of_two():
     wide = [(3, 4, 6), (6, 10), (6, 10), (6, 10), (10, 6)]
-    x, wq, wk, wv, wo = _random(15, *wide, scale=0.7)
+    x, wq, wk, wv, wo = random_tensors(15, *wide, scale=0.7)
     return x, wq, wk, wv, wo, 5
 
 

@@ -14,16 +14,7 @@ from minimistral.rope import rotary_angles, rotate
 
 from ..exercises import Exercise, Hint, Misconception
 from ..pieces import swap
-
-
-def _random(seed: int, *shapes: tuple[int, ...], scale: float = 1.0) -> tuple[Tensor, ...]:
-    """Tensors without zero means, whose rows differ in size."""
-    chance = torch.Generator().manual_seed(seed)
-    made = []
-    for shape in shapes:
-        rows = 0.5 + torch.rand((*shape[:-1], 1), generator=chance)
-        made.append(scale * (rows * torch.randn(shape, generator=chance) + 0.3))
-    return tuple(made)
+from .fixtures import random_tensors
 
 
 # ---------------------------------------------------------------- piece: rotary_angles
@@ -216,23 +207,23 @@ ANGLES = Exercise(
 
 
 def three_heads_of_eight():
-    (x,) = _random(1, (2, 5, 3, 8))
+    (x,) = random_tensors(1, (2, 5, 3, 8))
     x[1, 2, 0] = 0.0
     return x, *rotary_angles(torch.arange(2, 7), 8, 50.0)
 
 
 def each_text_at_its_own_place():
-    (x,) = _random(2, (3, 4, 2, 10))
+    (x,) = random_tensors(2, (3, 4, 2, 10))
     return x, *rotary_angles(torch.tensor([[0, 1, 2, 3], [9, 10, 11, 12], [5, 7, 6, 40]]), 10, 90.0)
 
 
 def sixteen_bit_numbers():
-    (x,) = _random(3, (2, 5, 3, 8))
+    (x,) = random_tensors(3, (2, 5, 3, 8))
     return x.bfloat16(), *rotary_angles(torch.arange(4, 9), 8, 50.0)
 
 
 def sixteen_bits_and_tiny_numbers():
-    (x,) = _random(15, (2, 5, 3, 8), scale=2e-6)  # the last bits of float16: rounding shows
+    (x,) = random_tensors(15, (2, 5, 3, 8), scale=2e-6)  # the last bits of float16: rounding shows
     return x.half(), *rotary_angles(torch.arange(4, 9), 8, 50.0)
 
 
@@ -563,12 +554,12 @@ ORDER = Exercise(
 
 
 def one_text_from_the_start():
-    (x,) = _random(4, (2, 5, 3, 8))
+    (x,) = random_tensors(4, (2, 5, 3, 8))
     return x, torch.arange(5), 70.0
 
 
 def places_in_any_order():
-    (x,) = _random(5, (3, 4, 2, 10))
+    (x,) = random_tensors(5, (3, 4, 2, 10))
     return x, torch.tensor([30, 2, 2, 11]), 3000.0
 
 
@@ -692,12 +683,12 @@ TURN_COMPLEX = Exercise(
 
 
 def five_places_further():
-    (x,) = _random(6, (2, 7, 3, 8))
+    (x,) = random_tensors(6, (2, 7, 3, 8))
     return rotate(x, *rotary_angles(torch.arange(4, 11), 8, 60.0)), 5, 60.0
 
 
 def backwards():
-    (x,) = _random(7, (3, 4, 2, 10))
+    (x,) = random_tensors(7, (3, 4, 2, 10))
     return rotate(x, *rotary_angles(torch.arange(20, 24), 10, 900.0)), -17, 900.0
 
 
@@ -805,13 +796,13 @@ MOVE_KEYS = Exercise(
 
 
 def arrows_of_different_length():
-    (x,) = _random(8, (2, 5, 8))
+    (x,) = random_tensors(8, (2, 5, 8))
     x[1, 3] = 0.0
     return x, *rotary_angles(torch.arange(2, 7), 8, 40.0)
 
 
 def one_text():
-    (x,) = _random(9, (4, 6))
+    (x,) = random_tensors(9, (4, 6))
     return x, *rotary_angles(torch.tensor([9, 1, 0, 25]), 6, 200.0)
 
 
@@ -916,7 +907,7 @@ def three_heads_with_numbered_rows():
 
 
 def two_heads_of_ten():
-    (weight,) = _random(10, (20, 7))
+    (weight,) = random_tensors(10, (20, 7))
     return weight, 2
 
 

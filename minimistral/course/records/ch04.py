@@ -16,13 +16,7 @@ from minimistral.model import Block, Transformer
 from minimistral.rope import rotary_angles
 
 from ..exercises import Exercise, Hint, Misconception
-
-
-def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
-    """Numbers without a zero mean, in rows of different size."""
-    chance = torch.Generator().manual_seed(seed)
-    rows = 0.5 + torch.rand((*shape[:-1], 1), generator=chance)
-    return scale * (rows * torch.randn(shape, generator=chance) + 0.3)
+from .fixtures import random_tensor
 
 
 def _parameters(module, wanted: dict[str, tuple]) -> None:
@@ -46,18 +40,18 @@ def _parameters(module, wanted: dict[str, tuple]) -> None:
 
 
 def rows_of_different_size():
-    x = _random(1, 2, 5, 6)
+    x = random_tensor(1, 2, 5, 6)
     x = x * torch.tensor([[0.003], [1.0], [40.0], [0.2], [7.0]])
     x[1, 2] = 0.0
     return x, 1e-5
 
 
 def another_epsilon():
-    return _random(2, 3, 4, scale=0.1), 1e-2
+    return random_tensor(2, 3, 4, scale=0.1), 1e-2
 
 
 def large_numbers_in_float16():
-    x = 200 * _random(3, 2, 3, 5)
+    x = 200 * random_tensor(3, 2, 3, 5)
     return x.half(), 1e-5
 
 
@@ -275,11 +269,11 @@ RMS_NORM = Exercise(
 
 
 def tokens_of_two_texts():
-    return 6, 11, _random(4, 2, 5, 6, scale=1.5)
+    return 6, 11, random_tensor(4, 2, 5, 6, scale=1.5)
 
 
 def narrow_hidden():
-    return 7, 3, _random(5, 4, 7, scale=2.0)
+    return 7, 3, random_tensor(5, 4, 7, scale=2.0)
 
 
 @torch.no_grad()
@@ -289,7 +283,7 @@ def _run_feed_forward(candidate, dim, hidden, x):
     shapes = {"w1.weight": (hidden, dim), "w2.weight": (dim, hidden), "w3.weight": (hidden, dim)}
     _parameters(module, shapes)
     for seed, (name, shape) in enumerate(shapes.items()):
-        module.get_parameter(name).copy_(_random(40 + seed, *shape) / 2)
+        module.get_parameter(name).copy_(random_tensor(40 + seed, *shape) / 2)
     return module(x)
 
 
@@ -428,16 +422,16 @@ def _block(seed: int) -> Block:
         torch.manual_seed(seed)
         block = Block(config)
         for name, p in block.named_parameters():
-            p.data = _random(seed + len(name), *p.shape) / (1 if p.dim() == 1 else 3)
+            p.data = random_tensor(seed + len(name), *p.shape) / (1 if p.dim() == 1 else 3)
     return block.requires_grad_(False)
 
 
 def a_whole_text_at_once():
-    return _block(50), _random(51, 2, 7, 12), (7,)
+    return _block(50), random_tensor(51, 2, 7, 12), (7,)
 
 
 def a_text_in_two_pieces_with_a_cache():
-    return _block(52), _random(53, 2, 7, 12, scale=3.0), (4, 3)
+    return _block(52), random_tensor(53, 2, 7, 12, scale=3.0), (4, 3)
 
 
 @torch.no_grad()
@@ -659,13 +653,13 @@ BLOCK = Exercise(
 
 
 def tokens_with_a_mean():
-    x = _random(6, 2, 3, 5) + torch.tensor([[4.0], [-2.0], [0.0]])
+    x = random_tensor(6, 2, 3, 5) + torch.tensor([[4.0], [-2.0], [0.0]])
     x[0, 1] = 3.0                                     # no spread at all
-    return x, _random(7, 5), _random(8, 5), 1e-5
+    return x, random_tensor(7, 5), random_tensor(8, 5), 1e-5
 
 
 def tiny_tokens():
-    return _random(9, 4, 6, scale=0.004), _random(10, 6), _random(11, 6), 1e-5
+    return random_tensor(9, 4, 6, scale=0.004), random_tensor(10, 6), random_tensor(11, 6), 1e-5
 
 
 def _layer_norm(center, spread, finish=None):
@@ -982,13 +976,13 @@ WIDEST_HIDDEN = Exercise(
 
 
 def two_texts():
-    return _random(12, 2, 5, 6) * torch.tensor([[1.0], [3.0], [0.2], [30.0], [2.0]]), _random(13, 6)
+    return random_tensor(12, 2, 5, 6) * torch.tensor([[1.0], [3.0], [0.2], [30.0], [2.0]]), random_tensor(13, 6)
 
 
 def one_text_with_a_token_of_zeros():
-    x = _random(14, 7, 4, scale=5.0)
+    x = random_tensor(14, 7, 4, scale=5.0)
     x[3] = 0.0
-    return x, _random(15, 4)
+    return x, random_tensor(15, 4)
 
 
 def _tokens_normed(divisor, scale=lambda n, weight: n * weight):

@@ -24,13 +24,7 @@ from minimistral.train import (
 )
 
 from ..exercises import Exercise, Hint, Misconception
-
-
-def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
-    """Numbers without a zero mean, whose rows differ in size."""
-    chance = torch.Generator().manual_seed(seed)
-    rows = 0.5 + torch.rand((*shape[:-1], 1), generator=chance)
-    return scale * (rows * torch.randn(shape, generator=chance) + 0.3)
+from .fixtures import random_tensor
 
 
 # ---------------------------------------------------------------- piece: next_token_nats
@@ -38,18 +32,18 @@ def _random(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
 
 def two_rows_of_five_targets():
     targets = torch.tensor([[3, 0, IGNORE, 6, 2], [IGNORE, 5, 1, IGNORE, IGNORE]])
-    return _random(1, 2, 5, 7), targets
+    return random_tensor(1, 2, 5, 7), targets
 
 
 def very_sure_logits():
     targets = torch.tensor([[4, IGNORE, 2], [1, 0, 3], [IGNORE, 2, 2], [0, 4, IGNORE]])
-    return _random(2, 4, 3, 5, scale=90.0), targets
+    return random_tensor(2, 4, 3, 5, scale=90.0), targets
 
 
 def a_row_without_targets():
     targets = torch.full((3, 4), IGNORE)
     targets[1] = torch.tensor([2, 8, 0, 5])
-    return _random(3, 3, 4, 9), targets
+    return random_tensor(3, 3, 4, 9), targets
 
 
 def _nats_and_gradient(candidate, logits, targets):
@@ -888,11 +882,11 @@ STEP = Exercise(
 
 
 def a_long_gradient():
-    return [_random(7, 3, 5), _random(8, 4), _random(9, 2, 2, 3, scale=4.0)], 1.5
+    return [random_tensor(7, 3, 5), random_tensor(8, 4), random_tensor(9, 2, 2, 3, scale=4.0)], 1.5
 
 
 def a_short_gradient():
-    return [_random(10, 2, 3, scale=0.05), _random(11, 5, scale=0.02)], 2.0
+    return [random_tensor(10, 2, 3, scale=0.05), random_tensor(11, 5, scale=0.02)], 2.0
 
 
 def a_gradient_of_zeros():
@@ -1012,19 +1006,19 @@ CLIP = Exercise(
 
 
 def the_first_step():
-    w = _random(12, 3, 4)
-    return w, _random(13, 3, 4), torch.zeros(3, 4), torch.zeros(3, 4), 1, 0.02, 0.1
+    w = random_tensor(12, 3, 4)
+    return w, random_tensor(13, 3, 4), torch.zeros(3, 4), torch.zeros(3, 4), 1, 0.02, 0.1
 
 
 def the_seventh_step():
-    w = _random(14, 2, 5)
-    return (w, _random(15, 2, 5, scale=0.01), _random(16, 2, 5, scale=0.1),
-            _random(17, 2, 5).square() * 0.03, 7, 0.003, 0.4)
+    w = random_tensor(14, 2, 5)
+    return (w, random_tensor(15, 2, 5, scale=0.01), random_tensor(16, 2, 5, scale=0.1),
+            random_tensor(17, 2, 5).square() * 0.03, 7, 0.003, 0.4)
 
 
 def a_tiny_gradient():
-    w = _random(18, 6)
-    return w, _random(19, 6, scale=1e-7), torch.zeros(6), torch.zeros(6), 2, 0.5, 0.05
+    w = random_tensor(18, 6)
+    return w, random_tensor(19, 6, scale=1e-7), torch.zeros(6), torch.zeros(6), 2, 0.5, 0.05
 
 
 def _adamw(b1=0.9, b2=0.95, eps=1e-8, correct=(True, True), eps_inside=False, root=True,

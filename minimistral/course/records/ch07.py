@@ -14,35 +14,26 @@ from minimistral.config import MODELS, ModelConfig, cache_bytes_per_token
 
 from ..chapters.ch07_shared_heads import largest_stored
 from ..exercises import Exercise, Hint, Misconception
-
-
-def _random(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Tensors without zero means, whose rows differ in size."""
-    chance = torch.Generator().manual_seed(seed)
-    made = []
-    for shape in shapes:
-        rows = 0.5 + torch.rand((*shape[:-1], 1), generator=chance)
-        made.append(rows * torch.randn(shape, generator=chance) + 0.3)
-    return tuple(made)
+from .fixtures import random_tensors
 
 
 # ---------------------------------------------------------------- piece: repeat_heads
 
 
 def three_heads_four_times():
-    return (*_random(1, (2, 5, 3, 6)), 4)
+    return (*random_tensors(1, (2, 5, 3, 6)), 4)
 
 
 def five_heads_twice():
-    return (*_random(2, (3, 7, 5, 4)), 2)
+    return (*random_tensors(2, (3, 7, 5, 4)), 2)
 
 
 def one_head_six_times():
-    return (*_random(3, (2, 5, 1, 4)), 6)
+    return (*random_tensors(3, (2, 5, 1, 4)), 6)
 
 
 def three_heads_once():
-    return (*_random(4, (2, 4, 3, 6)), 1)
+    return (*random_tensors(4, (2, 4, 3, 6)), 1)
 
 
 def _cut(wide, x):
@@ -149,12 +140,12 @@ REPEAT_HEADS = Exercise(
 
 
 def twelve_heads_on_three():
-    q, k, v = _random(5, (2, 5, 12, 6), (2, 7, 3, 6), (2, 7, 3, 6))
+    q, k, v = random_tensors(5, (2, 5, 12, 6), (2, 7, 3, 6), (2, 7, 3, 6))
     return q, k, v, causal(torch.arange(2, 7), torch.arange(7))
 
 
 def ten_heads_on_five_with_a_mask_for_each_text():
-    q, k, v = _random(6, (3, 4, 10, 4), (3, 9, 5, 4), (3, 9, 5, 4))
+    q, k, v = random_tensors(6, (3, 4, 10, 4), (3, 9, 5, 4), (3, 9, 5, 4))
     mask = torch.rand(3, 4, 9, generator=torch.Generator().manual_seed(7)) < 0.6
     mask[..., 2] = True
     mask[1, 3] = False  # a query that may see nothing
@@ -162,12 +153,12 @@ def ten_heads_on_five_with_a_mask_for_each_text():
 
 
 def six_heads_on_one():
-    q, k, v = _random(8, (2, 5, 6, 4), (2, 7, 1, 4), (2, 7, 1, 4))
+    q, k, v = random_tensors(8, (2, 5, 6, 4), (2, 7, 1, 4), (2, 7, 1, 4))
     return q, k, v, causal(torch.arange(2, 7), torch.arange(7))
 
 
 def three_heads_of_their_own():
-    q, k, v = _random(9, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
+    q, k, v = random_tensors(9, (2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4))
     return q, k, v, causal(torch.arange(2, 7), torch.arange(7))
 
 
@@ -631,14 +622,14 @@ SPREAD_HEADS = Exercise(
 
 
 def one_new_token_of_two_texts():
-    q, k, v = _random(10, (2, 1, 12, 6), (2, 17, 3, 6), (2, 17, 3, 6))
+    q, k, v = random_tensors(10, (2, 1, 12, 6), (2, 17, 3, 6), (2, 17, 3, 6))
     mask = torch.ones(2, 1, 17, dtype=torch.bool)
     mask[1, :, 11:] = False  # the second text is shorter
     return q, k, v, mask
 
 
 def a_chunk_of_three_tokens():
-    q, k, v = _random(11, (2, 3, 10, 8), (2, 9, 5, 8), (2, 9, 5, 8))
+    q, k, v = random_tensors(11, (2, 3, 10, 8), (2, 9, 5, 8), (2, 9, 5, 8))
     return q, k, v, causal(torch.arange(6, 9), torch.arange(9))
 
 
@@ -796,12 +787,12 @@ WITHOUT_COPIES = Exercise(
 
 
 def nine_tokens_one_by_one():
-    q, k, v = _random(12, (2, 9, 12, 6), (2, 9, 3, 6), (2, 9, 3, 6))
+    q, k, v = random_tensors(12, (2, 9, 12, 6), (2, 9, 3, 6), (2, 9, 3, 6))
     return q, k, v, (1,) * 9
 
 
 def a_prompt_and_then_single_tokens():
-    q, k, v = _random(13, (3, 7, 10, 4), (3, 7, 5, 4), (3, 7, 5, 4))
+    q, k, v = random_tensors(13, (3, 7, 10, 4), (3, 7, 5, 4), (3, 7, 5, 4))
     return q, k, v, (1, 1, 2, 3)
 
 
@@ -975,12 +966,12 @@ LOOK_AND_KEEP = Exercise(
 
 
 def twelve_heads_in_turn_on_three():
-    wq, wo = _random(14, (72, 10), (10, 72))
+    wq, wo = random_tensors(14, (72, 10), (10, 72))
     return wq, wo, 12, 3
 
 
 def ten_heads_in_turn_on_five():
-    wq, wo = _random(15, (40, 14), (14, 40))
+    wq, wo = random_tensors(15, (40, 14), (14, 40))
     return wq, wo, 10, 5
 
 
@@ -1124,15 +1115,15 @@ REORDER_QUERIES = Exercise(
 
 
 def six_heads_into_two():
-    return (*_random(16, (30, 14)), 6, 2)
+    return (*random_tensors(16, (30, 14)), 6, 2)
 
 
 def twelve_heads_into_three():
-    return (*_random(17, (48, 10)), 12, 3)
+    return (*random_tensors(17, (48, 10)), 12, 3)
 
 
 def four_heads_into_one():
-    return (*_random(18, (24, 9)), 4, 1)
+    return (*random_tensors(18, (24, 9)), 4, 1)
 
 
 def _pooled(merge):
