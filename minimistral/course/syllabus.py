@@ -227,7 +227,7 @@ def readme_table() -> str:
 TEACHING_MODULES = (
     "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "cleaning",
     "train", "sampling", "generate", "cache", "moe", "checkpoint", "engine", "quantize", "lora",
-    "instruct",
+    "questions", "instruct",
 )
 
 # module -> {definition: chapter that shows it}
@@ -298,6 +298,25 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10, "rotary_heads": 10,
         "load_model": 10, "find_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
         "unstack": 10, "save_model": 10, "as_hf": 10,
+    },
+    "quantize": {
+        "quantize": 12, "dequantize": 12, "pack": 12, "unpack": 12, "QuantizedLinear": 12,
+        "fast_int8": 12, "fast_int8_fits": 12, "agrees": 12, "fast_int4": 12, "Int4Linear": 12,
+        "use_kernels": 12, "layers_to_quantize": 12, "quantize_model": 12,
+    },
+    "lora": {
+        "LoRALinear": 13, "adapted": 13, "matrices": 13, "add_lora": 13, "replace_module": 13,
+        "remove_lora": 13, "merge_lora": 13, "save_adapter": 13, "load_adapter": 13,
+    },
+    "questions": {
+        "Question": 13, "ask": 13, "ask_who": 13, "ask_where": 13, "ask_person": 13,
+        "ask_untold": 13, "ask_retell": 13, "says_all": 13, "ask_end": 13, "sentence_of": 13,
+        "ask_many": 13, "shared": 13, "is_right": 13,
+    },
+    "instruct": {
+        "check_conversation": 13, "place_system": 13, "encode_chat": 13, "between": 13,
+        "answer_rows": 13, "tuning_batch": 13, "fine_tune": 13, "answers": 13, "option_nats": 13,
+        "last_answer": 13, "score_interval": 13,
     },
 }
 
