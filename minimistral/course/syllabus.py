@@ -149,7 +149,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         11, "gpu_inference", "GPU inference",
         "What limits the speed of a model that writes one token at a time?",
-        ("engine",), 45, 110, (8, 10),
+        ("devices", "fast_model", "engine", "speculative"), 45, 110, (8, 10),
         (Headline(12, "Six times the inference speed of Llama 2 70B."),),
     ),
     Chapter(
@@ -226,8 +226,8 @@ def readme_table() -> str:
 
 TEACHING_MODULES = (
     "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "cleaning",
-    "train", "sampling", "generate", "cache", "moe", "checkpoint", "engine", "quantize", "lora",
-    "questions", "instruct",
+    "train", "sampling", "generate", "cache", "moe", "checkpoint", "devices", "fast_model",
+    "engine", "speculative", "quantize", "lora", "questions", "instruct",
 )
 
 # module -> {definition: chapter that shows it}
@@ -298,6 +298,20 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10, "rotary_heads": 10,
         "load_model": 10, "find_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
         "unstack": 10, "save_model": 10, "as_hf": 10,
+    },
+    "devices": {
+        "pick_device": 11, "pick_dtype": 11, "gives_the_same_as_the_cpu": 11,
+        "describe_device": 11, "processor_name": 11, "memory_explained": 11,
+    },
+    "fast_model": {
+        "product": 11, "join_weights": 11, "Joint": 11, "is_plain": 11, "Visit": 11, "Ring": 11,
+        "attend_to_slots": 11, "FastBlock": 11, "FastSwiGLU": 11, "FastExperts": 11,
+        "gathered_experts": 11, "one_expert": 11, "stacked_experts": 11, "FastModel": 11,
+    },
+    "engine": {
+        "Stepper": 11, "fastest_step": 11, "say": 11, "compiled_step": 11, "Recording": 11,
+        "check_engine": 11, "Seat": 11, "Places": 11, "advance": 11, "room_for": 11,
+        "Engine": 11, "write_all": 11,
     },
     "quantize": {
         "quantize": 12, "dequantize": 12, "pack": 12, "unpack": 12, "QuantizedLinear": 12,

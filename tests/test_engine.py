@@ -1,0 +1,333 @@
+"""The engine against the plain path: the same texts, from fixed shapes, in shared places."""
+
+import pytest
+import torch
+
+import minimistral.engine as engine_module
+from minimistral import devices
+from minimistral.config import ModelConfig, MoEConfig
+from minimistral.engine import Engine
+from minimistral.fast_model import (FastExperts, FastModel, attend_to_slots,
+                                    gathered_experts, join_weights, product, stacked_experts)
+from minimistral.attention import plain_attend
+from minimistral.generate import generate, stream
+from minimistral.model import Transformer
+from minimistral.moe import MoE
+
+# Longer than the ring, of one token, and more of them than places.
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [5], list(range(30, 61)), [7, 8, 9, 10], [3, 3]]
+SHAPES = {
+    "dense": {}, "all heads": {"n_kv_heads": 6}, "one shared head": {"n_kv_heads": 1},
+    "window 1": {"sliding_window": 1}, "window 5": {"sliding_window": 5},
+    "pattern": {"sliding_window": (None, 4)}, "mixture": {"moe": MoEConfig(5, 2)},
+    "mixture with window": {"moe": MoEConfig(4, 3), "sliding_window": 7},
+    "tied": {"tied_embeddings": True}, "large window": {"sliding_window": 50},
+}
+SAMPLINGS = [{}, {"stop_ids": range(5, 40)}, {"temperature": 1.2, "seed": 3},
+             {"temperature": 1.0, "top_p": 0.8, "top_k": 20, "seed": 5, "stop_ids": range(20)}]
+
+
+def lively(seed=7, **shape) -> Transformer:
+    """A model with random weights large enough that its choices vary."""
+    torch.manual_seed(seed)
+    numbers = dict(dim=48, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=10, hidden_dim=40,
+                   vocab_size=97) | shape
+    model = Transformer(ModelConfig(**numbers))
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return model
+
+
+def plain_engine(model, batch_size=1, max_length=None, **options) -> Engine:
+    return Engine(model, batch_size, max_length, compile=False, **options)
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def model(request):
+    return lively(**SHAPES[request.param])
+
+
+# ------------------------------------------------------------ the same texts
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: "-".join(s) or "greedy")
+def test_the_engine_writes_what_the_plain_path_writes(model, sampling):
+    expected = generate(model, PROMPTS, 25, **sampling)
+    assert plain_engine(model, 3, chunk=7).generate(PROMPTS, 25, **sampling) == expected
+    alone = plain_engine(model)
+    for prompt, row in zip(PROMPTS[:2], expected):
+        assert list(alone.stream(prompt, 25, **sampling)) == row      # a second prompt too
+        sampling = sampling | ({"seed": sampling["seed"] + 1} if "seed" in sampling else {})
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9, 512])
+def test_read_in_chunks_or_whole(model, chunk):
+    whole = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        expected = model(whole)[0, -1]
+    found = plain_engine(model, 2, chunk=chunk).read(1, PROMPTS[2])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_of_several_tokens_is_as_many_steps_of_one(model):
+    ids = PROMPTS[2][:20]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+        fast = FastModel(model, 2, spare=4)
+        found = [fast.forward(torch.tensor([ids[i:i + 5]] * 2),
+                              torch.tensor([[*range(i, i + 5)], [-1] * 5]))[0]
+                 for i in range(0, 20, 5)]
+    torch.testing.assert_close(torch.cat(found, dim=1)[0], expected, rtol=1e-4, atol=1e-5)
+    assert all((ring.positions[1] == -1).all() for ring in fast.rings.values())
+
+
+def test_what_is_taken_back_was_never_there(model):
+    """After tokens were taken back the model goes on as if they had not been."""
+    ids = PROMPTS[2]
+    fast = FastModel(model, 1, spare=3)
+
+    def run(tokens, start):
+        positions = torch.arange(start, start + len(tokens))[None]
+        return fast.forward(torch.tensor([tokens]), positions)[0]
+
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+        for i in range(0, len(ids)):
+            run([90, 91, 92, 93], i)
+            fast.forget(0, i)
+            found = run([ids[i]], i)
+            torch.testing.assert_close(found[0, 0], expected[i], rtol=1e-4, atol=1e-5)
+
+
+def test_places_come_and_go_while_others_write(model):
+    together = plain_engine(model, 2)
+    first = together.admit(PROMPTS[0])
+    written = {first: [together.step()[first] for _ in range(3)]}
+    second = together.admit(PROMPTS[1], temperature=0.9, seed=4, max_new_tokens=5)
+    written[second] = []
+    with pytest.raises(ValueError, match="all 2 places are taken"):
+        together.admit([1])
+    while second in together.seats:
+        for place, token in together.step().items():
+            written[place] += [] if token is None else [token]
+    third = together.admit(PROMPTS[2])
+    assert third == second
+    more = [together.step() for _ in range(6)]
+    assert written[first] + [m[first] for m in more] == generate(model, PROMPTS[0], 15)
+    assert written[second] == generate(model, PROMPTS[1], 5, temperature=0.9, seed=4)
+    assert [m[third] for m in more] == generate(model, PROMPTS[2], 6)
+    together.release(first)
+    with pytest.raises(ValueError, match="free already"):
+        together.release(first)
+    assert set(together.step()) == {third}
+    together.release(third)
+    assert together.step() == {}
+
+
+def test_a_stream_that_is_dropped_frees_its_place():
+    engine = plain_engine(lively())
+    begun = engine.stream([1, 2], 10)
+    next(begun)
+    assert engine.seats
+    begun.close()
+    assert not engine.seats
+    assert engine.generate([1, 2], 4) == generate(engine.fast.model, [1, 2], 4)
+
+
+# ------------------------------------------------------------ its parts
+
+
+def test_products_of_one_row():
+    g = torch.Generator().manual_seed(0)
+    for rows in (6, 7):
+        weight, x = torch.randn(rows, 5, generator=g), torch.randn(1, 1, 5, generator=g)
+        torch.testing.assert_close(product(x, weight), x @ weight.T)
+        torch.testing.assert_close(product(x[0, 0], weight), weight @ x[0, 0])
+
+
+def test_joined_weights_add_no_memory_and_stay_the_models():
+    model = lively()
+    attention = model.layers[0].attention
+    before = [w.weight.clone() for w in (attention.wq, attention.wk, attention.wv)]
+    joint = join_weights([attention.wq, attention.wk, attention.wv])
+    assert torch.equal(joint, torch.cat(before))
+    assert join_weights([attention.wq, attention.wk, attention.wv]).data_ptr() == joint.data_ptr()
+    assert attention.wk.weight.untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state["layers.0.attention.wk.weight"] += 1
+    model.load_state_dict(state)
+    assert torch.equal(joint[60:80], before[1] + 1)                    # H * D = 60 rows before
+
+
+def test_attention_to_slots_is_plain_attention():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, h, 4, generator=g) for n, h in ((3, 6), (5, 2), (5, 2)))
+    mask = torch.rand(2, 3, 5, generator=g) > 0.4
+    mask[0, 1] = False                                                 # sees nothing: zeros
+    found = attend_to_slots(q, k.transpose(1, 2), v.transpose(1, 2), mask)
+    torch.testing.assert_close(found, plain_attend(q, k, v, mask))
+    assert not found[0, 1].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 2, 3, 16, 80])
+def test_each_way_of_a_mixture_is_the_plain_one(tokens):
+    torch.manual_seed(tokens)
+    moe = MoE(12, 20, MoEConfig(5, 2))
+    x = torch.randn(1, tokens, 12)
+    expected = moe(x)
+    fast = FastExperts(moe)
+    torch.testing.assert_close(fast(x), expected)
+    weights, chosen = engine_route(moe, x)
+    for way in (gathered_experts, stacked_experts):
+        found = way(fast.w13, fast.w2, x.flatten(0, 1), weights, chosen)
+        torch.testing.assert_close(found.view_as(x), expected)
+
+
+def engine_route(moe, x):
+    from minimistral.moe import route
+    return route(moe.gate(x.flatten(0, 1)), moe.k)
+
+
+class Scaled(torch.nn.Module):
+    """A layer that is no nn.Linear, as a quantized one is none."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.kept = torch.nn.Parameter(linear.weight.detach() * 2)
+
+    def forward(self, x):
+        return x @ (self.kept / 2).T
+
+
+@pytest.mark.parametrize("moe", [None, MoEConfig(5, 2)], ids=["dense", "mixture"])
+def test_layers_of_another_kind_are_called_as_they_are(moe):
+    model = lively(moe=moe, sliding_window=6)
+    expected = generate(model, PROMPTS, 12)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear and name != "gate":
+                setattr(module, name, Scaled(child))
+    assert plain_engine(model, 2).generate(PROMPTS, 12) == expected
+
+
+# ------------------------------------------------------------ compiled, and not
+
+
+def test_compiled_is_eager(tmp_path, capsys):
+    model = lively(moe=MoEConfig(5, 2), sliding_window=6)
+    engine = Engine(model, batch_size=2, compile=True)
+    assert "compiling the step for 2 x 1" in capsys.readouterr().err
+    assert engine.describe()["steps"] == "1 x 1: compiled, 2 x 1: compiled"
+    for sampling in SAMPLINGS[1:3]:
+        expected = generate(model, PROMPTS, 20, **sampling)
+        assert engine.generate(PROMPTS, 20, **sampling) == expected
+    assert engine.generate(PROMPTS[2], 20) == generate(model, PROMPTS[2], 20)
+
+
+@pytest.mark.parametrize("when", ["at once", "at the first step"])
+def test_a_compiler_that_fails_is_told_once(monkeypatch, when, recwarn):
+    def broken(*args, **options):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(engine_module.torch, "compile",
+                        broken if when == "at once" else lambda *a, **k: broken)
+    model = lively()
+    engine = Engine(model, batch_size=1, progress=False)
+    assert engine.generate(PROMPTS, 8) == generate(model, PROMPTS, 8)
+    told = [str(w.message) for w in recwarn if "torch.compile failed" in str(w.message)]
+    assert len(told) == 1 and "no C++ compiler; compile=False" in told[0]
+    assert engine.describe()["steps"] == "1 x 1: eager"
+    with pytest.raises(RuntimeError, match="no C"):
+        Engine(model, compile=True, progress=False)
+
+
+def test_bfloat16_is_close_and_counts_half():
+    model = lively(sliding_window=9)
+    wide = plain_engine(model)
+    expected, bytes_before = wide.read(0, PROMPTS[2]), wide.fast.nbytes
+    engine = plain_engine(model, dtype="bfloat16")
+    found = engine.read(0, PROMPTS[2])
+    assert engine.dtype == model.tok_embeddings.weight.dtype == torch.bfloat16
+    assert engine.fast.nbytes == bytes_before // 2
+    assert found.dtype == torch.float32
+    # bfloat16 keeps 8 bits: two layers of logits of size 1 differ by a few hundredths
+    assert 0 < (found - expected).abs().max() < 0.15
+    assert len(engine.generate(PROMPTS, 5)) == len(PROMPTS)
+
+
+# ------------------------------------------------------------ wrong arguments
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"batch_size": 0}, "batch_size=0"), ({"chunk": 0}, "chunk=0"), ({"spare": -1}, "spare=-1"),
+    ({"max_length": 0}, "max_length=0"), ({"compile": "yes"}, "compile='yes'"),
+    ({"dtype": "float8"}, "float8.*float32, bfloat16.*quantize"),
+    ({"device": "tpu"}, "'tpu' is unknown"), ({"device": "cuda:77"}, "cuda:77.*not there"),
+])
+def test_a_wrong_argument_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        Engine(lively(), **options)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda e: e.generate([], 3), "empty"), (lambda e: e.generate([[1], [97]], 3), "0..96"),
+    (lambda e: e.generate([1], 3, temperature=-1), "temperature=-1"),
+    (lambda e: e.generate([1], -1), "max_new_tokens=-1"),
+    (lambda e: e.generate([1] * 8, 6), "8 and 6 new tokens.*12 positions.*max_length"),
+    (lambda e: e.admit([1] * 13), "13 and 1 new"),
+])
+def test_a_wrong_call_is_named_and_leaves_the_engine_free(call, words):
+    engine = plain_engine(lively(), max_length=12)
+    with pytest.raises(ValueError, match=words.replace("..9", r"\.\.9")):
+        call(engine)
+    assert not engine.seats
+    assert len(engine.generate([1] * 8, 5)) == 5                       # just fits
+
+
+def test_nan_is_said():
+    model = lively()
+    model.norm.weight.data[3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        plain_engine(model).generate([1, 2], 3)
+
+
+def test_out_of_memory_is_told_with_the_estimate(monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB")
+
+    monkeypatch.setattr(engine_module, "FastModel", full)
+    with pytest.raises(MemoryError, match=r"weights take 0.00 GB.*batch_size or max_length"):
+        plain_engine(lively())
+
+
+# ------------------------------------------------------------ devices
+
+
+def test_the_description_says_what_is_used():
+    about = plain_engine(lively(), batch_size=2).describe()
+    assert about["device"] == "cpu" and about["dtype"] == "float32"
+    assert "threads" in about["name"] and about["steps"] == "1 x 1: eager, 2 x 1: eager"
+    assert devices.describe_device("auto", "bfloat16")["dtype"] == "bfloat16"
+
+
+def test_the_self_test_passes_here_and_would_notice(monkeypatch):
+    assert devices.gives_the_same_as_the_cpu("cpu")
+    calls = []
+
+    def wrong_on_the_device(x, *rest):
+        calls.append(1)
+        return x.sigmoid() * x if len(calls) > 1 else x.sigmoid()      # the device comes first
+
+    monkeypatch.setattr(devices.F, "silu", wrong_on_the_device)
+    assert not devices.gives_the_same_as_the_cpu("cpu")
+
+
+def test_a_mac_that_fails_the_self_test_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "gives_the_same_as_the_cpu", lambda device: False)
+    assert devices.pick_device().type == "cpu"
+    with pytest.warns(UserWarning, match="do not trust"):
+        assert devices.pick_device("mps").type == "mps"
