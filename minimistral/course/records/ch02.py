@@ -71,6 +71,11 @@ def _causal_from_the_end(query_positions, key_positions):
     return torch.ones(shape, dtype=torch.bool).tril(shape[-1] - shape[-2])
 
 
+def _causal_by_length(query_positions, key_positions):
+    shape = (query_positions.shape[-1], key_positions.shape[-1])
+    return torch.ones(shape, dtype=torch.bool).tril()
+
+
 def _causal_upper(query_positions, key_positions):
     shape = (*query_positions.shape, key_positions.shape[-1])
     return torch.ones(shape, dtype=torch.bool).triu()
@@ -107,6 +112,9 @@ CAUSAL = Exercise(
         Misconception("index instead of position", _causal_by_index,
             "A triangle by row and column number. When the queries start later in the text, "
             "they see too little. Compare the positions themselves."),
+        Misconception("a triangle from the lengths alone", _causal_by_length,
+            "A triangle from the lengths alone: the same for every text and every chunk. The "
+            "numbers in the positions are never read. Compare them."),
         Misconception("triangle shifted to the end", _causal_from_the_end,
             "Right while the keys stand in order. Keys may come in any order, each with its "
             "position. Compare the positions, not the places in the table."),
@@ -256,6 +264,21 @@ def _attend_minus_a_billion(q, k, v, mask):
     return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
+def _attend_mask_as_it_is(q, k, v, mask):
+    q, k, values = (x.transpose(1, 2).float() for x in (q, k, v))
+    scores = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).masked_fill(~mask, -INF)
+    return (torch.nan_to_num(scores.softmax(-1)) @ values).transpose(1, 2).to(v.dtype)
+
+
+def _attend_axis_counted_from_the_left(q, k, v, mask):
+    return _attend_mask_as_it_is(q, k, v, mask.unsqueeze(1))
+
+
+def _attend_heads_not_moved(q, k, v, mask):
+    scores = q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ v.float()).to(v.dtype)
+
+
 def _divided_by(size):
     return lambda scores, q, k: scores / size(q, k)
 
@@ -372,6 +395,16 @@ ATTEND = Exercise(
         Misconception("heads cut by view", _attend_heads_by_view,
             "Shapes fit, but tokens and heads are mixed: the numbers were cut anew without "
             "swapping the two axes. Swap axes; reshaping does not."),
+        Misconception("mask without an axis for the heads", _attend_mask_as_it_is,
+            "One mask for all texts works. With a mask for each text, (B, T, S), its first axis "
+            "meets the heads. It needs an axis for the heads."),
+        Misconception("mask's new axis counted from the left",
+            _attend_axis_counted_from_the_left,
+            "A mask for each text works. A mask of shape (T, S) got its new axis between "
+            "queries and keys. Count the place from the right."),
+        Misconception("heads not brought to the front", _attend_heads_not_moved,
+            "The last two axes of q and k are heads and numbers, so heads would look at heads. "
+            "First bring the heads in front of the tokens."),
         Misconception("heads and queries not swapped back", _looks(
                 mix=lambda w, k, v: torch.einsum("bhts,bshd->bhtd", w, v)),
             "The result still has the heads before the queries. It must have the shape of q: "
@@ -459,6 +492,13 @@ STABLE_SOFTMAX = Exercise(
         Misconception("one maximum for all rows", _normalised(lambda x: (x - x.max()).exp()),
             "A row of small scores becomes 0 over 0: the maximum was that of another row. "
             "Each row has a maximum of its own."),
+        Misconception("maximum without its axis",
+            lambda x: (x - x.amax(-1)).exp(),
+            "The maximum lost the last axis, so a row no longer meets its own maximum. Keep "
+            "that axis, with size 1."),
+        Misconception("maximum with its places", lambda x: x - x.max(dim=-1, keepdim=True),
+            "Along an axis, max gives two things: the largest values and their places. Only "
+            "the values can be subtracted."),
         Misconception("maximum of the columns",
             _normalised(lambda x: (x - x.amax(-2, keepdim=True)).exp()),
             "The maximum was taken down the columns, so the rows change. Everything in one "
@@ -608,6 +648,10 @@ EFFECTIVE_KEYS = Exercise(
         Misconception("zero times minus infinity", lambda w: (-(w * w.log()).sum(-1)).exp(),
             "NaN wherever a weight is 0: zero times minus infinity. A key without weight adds "
             "nothing to the sum."),
+        Misconception("not a number, replaced at the end",
+            lambda w: torch.nan_to_num((-(w * w.log()).sum(-1)).exp()),
+            "0 keys wherever one weight is 0: the whole sum was lost before you replaced it. "
+            "Treat the zero weights before the sum."),
         Misconception("entropy, not its exponential", _entropy,
             "That is the entropy in nats: 0 for one key. The question was for a number of "
             "keys: 1 for one key. One step is missing."),
@@ -682,20 +726,38 @@ def one_piece_only():
     return q, [(k, v)]
 
 
+def _pieces_at(seed, levels):
+    """Pieces of 2, 4 and 1 keys; the scores of each head lie around its level."""
+    q, k, v = random_tensors(seed, (3, 4), (7, 3, 4), (7, 3, 4))
+    to_level = q / (q * q).sum(-1, keepdim=True) * math.sqrt(q.shape[-1])
+    k = k + torch.tensor(levels)[:, None] * to_level
+    return q, list(zip(k.split([2, 4, 1]), v.split([2, 4, 1])))
+
+
+def scores_far_below_zero():
+    return _pieces_at(22, [-150.0, -160.0, -155.0])
+
+
+def heads_of_different_size():
+    return _pieces_at(23, [60.0, 0.0, -60.0])
+
+
 def _scores(q, k):
     return torch.einsum("hd,shd->hs", q, k) / math.sqrt(q.shape[-1])
 
 
 def _stream(q, pieces, *, rescale_sum=True, rescale_mix=True, keep_best=True, shift=True,
-            scale=True):
-    best = torch.full(q.shape[:1], -1e30)                             # (H,)
+            scale=True, start=-1e30, one_best=False, turned=False):
+    best = torch.full(q.shape[:1], start)                             # (H,)
     total, mixed = torch.zeros(q.shape[:1]), torch.zeros(q.shape)     # (H,), (H, D)
     for k, v in pieces:
         scores = _scores(q, k) * (1 if scale else math.sqrt(q.shape[-1]))
         new = scores.amax(-1)
         new = torch.maximum(best, new) if keep_best else new
+        new = new.amax().expand_as(new) if one_best else new
         new = new if shift else torch.zeros_like(new)
         shrink = (best - new).exp() if shift else torch.ones_like(new)
+        shrink = 1 / shrink if turned else shrink
         powers = (scores - new[:, None]).exp()                        # (H, n)
         total = total * (shrink if rescale_sum else 1) + powers.sum(-1)
         mixed = mixed * (shrink[:, None] if rescale_mix else 1)
@@ -759,7 +821,8 @@ IN_PIECES = Exercise(
     title="A look that never holds all the keys", difficulty="hard", importance="useful",
     minutes=15,
     reference=_stream,
-    fixtures=(three_pieces_of_unequal_length, large_scores_that_rise_and_fall, one_piece_only),
+    fixtures=(three_pieces_of_unequal_length, large_scores_that_rise_and_fall, one_piece_only,
+              scores_far_below_zero, heads_of_different_size),
     equivalents={
         "all keys put together": _whole,
         "shares by log-sum-exp": _by_logsumexp,
@@ -788,6 +851,23 @@ IN_PIECES = Exercise(
             lambda q, pieces: _stream(q, pieces, rescale_sum=False, rescale_mix=False),
             "The first pieces count too much: they were measured against another maximum. When "
             "the maximum rises, what was gathered must shrink."),
+        Misconception("each piece with its own maximum",
+            lambda q, pieces: _stream(q, pieces, rescale_sum=False, rescale_mix=False,
+                                      keep_best=False),
+            "Each piece was measured against its own maximum, and the sums were added as if "
+            "it were one. Bring the old sums to the new maximum first."),
+        Misconception("factor turned over",
+            lambda q, pieces: _stream(q, pieces, turned=True),
+            "Everything is NaN. When the maximum rises, the factor for the old sums must be "
+            "below 1: the old maximum minus the new one, in this order."),
+        Misconception("maximum starts at 0",
+            lambda q, pieces: _stream(q, pieces, start=0.0),
+            "Scores far below zero give 0 over 0: your maximum starts at 0, and none of them "
+            "reaches it. Start lower than any score."),
+        Misconception("one maximum for all heads",
+            lambda q, pieces: _stream(q, pieces, one_best=True),
+            "A head with small scores gives 0 over 0: it was measured against another head's "
+            "maximum. Each head has a maximum of its own."),
         Misconception("only the sum rescaled",
             lambda q, pieces: _stream(q, pieces, rescale_mix=False),
             "The sum of exponentials was rescaled to the new maximum, the sum of values was "
@@ -893,6 +973,18 @@ LOOK = Exercise(
             _one_look(lambda scores: scores.softmax(-1).nan_to_num(), turn=True),
             "Now each query sees only the future. The mask was right: True means may attend. "
             "The slip is in another line."),
+        Misconception("mask turned over, softmax as it was",
+            lambda q, k, v, mask: (q @ k.T / 2).masked_fill(mask, -INF).softmax(0) @ v,
+            "The mask was right: True means may attend. Put its line back, and see along which "
+            "axis the weights sum to 1."),
+        Misconception("mask laid on its side",
+            lambda q, k, v, mask: (q @ k.T / 2).masked_fill(~mask.T, -INF).softmax(0) @ v,
+            "The mask lies on its side now: rows are queries, as in the scores. It was right "
+            "before; the slip is in another line."),
+        Misconception("weights laid on their side",
+            lambda q, k, v, mask: (q @ k.T / 2).masked_fill(~mask, -INF).softmax(0).T @ v,
+            "The columns sum to 1, but turning the table makes the keys ask. Leave rows and "
+            "columns, and let each row be shared out."),
         Misconception("scale lost", _one_look(lambda scores: scores.softmax(-1), scale=1.0),
             "The leak is gone, but so is the scale: the weights are too sharp. Divide the "
             "scores by the square root of the head size."),
@@ -923,13 +1015,13 @@ LOOK = Exercise(
 
 
 def three_heads_of_four():
-    wide = [(2, 5, 10), (10, 12), (10, 12), (10, 12), (12, 10)]
+    wide = [(2, 5, 9), (9, 12), (9, 12), (9, 12), (12, 9)]
     x, wq, wk, wv, wo = random_tensors(14, *wide, scale=0.6)
     return x, wq, wk, wv, wo, 3
 
 
 def five_heads_of_two():
-    wide = [(3, 4, 6), (6, 10), (6, 10), (6, 10), (10, 6)]
+    wide = [(3, 4, 15), (15, 10), (15, 10), (15, 10), (10, 15)]
     x, wq, wk, wv, wo = random_tensors(15, *wide, scale=0.7)
     return x, wq, wk, wv, wo, 5
 
@@ -942,12 +1034,16 @@ def _cut(x, n_heads):
     return x.reshape(x.shape[0], n_heads, x.shape[1], -1)            # wrong: (B, H, T, D)
 
 
+SWAPS = {"numbers forward": (2, 3), "numbers first": (1, 3)}
+
+
 def _heads(split=_swapped, merge="swap", scale="head", hide=True, way_back=True):
     def multi_head(x, wq, wk, wv, wo, n_heads):
         B, T, _ = x.shape
         q, k, v = (split(x @ w, n_heads) for w in (wq, wk, wv))
         size = {"head": q.shape[-1], "model": x.shape[-1], "all": wq.shape[-1],
-                "none": 1, "squared": q.shape[-1] ** 2, "share": x.shape[-1] / n_heads}[scale]
+                "none": 1, "squared": q.shape[-1] ** 2, "share": x.shape[-1] / n_heads,
+                "tokens": T, "count": n_heads}[scale]
         scores = q @ k.transpose(-2, -1) / math.sqrt(size)
         if hide:
             mask = causal(torch.arange(T), torch.arange(T))
@@ -957,6 +1053,10 @@ def _heads(split=_swapped, merge="swap", scale="head", hide=True, way_back=True)
             look = look.transpose(1, 2).reshape(B, T, -1)
         elif merge == "cut":
             look = look.reshape(B, T, -1)
+        elif merge in SWAPS:
+            look = look.transpose(*SWAPS[merge]).reshape(B, T, -1)
+        elif merge == "open":
+            look = look.transpose(1, 2)
         else:
             look = look.permute(0, 2, 3, 1).reshape(B, T, -1)
         return look @ wo if way_back else look
@@ -1006,6 +1106,12 @@ MULTI_HEAD = Exercise(
         Misconception("scaled by the width over the heads", _heads(scale="share"),
             "Nothing leaks any more. The scale divides the width of x by the number of heads; "
             "a head may have another size. Ask q for its last axis."),
+        Misconception("scaled by the number of tokens", _heads(scale="tokens"),
+            "Nothing leaks any more. The scale follows the number of tokens: that axis is the "
+            "last but one of q. The head size is the last."),
+        Misconception("scaled by the number of heads", _heads(scale="count"),
+            "Nothing leaks any more. The scale follows the number of heads, but a score is a "
+            "sum over the numbers of one head."),
         Misconception("joining repaired, scale lost", _heads(scale="none"),
             "The heads are joined well. The weights are too sharp now: the scores must be "
             "divided by the root of one head's size."),
@@ -1022,6 +1128,15 @@ MULTI_HEAD = Exercise(
         Misconception("numbers of the heads interleaved", _heads(merge="interleave"),
             "Tokens no longer mix, but the numbers of the heads are shuffled within a token. "
             "Heads stand one after the other: swap two axes only."),
+        Misconception("tokens and numbers swapped", _heads(merge="numbers forward"),
+            "The scale is right now. You swapped tokens and numbers, so tokens still mix. "
+            "Which two axes must change places, so that each token holds all its heads?"),
+        Misconception("heads and numbers swapped", _heads(merge="numbers first"),
+            "The scale is right now. You swapped heads and numbers, so tokens still do not "
+            "come first. Which axis has to stand right behind the texts?"),
+        Misconception("heads not joined", _heads(merge="open"),
+            "The heads still have an axis of their own, so the output matrix does not fit. "
+            "After the swap, join the last two axes."),
         Misconception("mask left out", _heads(hide=False),
             "Every token reads its future now. The mask was right; keep it."),
         Misconception("output matrix left out", _heads(way_back=False),
@@ -1055,7 +1170,7 @@ def _small_model(seed: int, layers: int = 3, heads: int = 6) -> Transformer:
         for weight in model.parameters():
             if weight.dim() == 2:
                 weight.data.mul_(12)  # far from the small start of training
-    return model.requires_grad_(False)
+    return model  # its weights want gradients, as those of a loaded model do
 
 
 def a_head_in_the_middle():
@@ -1066,11 +1181,11 @@ def the_first_head_of_the_last_layer():
     return _small_model(17), torch.tensor([[30, 2, 2, 11, 7, 6]]), 2, 0
 
 
-@torch.no_grad()
 def _run_switch_off(candidate, model, ids, layer, head):
     """The logits without the head, and those of the model that was handed in, afterwards."""
     silenced = candidate(model, layer, head)
-    return silenced(ids), model(ids)
+    with torch.no_grad():
+        return silenced(ids), model(ids)
 
 
 def _edited(edit, *, in_place=False):
@@ -1122,6 +1237,27 @@ def _zero_others(attention, part, head):
     kept = attention.wo.weight[:, part].clone()
     attention.wo.weight[:] = 0
     attention.wo.weight[:, part] = kept
+
+
+def _zero_without_brackets(attention, part, head):
+    attention.wo.weight[:, part.start : head + (part.stop - part.start)] = 0
+
+
+def _switch_off_while_recording(model, layer, head):
+    silent = copy.deepcopy(model)
+    size = model.config.head_dim
+    silent.layers[layer].attention.wo.weight[:, head * size : (head + 1) * size] = 0
+    return silent
+
+
+def _wrong_one_of_two(model, layer, head):
+    silent = copy.deepcopy(model)
+    _edited(_zero_columns, in_place=True)(model, layer, head)
+    return silent
+
+
+def _nothing_returned(model, layer, head):
+    _edited(_zero_columns)(model, layer, head)
 
 
 def _switch_off_by_hook(model, layer, head):
@@ -1191,6 +1327,20 @@ SWITCH_OFF = Exercise(
             lambda model, layer, head: _edited(_zero_columns)(model, layer, head + 1),
             "The neighbour of the head was silenced. Heads count from 0, so head 0 has the "
             "first columns."),
+        Misconception("the head before",
+            lambda model, layer, head: _edited(_zero_columns)(model, layer, head - 1),
+            "The columns of the head before were cleared, and for head 0 none. Heads count "
+            "from 0, so head 0 has the first columns."),
+        Misconception("brackets missing", _edited(_zero_without_brackets),
+            "Head 0 is right, the others are not: a product is computed before a sum. Look at "
+            "where the columns of the head end."),
+        Misconception("written while recording", _switch_off_while_recording,
+            "PyTorch does not let you write into a weight while it records for gradients. "
+            "Switch the recording off for that line."),
+        Misconception("the wrong one of the two", _wrong_one_of_two,
+            "The copy still has the head, and the original has lost it. Write into the copy."),
+        Misconception("nothing returned", _nothing_returned,
+            "No model came back. The function must return the copy."),
         Misconception("nothing changed", lambda model, layer, head: copy.deepcopy(model),
             "The copy gives the same numbers as the model: nothing was silenced. Was the "
             "right tensor written to, and in place?"),
@@ -1241,6 +1391,15 @@ def _logit(model, ids, answer):
     return model(ids[None])[0, -1, answer].item()
 
 
+def _log_probability(model, ids, answer):
+    return math.log(_probability(model, ids, answer))
+
+
+@torch.no_grad()
+def _batch_built_anew(model, ids, answer):
+    return model(torch.tensor([ids]))[0, -1].softmax(-1)[answer].item()
+
+
 @torch.no_grad()
 def _over_positions(model, ids, answer):
     return model(ids[None])[0, :, answer].softmax(0)[-1].item()
@@ -1269,6 +1428,20 @@ HEAD_EFFECTS = Exercise(
         Misconception("first position", _effects(
                 measure=lambda model, ids, answer: _probability(model, ids, answer, at=0)),
             "That is the prediction after the first token. The answer follows the last one."),
+        Misconception("last but one position", _effects(
+                measure=lambda model, ids, answer: _probability(model, ids, answer, at=-2)),
+            "That prediction is for the last token of ids itself. The answer comes after it: "
+            "take the prediction at the last position."),
+        Misconception("logarithms", _effects(measure=_log_probability),
+            "These are differences of logarithms. The question is about the probability "
+            "itself: a softmax, without the logarithm."),
+        Misconception("share that is lost", _effects(
+                change=lambda before, after: (before - after) / before),
+            "This is the lost share of the probability. The task asks for the fall itself: a "
+            "difference, divided by nothing."),
+        Misconception("a tensor of a tensor", _effects(measure=_batch_built_anew),
+            "The ids are a tensor already. To make them a batch of one text, add an axis in "
+            "front."),
         Misconception("ratio", _effects(change=lambda before, after: after / before),
             "This is what share is left without the head. The task asks for the fall: a "
             "difference."),
