@@ -106,6 +106,10 @@ ANGLES = Exercise(
             _angles(lambda i, D, theta: theta ** -(2.0 * i) / D),
             "Pair 0 turns too slowly. The division by the head size belongs into the exponent; "
             "a power is computed before a division. Brackets help."),
+        Misconception("product after the power",
+            _angles(lambda i, D, theta: theta ** -2 * i / D),
+            "Pair 0 does not turn at all, the others hardly. Only the 2 got into the exponent: a "
+            "power is computed before a product. Brackets around all of it."),
         Misconception("no axis for the pairs",
             lambda positions, head_dim, theta: (lambda a: (a.cos(), a.sin()))(
                 positions * theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
@@ -142,6 +146,10 @@ ANGLES = Exercise(
             _angles(lambda i, D, theta: theta ** -(2 * i // D).float()),
             "All pairs turn at the same speed: the exponents were rounded down to 0. Divide "
             "with one slash."),
+        Misconception("whole-number division below zero",
+            _angles(lambda i, D, theta: theta ** (-2 * i // D).float()),
+            "Pair 0 is right, all others turn at one and the same slow speed: their exponents "
+            "were rounded down to -1. Divide with one slash."),
         Misconception("theta fixed", _angles(lambda i, D, theta: 10_000 ** (-2 * i / D)),
             "Right for theta 10,000 only. Another model has another theta, and it comes as an "
             "argument."),
@@ -149,6 +157,14 @@ ANGLES = Exercise(
             _angles(where=lambda p: torch.arange(p.shape[-1]).expand(p.shape).float()),
             "The first token always gets angle 0. You counted the tokens of the piece; use "
             "the positions that came in, which may start anywhere."),
+        Misconception("one count for all texts",
+            _angles(where=lambda p: torch.arange(p.shape[-1]).float()),
+            "You counted the places yourself, from 0 and once for all texts. Use the positions "
+            "that came in: any start, any order, any number of texts."),
+        Misconception("a row for each pair", _angles(finish=lambda a: (
+                a.mT.cos(), a.mT.sin())),
+            "The last two axes are exchanged: a row for each pair, a column for each place. The "
+            "places come first, the pairs last."),
         Misconception("sines first", _angles(finish=lambda a: (a.sin(), a.cos())),
             "The two results are exchanged: the sines came first. The order is cosines, then "
             "sines."),
@@ -358,6 +374,10 @@ ROTATE = Exercise(
         Misconception("new first number used for the second", _rotation_overwrites_early,
             "The first numbers are right, the second ones not: they were computed from first "
             "numbers that were already turned. Keep the old ones until both are done."),
+        Misconception("new first number under the old name", _rotation(
+                second=lambda a, b, cos, sin: (a * cos - b * sin) * sin + b * cos),
+            "The second numbers are wrong: they were made of first numbers that had been turned "
+            "already, under the same name. Give the new ones a name of their own."),
         Misconception("numbers of a pair exchanged at the end",
             _rotation(join=lambda a, b: torch.stack((b, a), -1).flatten(-2)),
             "The two numbers of every pair have changed places in the result. The new first "
@@ -378,6 +398,10 @@ ROTATE = Exercise(
         Misconception("the new axis in second place", _rotation(heads=lambda t: t.unsqueeze(1)),
             "It works when all texts share their positions. When each has its own, the axis "
             "for the heads comes before the last one: count from the right."),
+        Misconception("axes for shared places only",
+            _rotation(heads=lambda t: t[None, :, None]),
+            "It works when all texts share their positions. When each has its own, two new "
+            "axes are one too many: only the heads need one, before the last."),
         Misconception("the new axis at the end", _rotation(heads=lambda t: t.unsqueeze(-1)),
             "The shapes do not fit: the new axis came last. The axis of the heads stands "
             "before the one of the pairs."),
@@ -467,6 +491,22 @@ TOKENS_PER_TURN = Exercise(
                 2 * math.pi * theta ** (i / head_dim) for i in range(head_dim)],
             "There is one result for each number of the head. A pair turns together, so there "
             "are half as many."),
+        Misconception("as many pairs as numbers", lambda head_dim, theta: [
+                2 * math.pi * theta ** (2 * i / head_dim) for i in range(head_dim)],
+            "It begins rightly and goes on too long: twice as many pairs as there are. Pairs "
+            "are counted up to half the head size."),
+        Misconception("product after the power",
+            _tokens(lambda i, D, theta: 2 * math.pi / (theta ** -2 * i / D)),
+            "Pair 0 has speed 0, so its turn never ends: only the 2 got into the exponent. A "
+            "power is computed before a product. Brackets around all of it."),
+        Misconception("product after the power, one by one", lambda head_dim, theta: [
+                2 * math.pi / (theta ** -2 * i / head_dim) for i in range(head_dim // 2)],
+            "Pair 0 has speed 0, and a turn cannot be divided by it. Only the 2 got into the "
+            "exponent: put brackets around all of it."),
+        Misconception("rounded up",
+            _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).ceil()),
+            "The numbers were rounded up to whole tokens. A turn may end between two tokens; "
+            "leave the fraction."),
         Misconception("slowest only",
             _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D))[-1]),
             "Only one number came out. Every pair has its own: D/2 of them."),
@@ -520,6 +560,15 @@ ORDER = Exercise(
         Misconception("the tokens turned, and the queries", (0, 1, 7, 2, 3, 4, 5),
             "The line with x changes nothing any more, as q, k and v are made already; and "
             "the token itself is never turned."),
+        Misconception("values turned, with the mask first", (3, 0, 1, 2, 6, 4, 5),
+            "The values are turned as well. They are handed over as they are; only what enters "
+            "a score is turned."),
+        Misconception("values turned instead", (0, 1, 6, 3, 4, 5),
+            "The values are turned, queries and keys are not. Positions must enter the scores, "
+            "and the scores are made of the other two."),
+        Misconception("the tokens turned too late", (0, 1, 7, 3, 4, 5),
+            "The tokens are turned when q, k and v are made already, so nothing changes. Turn "
+            "what enters a score."),
         Misconception("no turn", (0, 1, 3, 4, 5),
             "The angles are computed and never used. Which line turns queries and keys?"),
         Misconception("turned without angles", (0, 2, 1, 3, 4, 5),
@@ -623,6 +672,16 @@ TURN_COMPLEX = Exercise(
                 back=lambda z: torch.cat((z.real, z.imag), -1)),
             "The complex numbers were made of the two halves of a head. Here neighbours are a "
             "pair: 0 and 1."),
+        Misconception("halves in, neighbours out", _complex(
+                pairs=lambda x: torch.complex(*x.contiguous().chunk(2, -1))),
+            "Pairs were taken from the two halves of a head and put down as neighbours. Both "
+            "must be neighbours: numbers 0 and 1, numbers 2 and 3."),
+        Misconception("no pairs cut", _complex(pairs=torch.view_as_complex),
+            "A complex number is made of a last axis of size 2, and here it has D numbers. Cut "
+            "them into D/2 pairs first."),
+        Misconception("size as a bare number", _complex(factor=lambda a: torch.polar(1, a)),
+            "The size 1 came as a bare number. It must be a tensor of ones, in the shape of the "
+            "angles."),
         Misconception("added instead of multiplied", lambda x, positions, theta: x + _complex()(
                 torch.tensor([1.0, 0.0]).repeat(x.shape[-1] // 2).expand(x.shape), positions,
                 theta),
@@ -773,8 +832,8 @@ MOVE_KEYS = Exercise(
             "The number of heads was taken for the size of a head. In (B, S, H, D) the size is "
             "the last axis."),
         Misconception("keys cut off", lambda keys, steps, theta: _by(_constant)(
-                keys[:, abs(steps):], steps, theta),
-            "Some keys are missing. Nothing is cut here: all keys come back, each turned by "
+                keys[:, max(0, -steps):], steps, theta),
+            "Moved backwards, keys are missing. Nothing is cut here: all keys come back, each turned by "
             "the steps."),
     ),
     hints=(
@@ -813,7 +872,7 @@ def _second(x, cos, sin, formula):
     return torch.stack((new, formula(new, a, b)), -1).flatten(-2)
 
 
-def _pairs(order="both", *, signs=(-1, 1), copied=True, rescale=False):
+def _pairs(order="both", *, signs=(-1, 1), copied=True, rescale=False, floor=1e-30):
     def turn_pairs(x, cos, sin):
         turned = x.clone() if copied else x
         minus, plus = signs
@@ -829,7 +888,7 @@ def _pairs(order="both", *, signs=(-1, 1), copied=True, rescale=False):
             turned[..., 0::2] = a * cos + minus * turned[..., 1::2] * sin
         if rescale:
             now, old = (t.norm(dim=-1, keepdim=True) for t in (turned, x))
-            turned = turned / now.clamp(min=1e-30) * old
+            turned = turned / now.clamp(min=floor) * old
         return turned
     return turn_pairs
 
@@ -866,6 +925,9 @@ TURN_PAIRS = Exercise(
         Misconception("lengths repaired afterwards", _pairs("even first", rescale=True),
             "The lengths are right again, the directions are not. Scaling hides the symptom; "
             "find the line that reads turned numbers."),
+        Misconception("lengths repaired by a division", _pairs("even first", rescale=True, floor=0.0),
+            "The lengths are right again, the directions are not, and a row of zeros was divided "
+            "by zero. Find the line that reads turned numbers."),
         Misconception("both signs turned round", _pairs(signs=(1, -1)),
             "The lengths are right now, but all arrows turn backwards. The signs of the bug "
             "were right; keep them."),
@@ -985,6 +1047,14 @@ TO_NEIGHBOURS = Exercise(
                 w.unflatten(0, (-1, n_heads)).chunk(2), 1).reshape(w.shape),
             "The rows were cut into pieces of the wrong size. There are n_heads heads; the "
             "size of one is what is left over."),
+        Misconception("heads last", lambda w, n_heads: torch.stack(
+                w.unflatten(0, (-1, n_heads)).chunk(2, 1), 2).flatten(0, 2),
+            "The axis of the heads came second. The rows lie head after head, so it must be the "
+            "first one, and its halves are cut along the next."),
+        Misconception("every head read from the first", lambda w, n_heads: w[torch.arange(
+                len(w) // n_heads).view(2, -1).T.flatten().repeat(n_heads)],
+            "The first head is right, and the others repeat it. The row numbers of head 1 begin "
+            "where head 0 ends."),
         Misconception("heads left apart", lambda w, n_heads: torch.stack(
                 w.unflatten(0, (n_heads, -1)).chunk(2, 1), 2).flatten(1, 2),
             "The rows still have an axis for the heads. Join heads and rows at the end, so that "
@@ -1101,6 +1171,21 @@ def _other_names(model, rows, pairs):
         return _mean_loss(model, rows)
 
 
+def _left_out(cos, sin, pairs):
+    kept = [i for i in range(cos.shape[-1]) if i not in pairs]
+    return cos[..., kept], sin[..., kept]
+
+
+def _rotate_by_pair_number(model, rows, pairs):
+    def turned(x, cos, sin):
+        out = rotate(x, cos, sin)
+        out[..., list(pairs)] = x[..., list(pairs)]
+        return out
+
+    with swap("rope.rotate", turned):
+        return _mean_loss(model, rows)
+
+
 def _places(cos, sin, pairs):
     cos[..., pairs, :], sin[..., pairs, :] = 1.0, 0.0
     return cos, sin
@@ -1134,6 +1219,7 @@ LOSS_WITHOUT = Exercise(
     minutes=20,
     reference=_standing(_still),
     fixtures=(two_pairs_stand_still, one_pair_stands_still),
+    seconds=30.0,  # the first swap of a session loads the whole library
     tolerance=1e-4,
     equivalents={
         "rotate replaced": _by_rotate,
@@ -1185,6 +1271,12 @@ LOSS_WITHOUT = Exercise(
                 cos, sin, [2 * i for i in pairs])),
             "The pair numbers were doubled. That would be right for the numbers of a head; "
             "cosines and sines have one entry for each pair already."),
+        Misconception("numbers kept instead of pairs", _rotate_by_pair_number,
+            "You kept single numbers of a head as they came. Pair i consists of the numbers 2i "
+            "and 2i + 1, and both must stand still."),
+        Misconception("pairs left out", _standing(_left_out),
+            "There are fewer cosines than pairs: you took some out. They must stay, with the "
+            "cosine and the sine of angle 0."),
         Misconception("counted from the slow end", _standing(lambda cos, sin, pairs: _still(
                 cos, sin, [-1 - i for i in pairs])),
             "You counted the pairs from the slow end. Pair 0 is the fastest one, and it stands "
