@@ -3,11 +3,11 @@
 #
 # **How does a word find out which other words matter to it?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour or so.
+# The core takes 45 minutes. The exercises take an hour and a half, if you do all of them.
 # You need chapter 0 and a little Python; what we borrow from chapter 1 is repeated below.
 #
 # The shapes in this chapter: **B** texts in a batch · **T** query positions · **S** key positions ·
-# **H** heads · **D** size of a head · **V** tokens in the vocabulary.
+# **H** heads · **D** size of a head · **dim** numbers for one token · **V** tokens in the vocabulary.
 
 # %%
 import math
@@ -165,8 +165,9 @@ attend_one(q, k, v)
 
 # %% [markdown]
 # The token “the” now carries (0.42, 8.44): hardly any person, much thing. Nobody told it *where* the
-# thing stood. It asked by content, and the content answered. (Change q to look for a person, for both, or
-# for the opposite of a thing, and run the two cells again.)
+# thing stood. It asked by content, and the content answered. (Let q look for a person, for both, or for
+# the opposite of a thing: change it in the cell with the three tokens, run that cell, and then the last
+# one again.)
 #
 # **In short:** a look is three steps: score every key, turn the scores into shares, mix the values.
 
@@ -276,7 +277,7 @@ assert plain[-1] > 0.9 and max(scaled) < 0.4
 # $$ \text{look}(Q, K, V) = \text{softmax}\left(\frac{Q K^\top}{\sqrt{D}}\right) V $$
 #
 # This is the formula of the paper that named the transformer (Vaswani and others, 2017, section 3.2.1).
-# A frozen look is also a look that cannot learn; a section under *Further* asks the gradient.
+# A frozen look is also a look that cannot learn; a section under *Further* measures it.
 #
 # **In short:** divide the scores by the square root of the head size, and the weights start out soft,
 # whatever the size.
@@ -287,6 +288,9 @@ assert plain[-1] > 0.9 and max(scaled) < 0.4
 # Now we train with it. We borrow the finished model class of chapter 4, make it tiny, and let every
 # token look at every other token of its row. Beside it runs the same model, where a token may look
 # only at itself and at what came before. Both have to predict the next token.
+#
+# The tales are cut into rows of 33 tokens: 32 to read, and for each of them the next one to predict.
+# `swap` puts a function of ours in the place of one of the library's, for the indented lines only.
 
 # %%
 def everyone(query_positions, key_positions):
@@ -321,8 +325,9 @@ reveal("leak", "B", "The answer to position t stands at position t + 1 of the sa
        "row. Whoever may look there can copy it.")
 
 # %% [markdown]
-# A loss far below that of the other model, after 200 steps: a great success? We let both write. To
-# write means to predict a token that does not exist yet, so now there is nothing to copy.
+# A loss below 0.4 after 200 steps, while the other model is still above 1: a great success? We let both
+# write. To write means to predict a token that does not exist yet, so now there is nothing to copy. (The
+# tales come in five languages. A good writer stays in one.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT: text of models trained in this run
@@ -334,7 +339,7 @@ for rule, writer in ((library.causal, polite), (everyone, peeking)):
 
 # %% [markdown]
 # The better the loss, the worse the writer. It learned to copy, and nothing else. This is the most
-# expensive mistake of this chapter, because during training it looks like luck.
+# expensive mistake of this chapter, because during training it looks like success.
 #
 # The cure is a rule about positions. Every query and every key has one, counted from the start of the
 # text: **a query may attend to a key that is not later than itself.** This is called *causality*. We
@@ -426,8 +431,8 @@ assert torch.equal(before[:3], after[:3])
 # ## Several looks at once
 #
 # What can a single look not do? After *Anna gave the ring to Leo* the model has to remember both: who
-# gave, and who received. By hand again, with one number for each value. Say that in the model's private
-# alphabet Anna is 1, Max is 2 and Leo is 3.
+# gave, and who received. By hand again. This time a value is a single number: say that Anna is 1, Max
+# is 2 and Leo is 3.
 
 # %%
 k = torch.tensor([[2.0, 0.0], [0.0, 2.0]])                # giver, receiver
@@ -443,7 +448,8 @@ print("two looks:         ", round(attend_one(giver, k, v).item(), 2), "and",
 # with its own small queries, keys and values. Each of them is called a **head**.
 #
 # The usual way is one large multiplication and then a cut: H · D numbers for each token, cut into H
-# heads of D numbers. The cut must run through the numbers of one token, never through the tokens.
+# heads of D numbers. The cut must run through the numbers of one token, never through the tokens. At
+# the end the H looks are joined, and one more matrix, `wo`, makes dim numbers of them.
 
 # %%
 class MultiHead(nn.Module):
@@ -452,7 +458,7 @@ class MultiHead(nn.Module):
         self.cut = (n_heads, head_dim)
         self.wq, self.wk, self.wv = (
             nn.Linear(dim, n_heads * head_dim, bias=False) for _ in range(3))
-        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)  # the way back
+        self.wo = nn.Linear(n_heads * head_dim, dim, bias=False)  # way back
 
     def forward(self, x):                                 # (B, T, dim)
         q, k, v = (w(x).unflatten(-1, self.cut).transpose(1, 2)
@@ -462,20 +468,20 @@ class MultiHead(nn.Module):
         return self.wo(look.transpose(1, 2).flatten(-2))  # (B, T, H * D) -> dim
 
 # %% [markdown]
-# Why `unflatten` and then `transpose`, when `view` gives the same shape in one step? Four tokens, two
-# heads of three numbers; in place of numbers we write down which token each one came from.
+# Why `unflatten` and then `transpose`, when one `reshape` gives the same shape? Four tokens, two heads
+# of three numbers; in place of numbers we write down which token each one came from.
 
 # %%
 token = torch.arange(4)[:, None].expand(4, 6)             # (T, H * D)
 swapped = token.unflatten(-1, (2, 3)).transpose(0, 1)     # (H, T, D)
-viewed = token.reshape(2, 4, 3)                           # (H, T, D) as well
+reshaped = token.reshape(2, 4, 3)                         # (H, T, D) as well
 print("row t of head 0 should hold numbers of token t:")
 print("unflatten, transpose:", swapped[0].tolist())
-print("view:                ", viewed[0].tolist())
+print("reshape:             ", reshaped[0].tolist())
 
 # %% [markdown]
-# No error and the right shape, but with `view` head 0 sees tokens 0 and 1 only, each of them twice: its
-# row 1 is the second half of token 0. No mask can save this, because the rows are no longer tokens.
+# No error and the right shape, but with `reshape` head 0 sees tokens 0 and 1 only, each of them twice:
+# its row 1 is the second half of token 0. No mask can save this, because the rows are no longer tokens.
 
 # %% [markdown]
 # ### Your turn: all queries, all heads
@@ -587,8 +593,9 @@ figure, axes = new_figure(7.6, 3.3, columns=2)
 for ax, table, name in zip(axes, (on_leo, on_anna), ("Leo", "Anna")):
     heatmap(ax, table, rows="layer", columns="head", title=f"weight on “ {name}”",
             limits=(0, 1), row_labels=range(n_layers), column_labels=range(n_heads))
-show(figure, alt=f"Of {on_leo.numel()} heads {int((on_leo > 0.3).sum())} give more "
-     f"than 0.3 of their weight to Leo and {int((on_anna > 0.3).sum())} to Anna.",
+show(figure, alt=f"More than 0.3 of the weight goes to Leo in "
+     f"{int((on_leo > 0.3).sum())} of {on_leo.numel()} heads, to Anna in "
+     f"{int((on_anna > 0.3).sum())}.",
      data=table_of(on_leo, range(n_layers), range(n_heads), "layer, weight on Leo"))
 
 # %% [markdown]
@@ -598,8 +605,8 @@ show(figure, alt=f"Of {on_leo.numel()} heads {int((on_leo > 0.3).sum())} give mo
 # %% [markdown]
 # ## What the maps do not show
 #
-# A map shows where a head looks. It does not show what the head does with it, nor whether anybody
-# downstream listens. For that we need an experiment: switch one head off and measure. A head enters
+# A map shows where a head looks. It does not show what the head does with it, nor whether any later part
+# of the model uses it. For that we need an experiment: switch one head off and measure. A head enters
 # the model through its own columns of `wo`. We set them to 0, measure, and put them back.
 #
 # To measure, we take two dozen new tales that end with *Now ... has the ...*, and stop each one after
@@ -614,9 +621,10 @@ def right_name():
     return ch02.mean_probability(model, questions)
 
 
-predict("heads", "We switch off every head, one at a time. Which two cost the "
-        "right name most?", ["the two whose maps give that name most weight",
-                       "one of those two, and one other", "two others"], answer="")
+predict("heads", "We switch off every head, one at a time. Without which two "
+        "does the right name lose most?",
+        ["the two whose maps give that name most weight",
+         "one of those two, and one other", "two others"], answer="")
 
 # %%
 whole = right_name()
@@ -657,9 +665,9 @@ reveal("heads", "B", "One head is first in both lists; the seconds differ.")
 # directions. The second-best map hardly matters, and a head of the first layer, which gives the name
 # next to nothing, costs more than all but one.
 #
-# Put the explorer on that head and on position 37, the “ Leo” who receives the ring. He looks at himself
-# alone; going by its map, one would call this head idle. But one head may prepare what a later one needs,
-# and what another fetches may go unused.
+# Put the explorer on that head (the last line above) and on position 37, the “ Leo” who receives the
+# ring. He looks almost only at himself; going by its map, one would call this head idle. But one head may
+# prepare what a later one needs, and what another fetches may go unused.
 #
 # **In short:** a map is where a head looks. What a head is for, you learn by taking it away.
 
@@ -688,8 +696,11 @@ verdict(21, "true with a condition", "Whoever has the weights can look inside, a
 # ## The ladder
 #
 # Each chapter from 1 to 9 adds a rung to one ladder: the same ten seconds of training on tales, the same
-# prompt. Chapter 1 left us with a bigram. We keep it as it is and give it one thing more: a single layer
-# with four heads, which adds to its scores what it found in the tokens before.
+# prompt. (The two shipped models were trained for longer.) The loss is surprise, in *nats* for each byte
+# of text; the *floor* is the loss that no model can go below.
+#
+# Chapter 1 left us with a bigram. We keep it as it is and give it one thing more: a single layer with
+# four heads. What they find in the tokens before is added to the bigram's scores.
 
 # %%
 smooth = (counts + 0.1).log()                             # no pair is impossible
@@ -742,6 +753,8 @@ reveal("rung", "A", f"The bigram needs {losses[0]:.2f} nats for each byte; the "
 # 5. read an attention map, and say what it does not show.
 #
 # New words: *query*, *key*, *value*, *score*, *weights*, *causal*, *head*, *attention map*.
+#
+# One last guess, for a question that is still open:
 
 # %%
 predict("order", "“Anna gave the ring to Leo.” and “Leo gave the ring to Anna.” "
@@ -755,11 +768,11 @@ predict("order", "“Anna gave the ring to Leo.” and “Leo gave the ring to A
 # | Mistake | Symptom |
 # |---|---|
 # | softmax over the queries | a later token changes an earlier row, in spite of the mask |
-# | no square root of D | weights of nearly 0 and 1 from the start; training hardly moves |
+# | no square root of D | weights of nearly 0 and 1 from the start; small gradients |
 # | no mask, or True and False exchanged | the loss falls far too low; the samples are nonsense |
 # | hidden after the softmax | rows sum to less than 1 |
 # | strictly before | the first row is not a number |
-# | heads cut with `view` | no error at all; tokens mix |
+# | heads cut with `reshape` or `view` | no error at all; tokens mix |
 
 # %% [markdown]
 # ## The question for chapter 3
@@ -778,7 +791,7 @@ reveal("order", "B", "The full stop sees the same tokens both times, and a mixtu
        "has no order.")
 
 # %% [markdown]
-# For attention the two sentences are one and the same. Yet the shipped model knows that it is Leo. How
+# For this look the two sentences are one and the same. Yet the shipped model knows that it is Leo. How
 # does attention learn what came first? That is chapter 3.
 
 # %% [markdown]
@@ -815,7 +828,7 @@ for name, factor in (("as they are", 1.0), ("over √D", 1 / math.sqrt(1024))):
 # ## Further: a look that may find nobody
 #
 # The shares of a look sum to 1, even when no key fits. A head that finds nothing still has to take
-# something, and trained models often park their weight on the first token for that reason. One way out
+# something, and trained models often put their weight on the first token for that reason. One way out
 # is an extra score of 0 that belongs to nobody.
 
 # %%
@@ -838,8 +851,8 @@ for layer, row in enumerate(first.tolist()):
 # %% [markdown]
 # ## Further: what it costs
 #
-# T queries meet T keys: twice the text, four times the work. With causality about half of the pairs are
-# hidden, but half of four times is still twice as much for each token. First we count, then we measure.
+# T queries meet T keys: twice the text, four times the work. Causality hides about half of
+# the pairs, but in a short text as in a long one: still four times. First we count, then we measure.
 
 # %%
 H, D = 4, 32
