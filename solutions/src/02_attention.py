@@ -98,7 +98,7 @@ check("effective_keys", effective_keys)
 # number, and one hidden key would spoil its whole row.
 
 # %% [markdown]
-# Your function can say something about the shipped model at once: how wide does each head look, on the
+# Your function can say something about the shipped model at once: how wide does each head look, on
 # average, while it reads a tale?
 
 # %%
@@ -127,7 +127,7 @@ except NotImplementedError:
 # divided by another, so carry the two sums along, and take care of the maximum.
 #
 # `pieces` is a list of pairs (k, v), each of shape (n, H, D), with another n every time. Go through it
-# once. Scores may be large.
+# once. The scores are divided by the root of D, as always; they may be large, or far below zero.
 
 
 # %%
@@ -324,6 +324,7 @@ except NotImplementedError:
 #
 # An open task. First write the measurement: by how much does the probability of `answer`, as the token
 # after `ids`, fall when one head is off? A table with a row for each layer and a column for each head.
+# `ids` is a tensor of shape (T,), `answer` is one token id.
 
 
 # %%
