@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_train, _add_generate,
-                _add_postcard):
+                _add_chat, _add_serve, _add_postcard):
         add(commands)
     return parser
 
@@ -167,6 +167,67 @@ def _generate(arguments: argparse.Namespace) -> None:
         print()
     else:
         print(tokenizer.decode(list(ids)))
+
+
+def _add_chat(commands) -> None:
+    parser = commands.add_parser(
+        "chat", help="talk with a model in the terminal", formatter_class=_Help,
+        epilog="In the chat: /reset begins anew, /system TEXT sets the instructions, /quit ends it; "
+               "Ctrl-C stops an answer.",
+    )
+    option = parser.add_argument
+    option("--model", default="tales-dense", help="a shipped model's name, or a folder")
+    option("--system", default="", metavar="TEXT", help="instructions for the whole talk (default: none)")
+    option("--max-new-tokens", type=int, default=500, metavar="N", help="length of an answer")
+    option("--temperature", type=float, default=0.7, metavar="X", help="0: the likeliest token")
+    option("--top-p", type=float, metavar="P", help="draw from the likeliest that add up to P")
+    option("--seed", type=int, metavar="N", help="the same seed answers the same again")
+    option("--device", help="cpu, cuda, mps (default: the best one here)")
+    parser.set_defaults(run=_chat)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from minimistral import chat
+
+    chat.run(arguments)
+
+
+def _add_serve(commands) -> None:
+    parser = commands.add_parser(
+        "serve", help="a local server with the public shapes of Mistral's and OpenAI's interfaces",
+        formatter_class=_Help,
+        epilog="MINIMISTRAL_API_KEY names the key that clients must send; without one the server "
+               "listens on this machine alone.",
+    )
+    option = parser.add_argument
+    option("--model", default="tales-dense", help="a shipped model's name, or a folder")
+    option("--name", help="what clients ask for as model (default: that of --model)")
+    option("--host", default="127.0.0.1", help="the address to listen at")
+    option("--port", type=int, default=8000, metavar="N", help="its port")
+    option("--batch-size", type=int, default=8, metavar="N", help="texts written at once")
+    option("--max-length", type=int, default=4096, metavar="N", help="tokens of prompt and answer")
+    option("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: as stored)")
+    option("--no-compile", action="store_true", help="start at once, and write slower")
+    option("--device", help="cpu, cuda, mps (default: the best one here)")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import minimistral as mm
+    from minimistral.doctor import best_device
+
+    try:
+        from minimistral import serve
+    except ImportError as error:
+        raise ImportError(f'the server needs {error.name}: pip install "minimistral[serve]"') from None
+    model = mm.load_model(arguments.model, device=arguments.device or best_device())
+    name = arguments.name or Path(arguments.model).name
+    print(f"{name} at http://{arguments.host}:{arguments.port}/v1  (Ctrl-C ends it)", file=sys.stderr)
+    serve.run(model, mm.load_tokenizer(arguments.model), name=name, host=arguments.host, port=arguments.port,
+              batch_size=arguments.batch_size, max_length=arguments.max_length, dtype=arguments.dtype,
+              compile=False if arguments.no_compile else "auto")
 
 
 def _add_postcard(commands) -> None:
