@@ -51,6 +51,10 @@ def eight_rows_of_eleven_tokens():
     return _logits(2, 8, 11).softmax(-1), torch.rand(8, generator=chance)
 
 
+def one_row_only():
+    return torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.tensor([0.45])
+
+
 def _drawn(pick):
     def draw(probabilities, uniforms):
         running = probabilities.double().cumsum(-1)
@@ -82,7 +86,7 @@ DRAW = Exercise(
     title="To draw a token", difficulty="medium", importance="essential", minutes=8,
     reference=draw, run=_steadily,
     fixtures=(the_three_places, rows_with_impossible_tokens, rows_whose_sums_are_rounded,
-              eight_rows_of_eleven_tokens),
+              eight_rows_of_eleven_tokens, one_row_only),
     equivalents={
         "count the sums passed": _drawn(lambda p, r, u: (r <= u * r[:, -1:]).sum(-1)),
         "first True": _drawn(lambda p, r, u: (r > u * r[:, -1:]).long().argmax(-1)),
@@ -130,8 +134,9 @@ DRAW = Exercise(
                 r, u)[:, 0]),
             "The number 0 chooses a token with probability 0, and near 1 none is found. First sum "
             "greater than the number, and scale it by the row's last sum."),
-        Misconception("sums down the batch", _drawn(lambda p, r, u: (
-                p.double().cumsum(0) > u).long().argmax(-1)),
+        Misconception("sums down the batch", lambda probabilities, uniforms: (
+                lambda r: torch.searchsorted(r, uniforms.double()[:, None] * r[:, -1:],
+                                             right=True)[:, 0])(probabilities.double().cumsum(0)),
             "The sums ran down the batch, from text to text. Each row is one line from 0 to 1: sum "
             "along the last axis."),
         Misconception("one number for all", _drawn(lambda p, r, u: (
@@ -177,6 +182,10 @@ DRAW = Exercise(
         Misconception("not whole numbers", _drawn(lambda p, r, u: (
                 r > u * r[:, -1:]).long().argmax(-1).float()),
             "The tokens are right, but they came as fractions. A token is a whole number, int64."),
+        Misconception("every axis of size 1 dropped", _drawn(lambda p, r, u: torch.searchsorted(
+                r, u * r[:, -1:], right=True).squeeze()),
+            "With one text only, its axis vanished as well: every axis of size 1 was dropped. Drop "
+            "the last one, and name it."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -392,6 +401,10 @@ KEEP_TOP_K = Exercise(
                 logits < logits.sort(-1, descending=True)[0][:, k - 1 : k], -INF),
             "A limit keeps more than k where several are equal; and for a k above V there is no "
             "k-th value to be the limit. Keep places instead."),
+        Misconception("a limit without its axis", lambda logits, k: logits.masked_fill(
+                logits < logits.topk(min(k, logits.shape[-1]))[0][:, -1], -INF),
+            "The limits, one for each row, lost their axis and cannot meet the rows. Besides, a "
+            "limit keeps more than k where several are equal: use places."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -506,6 +519,12 @@ def _p_with_limit(probabilities, keep):
     return kept / kept.sum(-1, keepdim=True)
 
 
+def _p_rolled(probabilities, p):
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    kept = ordered.masked_fill(ordered.cumsum(-1).roll(1, -1) > p, 0.0)
+    return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+
+
 KEEP_TOP_P = Exercise(
     name="keep_top_p", chapter=6, kind="piece", piece="sampling.keep_top_p", entry="keep_top_p",
     title="The nucleus", difficulty="medium", importance="essential", minutes=10,
@@ -610,6 +629,9 @@ KEEP_TOP_P = Exercise(
         Misconception("the smallest count", _p_count(lambda needed: needed.min()),
             "All rows keep as few tokens as the surest one. An open row needs more: compare each "
             "row's own sums."),
+        Misconception("the last sum came round", _p_rolled,
+            "The likeliest token was cut. You moved the sums along by one, and the last came round "
+            "to the front; before the first token the sum is 0."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -647,7 +669,12 @@ def _all_memories(candidate, chunks):
     """What is kept after every chunk."""
     kept, results = None, []
     for k, v, positions in chunks:
-        kept = candidate(kept, k, v, positions)
+        try:
+            kept = candidate(kept, k, v, positions)
+        except (TypeError, AttributeError) as error:
+            if kept is None and "NoneType" in str(error):
+                raise TypeError("kept is None, and there is nothing in None") from error
+            raise
         results.append(tuple(kept))
     return results
 
@@ -743,6 +770,11 @@ REMEMBER = Exercise(
                 torch.cat([kept[2], new[2]], 1))),
             "The new values were appended to the old keys. Of what was kept, the values are the "
             "second."),
+        Misconception("positions counted from the kept ones", _appended(lambda kept, new: (
+                *_cat(kept[:2], new[:2]),
+                torch.cat([kept[2], new[2] + kept[2].shape[1]], 1))),
+            "The number of kept tokens was added to the new positions. These come already counted "
+            "from the start of the text: join them as they are."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -822,6 +854,10 @@ WITH_TEMPERATURE = Exercise(
                 lambda e: e / e.sum(-1, keepdim=True))((x / t).exp())),
             "NaN: at a low temperature the scores become large and their exponentials infinite. "
             "The library's softmax takes care of that."),
+        Misconception("exponentials over all rows", _dial(warm=lambda x, t: (
+                lambda e: e / e.sum())((x / t).exp())),
+            "All rows together sum to 1, and large scores become infinite. Each row is one "
+            "distribution; the library's softmax along the last axis does both."),
         Misconception("down the columns", _dial(warm=lambda x, t: (x / t).softmax(-2)),
             "The columns sum to 1. Each row is one distribution; the tokens are the last axis."),
         Misconception("no case for zero",
@@ -964,6 +1000,10 @@ def three_rows_with_a_small_share():
     return _logits(32, 3, 8).softmax(-1), 0.04
 
 
+def rows_that_meet_the_limit():
+    return torch.tensor([[0.25, 0.5, 0.125, 0.125], [0.125, 0.0625, 0.5625, 0.25]]), 0.5
+
+
 def _min_p(limit, keep=lambda p, limit: p >= limit, scale=lambda x: x / x.sum(-1, keepdim=True)):
     return lambda probabilities, share: scale(
         probabilities * keep(probabilities, limit(probabilities, share)))
@@ -986,7 +1026,7 @@ KEEP_MIN_P = Exercise(
     title="Another cut: a share of the best", difficulty="easy", importance="useful", minutes=7,
     reference=_min_p(_of_the_best),
     fixtures=(a_sure_row_and_an_open_one, four_rows_of_nine, two_level_rows,
-              three_rows_with_a_small_share),
+              three_rows_with_a_small_share, rows_that_meet_the_limit),
     equivalents={
         "loop": _min_p_by_rows,
         "logarithms": lambda probabilities, share: probabilities.log().masked_fill(
@@ -1042,6 +1082,14 @@ KEEP_MIN_P = Exercise(
                 share * probabilities.max(-1, keepdim=True)),
             "With an axis, max gives two things: the values and their places. Take the values, or "
             "use amax."),
+        Misconception("equal is not enough", _min_p(_of_the_best, keep=lambda p, limit: p > limit),
+            "A token that has exactly the share was cut. At least means that equal is enough to "
+            "stay."),
+        Misconception("minus infinity, then a softmax", lambda probabilities, share: (
+                probabilities.masked_fill(probabilities < _of_the_best(probabilities, share),
+                                          -INF).softmax(-1)),
+            "The right tokens are cut, but a softmax took the probabilities for scores and made "
+            "them nearly level. Divide each row by its sum."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1086,6 +1134,10 @@ def a_long_one_around_a_short_one():
 
 def nothing_to_look_for():
     return [3, 1, 3], []
+
+
+def numbers_of_two_digits():
+    return [31, 2, 9, 11, 2, 3, 7], [[1, 2], [3]]
 
 
 def _stop(begins, cut=lambda ids, i, stop: ids[:i], last=False, choose=min):
@@ -1133,13 +1185,19 @@ def _stop_by_text(ids, stops):
     return [int(i) for i in (text[: min(ends)] if ends else text).split()]
 
 
+def _stop_by_digits(ids, stops):
+    text = " ".join(map(str, ids))
+    ends = [at for stop in stops if (at := text.find(" ".join(map(str, stop)))) >= 0]
+    return [int(i) for i in (text[: min(ends)] if ends else text).split()]
+
+
 UNTIL_STOP = Exercise(
     name="until_stop", chapter=6, kind="function", entry="until_stop",
     title="Stop at several tokens", difficulty="medium", importance="useful", minutes=10,
     reference=_stop(_whole),
     fixtures=(a_sequence_of_two_in_the_middle, several_that_overlap, half_a_sequence_at_the_end,
               at_the_very_end_and_single, at_the_very_beginning, a_long_one_around_a_short_one,
-              nothing_to_look_for),
+              nothing_to_look_for, numbers_of_two_digits),
     equivalents={"token by token": _stop_while_writing, "by text": _stop_by_text,
                  "as a tensor": lambda ids, stops: torch.tensor(_stop(_whole)(ids, stops))},
     misconceptions=(
@@ -1204,6 +1262,13 @@ UNTIL_STOP = Exercise(
             "and then not equal."),
         Misconception("the place", lambda ids, stops: len(_stop(_whole)(ids, stops)),
             "You returned the place where the text ends. Wanted are the ids before it."),
+        Misconception("digits compared", _stop_by_digits,
+            "Written as text, 1 is found inside 31, and the text ended there. Compare whole ids, "
+            "as numbers."),
+        Misconception("given up at the first place", lambda ids, stops: (
+                ids[:0] if stops and _whole(ids, 0, stops[0]) else ids),
+            "You returned everything at the first place that does not fit. Only when every place "
+            "has been tried there is no stop."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1284,6 +1349,13 @@ def _new_cache_each_time(model, prompt, n):
 
 
 @torch.no_grad()
+def _positions_of_all(model, prompt, n):
+    cache = KVCache(model.config)
+    model(torch.tensor([prompt]), cache)
+    model(torch.tensor([[prompt[0]]]), cache, torch.arange(len(prompt) + 1))
+
+
+@torch.no_grad()
 def _plain_position(model, prompt, n):
     model(torch.tensor([[prompt[0]]]), KVCache(model.config), len(prompt))
 
@@ -1339,6 +1411,9 @@ WRITE_CACHED = Exercise(
         Misconception("a plain number", _plain_position,
             "The position is a plain number. The model wants a tensor, with one position for each "
             "token that it reads."),
+        Misconception("positions of the whole text", _positions_of_all,
+            "Positions came for the whole text, but only one token is read. It needs one position: "
+            "its own."),
     ),
     hints=(
         Hint("I do not see what is wrong",
@@ -1490,6 +1565,23 @@ WORK_OF_WRITING = Exercise(
                 else _pairs(P, n, c)),
             "With the cache every new token is one pair short. It looks at all before it and at "
             "itself."),
+        Misconception("the prompt as a full square", _work(_tokens,
+                lambda P, n, c: P * P + sum(P + i for i in range(1, n)) if c
+                else sum((P + i) ** 2 for i in range(n))),
+            "What is read in one go makes a full square in your count. Causality halves it: a "
+            "token looks at itself and at those before it."),
+        Misconception("one pair for each token in the cache", _work(_tokens,
+                lambda P, n, c: P + n - 1 if c else _pairs(P, n, c)),
+            "With the cache you count one pair for each token. Its query meets all kept keys as "
+            "well as its own."),
+        Misconception("one triangle of all that is read", _work(_tokens,
+                lambda P, n, c: _triangle(_tokens(P, n, c))),
+            "Without a cache you made one triangle of all tokens read. Each reading begins anew: a "
+            "triangle for each, then their sum."),
+        Misconception("each reading one too long", lambda prompt, new, cached: _work(
+                _tokens, _pairs)(prompt if cached else prompt + 1, new, cached),
+            "Without a cache every reading is one token too long. Before the first choice only the "
+            "prompt is read."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1511,13 +1603,14 @@ WORK_OF_WRITING = Exercise(
 
 @cache
 def _chain(seed: int, size: int) -> Tensor:
-    """log p(next | place, last) of a language in which only these count. (12, V, V)"""
+    """Scores of the next word at each place, by the last word. (12, V, V)"""
     return _logits(seed, 12, size, size).log_softmax(-1)
 
 
 def _speaks(seed: int, size: int):
     def next_logs(ids):
-        return _chain(seed, size)[len(ids), ids[-1]]
+        table = _chain(seed, size)[len(ids)]
+        return (table[ids[-1]] + 0.1 * table[ids[-2]]).log_softmax(-1)
     return next_logs
 
 
@@ -1528,11 +1621,11 @@ def a_trap_for_the_greedy():
 
 
 def five_words_width_two():
-    return _speaks(44, 5), [3, 1], 2, 4
+    return _speaks(43, 5), [3, 1], 2, 4
 
 
 def five_words_width_three():
-    return _speaks(152, 5), [4, 0, 1], 3, 4
+    return _speaks(659, 5), [4, 0, 1], 3, 4
 
 
 def _beam(join=lambda old, new: old + new, pick=max, cross=True, whole=False, widths=None,
@@ -1644,8 +1737,8 @@ BEAM = Exercise(
     },
     misconceptions=(
         Misconception("greedy", _greedy,
-            "That is the greedy text. Keep several beginnings: one that looks worse now may lead "
-            "to something likelier."),
+            "That is the greedy text: one beginning is kept, or copies of one. Start with a single "
+            "one, and keep several continuations, also some that look worse."),
         Misconception("every text tried", _exhaustive,
             "You tried every text there is; it found a likelier one, but with 960 tokens it would "
             "never end. Keep the best few after each step."),
@@ -1705,6 +1798,10 @@ BEAM = Exercise(
                 _best, last=lambda beams, start: beams[-1][1][len(start):]),
             "At the end you took the last of those kept, which is the least likely. Take the "
             "first."),
+        Misconception("asks about the new tokens alone", lambda next_logs, start, width, steps:
+            _beam()(lambda ids: next_logs(ids[len(start):]), start, width, steps),
+            "The model is asked about the new tokens alone. Ask about the start and the new ones "
+            "together; only the result leaves the start out."),
         Misconception("never sorted", _beam_kept(lambda grown, width: grown[:width]),
             "The first few continuations stay, whatever their sums. Sort them all, the largest sum "
             "first, and then cut."),
@@ -1786,6 +1883,10 @@ SHARE_AND_ERROR = Exercise(
                                          * (1 - _share(_root)(accepted)[0]))),
             "You returned how many were accepted. Wanted is the share: divide by the number of "
             "texts."),
+        Misconception("the number in the formula", lambda accepted: (
+                sum(accepted), math.sqrt(sum(accepted) * (1 - sum(accepted)) / len(accepted))),
+            "Something negative stands under the root: you used the number of accepted texts. The "
+            "formula wants their share, between 0 and 1."),
         Misconception("percent", lambda accepted: tuple(
                 100 * x for x in _share(_root)(accepted)),
             "The numbers are in percent. A share lies between 0 and 1."),
