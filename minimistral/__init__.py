@@ -28,6 +28,12 @@ _HOME = {  # public name: the module that defines it
     "stream": "generate",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
+    "Engine": "engine",
+    "describe_device": "devices",
+    "quantize_model": "quantize",
+    "use_kernels": "quantize",
+    "save_quantized": "quantize_files",
+    "load_quantized": "quantize_files",
 }
 
 __all__ = list(_HOME)

@@ -145,6 +145,7 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(23, "GPT-4 has 1.8 trillion parameters, Mistral a few billion."),
             Headline(24, "Open source means that anyone may use and change it."),
         ),
+        written=True,
     ),
     Chapter(
         11, "gpu_inference", "GPU inference",
@@ -226,8 +227,8 @@ def readme_table() -> str:
 
 TEACHING_MODULES = (
     "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "cleaning",
-    "train", "sampling", "generate", "cache", "moe", "checkpoint", "devices", "fast_model",
-    "engine", "speculative", "quantize", "lora", "questions", "instruct",
+    "train", "sampling", "generate", "cache", "moe", "checkpoint", "parity", "devices",
+    "fast_model", "engine", "speculative", "quantize", "lora", "questions", "instruct",
 )
 
 # module -> {definition: chapter that shows it}
@@ -295,9 +296,13 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "balance_loss": 9,
     },
     "checkpoint": {
-        "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10, "rotary_heads": 10,
-        "load_model": 10, "find_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
+        "HF_NAMES": 10, "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10,
+        "rotary_heads": 10, "load_model": 10, "find_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
         "unstack": 10, "save_model": 10, "as_hf": 10,
+    },
+    "parity": {
+        "Difference": 10, "first_difference": 10, "record": 10, "compare": 10,
+        "differing": 10,
     },
     "devices": {
         "pick_device": 11, "pick_dtype": 11, "gives_the_same_as_the_cpu": 11,
@@ -312,6 +317,10 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "Stepper": 11, "fastest_step": 11, "say": 11, "compiled_step": 11, "Recording": 11,
         "check_engine": 11, "Seat": 11, "Places": 11, "advance": 11, "room_for": 11,
         "Engine": 11, "write_all": 11,
+    },
+    "speculative": {
+        "Speculation": 11, "speculate": 11, "extend": 11, "check_drafts": 11, "accept": 11,
+        "draw_one": 11, "check_speculation": 11, "PromptLookup": 11, "DraftModel": 11,
     },
     "quantize": {
         "quantize": 12, "dequantize": 12, "pack": 12, "unpack": 12, "QuantizedLinear": 12,
