@@ -280,8 +280,8 @@ def room_for(length: int, max_new_tokens: int | None, limit: int | None) -> int:
     longest = sys.maxsize if limit is None else limit - length + 1
     if (max_new_tokens or 1) > longest:
         raise ValueError(f"a prompt of {length} and {max_new_tokens or 1} new "
-                         f"tokens do not fit into {limit} positions: make an Engine "
-                         f"with a larger max_length")
+                         f"tokens do not fit into {limit} positions: make an "
+                         f"Engine with a larger max_length")
     return longest if max_new_tokens is None else max_new_tokens
 
 

@@ -7,12 +7,14 @@ import minimistral.engine as engine_module
 from minimistral import devices
 from minimistral.config import ModelConfig, MoEConfig
 from minimistral.engine import Engine
+from minimistral.attention import plain_attend
 from minimistral.fast_model import (FastExperts, FastModel, attend_to_slots,
                                     gathered_experts, join_weights, product, stacked_experts)
-from minimistral.attention import plain_attend
-from minimistral.generate import generate, stream
+from minimistral.generate import generate
 from minimistral.model import Transformer
-from minimistral.moe import MoE
+from minimistral.moe import MoE, route
+from minimistral.sampling import next_distribution
+from minimistral.speculative import DraftModel, PromptLookup, accept, speculate
 
 # Longer than the ring, of one token, and more of them than places.
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [5], list(range(30, 61)), [7, 8, 9, 10], [3, 3]]
@@ -179,15 +181,10 @@ def test_each_way_of_a_mixture_is_the_plain_one(tokens):
     expected = moe(x)
     fast = FastExperts(moe)
     torch.testing.assert_close(fast(x), expected)
-    weights, chosen = engine_route(moe, x)
+    weights, chosen = route(moe.gate(x.flatten(0, 1)), moe.k)
     for way in (gathered_experts, stacked_experts):
         found = way(fast.w13, fast.w2, x.flatten(0, 1), weights, chosen)
         torch.testing.assert_close(found.view_as(x), expected)
-
-
-def engine_route(moe, x):
-    from minimistral.moe import route
-    return route(moe.gate(x.flatten(0, 1)), moe.k)
 
 
 class Scaled(torch.nn.Module):
@@ -210,6 +207,110 @@ def test_layers_of_another_kind_are_called_as_they_are(moe):
             if type(child) is torch.nn.Linear and name != "gate":
                 setattr(module, name, Scaled(child))
     assert plain_engine(model, 2).generate(PROMPTS, 12) == expected
+
+
+# ------------------------------------------------------------ speculative decoding
+
+REPEATING = [4, 8, 15, 16, 23, 42] * 4 + [4, 8]
+
+
+def draft_of(model, kind):
+    """Look-up, a strange model, or the model itself, all of whose proposals are right."""
+    if kind == "look-up":
+        return PromptLookup()
+    small = Transformer(model.config) if kind == "itself" else lively(
+        3, dim=32, n_layers=1, sliding_window=3)
+    if kind == "itself":
+        small.load_state_dict(model.state_dict())
+    return DraftModel(plain_engine(small, spare=5))
+
+
+@pytest.mark.parametrize("kind", ["look-up", "strange", "itself"])
+def test_speculation_writes_the_greedy_text(model, kind):
+    engine, draft = plain_engine(model, spare=5), draft_of(model, kind)
+    for prompt in (REPEATING, [5]):
+        expected = generate(model, prompt, 30)
+        for drafts in (1, 5):
+            done = speculate(engine, prompt, 30, draft, drafts=drafts)
+            assert done.ids == expected
+            assert 0 <= done.accepted <= done.proposed and done.steps <= 29
+            if kind == "itself":
+                assert done.acceptance == 1 and done.steps == -(-29 // (drafts + 1))
+        stop = expected[12]
+        stopped = speculate(engine, prompt, 30, draft, stop_ids=[stop])
+        assert stopped.ids == generate(model, prompt, 30, stop_ids=[stop])
+        assert all((ring.positions == -1).all() for ring in engine.fast.rings.values())
+
+
+def test_rejected_tokens_do_not_stay_in_the_cache(monkeypatch):
+    model = lively(sliding_window=6)
+    engine, draft = plain_engine(model, spare=4), draft_of(model, "strange")
+    begun = []
+
+    def look(*arguments):
+        """Before each proposal both caches hold positions that are in the text, no others."""
+        held = engine.fast.rings[6].positions
+        begun.append(len(arguments[0]))
+        assert sorted(held[held >= 0].tolist())[-6:] == [*range(len(arguments[0]) - 1)][-6:]
+        return propose(*arguments)
+
+    propose, draft.propose = draft.propose, look
+    done = speculate(engine, REPEATING, 30, draft)
+    assert done.accepted < done.proposed and len(begun) == done.steps
+
+
+def test_an_accepted_token_is_drawn_from_the_models_distribution():
+    """8,000 draws through the rule, against p, by chi square."""
+    p = torch.tensor([[0.5, 0.2, 0.0, 0.25, 0.05], [0.1, 0.2, 0.3, 0.3, 0.1]])
+    q = torch.tensor([[0.1, 0.3, 0.4, 0.2, 0.0]])
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.zeros(5)
+    for token in torch.multinomial(q[0], 8_000, replacement=True, generator=generator).tolist():
+        counts[accept([token], q, p, generator)[0]] += 1
+    assert counts[2] == 0
+    expected = p[0] * 8_000
+    chi_square = ((counts - expected) ** 2 / expected)[p[0] > 0].sum()
+    assert chi_square < 16.3                # 3 degrees of freedom: passed by 999 of 1,000
+
+
+@pytest.mark.parametrize("kind", ["look-up", "strange"])
+def test_sampled_texts_have_the_models_distribution(kind):
+    """The second and third token of 400 texts against p(b, c), by chi square."""
+    small = dict(dim=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, hidden_dim=8,
+                 vocab_size=4)
+    model, n_texts = lively(1, **small, sliding_window=3), 400
+    draft = PromptLookup() if kind == "look-up" else DraftModel(plain_engine(lively(2, **small)))
+    prompt, engine = [0, 1, 2, 3, 0, 1], plain_engine(model, spare=2)
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)               # (64, 3): all a, b, c
+    with torch.no_grad():
+        logits = model(torch.cat((torch.tensor([prompt] * 64), every), dim=1))[:, 5:8]
+    p = next_distribution(logits.flatten(0, 1), 0.8).view(64, 3, 4)
+    p = p.gather(2, every[:, :, None]).prod(dim=1).view(4, 4, 4).sum(dim=0)     # p(b, c)
+    assert p.sum().item() == pytest.approx(1)
+    counts, accepted, proposed = torch.zeros(4, 4), 0, 0
+    for seed in range(n_texts):
+        done = speculate(engine, prompt, 4, draft, drafts=2, temperature=0.8, seed=seed)
+        counts[done.ids[1], done.ids[2]] += 1
+        accepted, proposed = accepted + done.accepted, proposed + done.proposed
+    assert 0.1 < accepted / proposed < 0.9, "both sides of the rule must have been taken"
+    common = p * n_texts >= 5                             # chi square needs 5 of each
+    chi_square = ((counts - p * n_texts) ** 2 / (p * n_texts))[common].sum()
+    assert common.sum() > 6
+    assert chi_square < 37.7                # at most 15 degrees: passed by 999 of 1,000
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"drafts": 3}, "spare=3, it has spare=2"), ({"drafts": 0}, "drafts=0"),
+    ({"temperature": -1}, "temperature=-1"), ({"max_new_tokens": -1}, "max_new_tokens=-1"),
+])
+def test_a_wrong_speculation_is_named(options, words):
+    engine = plain_engine(lively(sliding_window=4), spare=2)
+    options = {"max_new_tokens": 3, "drafts": 2} | options
+    with pytest.raises(ValueError, match=words):
+        speculate(engine, [1, 2], options.pop("max_new_tokens"), PromptLookup(), **options)
+    other = DraftModel(plain_engine(lively(vocab_size=90), spare=2))
+    with pytest.raises(ValueError, match="same vocabulary.*90 tokens for 97"):
+        speculate(engine, [1, 2], 3, other, drafts=2)
 
 
 # ------------------------------------------------------------ compiled, and not
