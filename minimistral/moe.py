@@ -56,7 +56,8 @@ def chosen_experts(experts: nn.ModuleList, x: Tensor, weights: Tensor,
     for e, expert in enumerate(experts):
         token, place = torch.where(chosen == e)
         if len(token):
-            out[token] += weights[token, place, None] * expert(x[token])
+            share = weights[token, place, None]              # (n, 1)
+            out.index_add_(0, token, share * expert(x[token]))
     return out
 
 
