@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from minimistral.checkpoint_files import (
-    Undrawn, finite, match, open_folder, read_weight, write_json, write_weights,
-    written_whole)
+    SHIPPED, Undrawn, finite, match, open_folder, read_weight, write_json,
+    write_weights, written_whole)
 from minimistral.checkpoint_hf import config_to_hf
 from minimistral.config import ModelConfig
 from minimistral.model import Transformer
-
-SHIPPED = Path(__file__).parent / "assets" / "models"
 
 # ------------------------------------------------------------ two layouts
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,11 +309,42 @@ def largest_apart(ours: Tensor, theirs: Tensor) -> float:
     return (ours - theirs).abs().max().item()
 
 
-def peak_memory() -> int | None:
-    """Bytes that this process held at its peak, where the system tells; None elsewhere."""
+def peak_memory() -> int:
+    """Bytes that this process held at its peak; 0 where the system does not tell."""
     try:
         import resource
     except ImportError:
-        return None
+        return 0
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else 1024 * held
+
+
+def peak_while(work: Callable) -> int | None:
+    """Bytes by which this process grew at the peak of some work; None where Linux is not asked."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def held(key: str) -> int:
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith(key)).split()[1])
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # give back what was freed, or it is used again
+    except (OSError, AttributeError, TypeError):
+        pass
+    try:
+        reset.write_text("5", encoding="utf-8")  # forget the peak so far
+        before = held("VmRSS")
+    except (OSError, StopIteration):
+        return None
+    kept = work()
+    peak = held("VmHWM") - before
+    del kept
+    return peak
+
+
+def save_constant(config: mm.ModelConfig, folder: Path, layout: str = "mistral") -> None:
+    """Save a 16-bit model of this shape whose numbers are all the same: made fast, and as large."""
+    model = on_meta(config).to(torch.bfloat16).to_empty(device="cpu")
+    for weight in model.parameters():
+        torch.nn.init.constant_(weight, 0.5)
+    mm.save_model(model, folder, layout=layout)
