@@ -56,7 +56,7 @@ settled = ch06.CONTEXTS["a thing we know"]
 
 for text in (open_place, settled):
     chances = ch06.next_logits(model, tokenizer, text).softmax(-1)      # (V,)
-    print("…" + text[-24:])
+    print("…", *text.split()[-6:])
     for token in chances.topk(6).indices.tolist():
         print(f"{tokenizer.decode([token]):>34}   {chances[token]:.3f}")
 assert chances.max() > 0.9
@@ -219,17 +219,20 @@ predict("bold", f"At temperature 1 the grammar accepts {share:.0%} of 48 tales. 
 # %%
 bold = write(48, temperature=1.5)
 shares = {"t = 1": ch06.judged(fair)[0], "t = 1.5": ch06.judged(bold)[0]}
+tokens = sum(len(tokenizer.encode(text)) for text in fair) / len(fair)
 print({name: round(share, 2) for name, share in shares.items()})
 print(next(text for text in bold if not ch06.judged([text])[0]))
 assert shares["t = 1"] > 0.85 and shares["t = 1.5"] < 0.5
-reveal("bold", "C", "A tale has some eighty tokens, and one slip spoils it.")
+reveal("bold", "C", f"A tale has some {tokens:.0f} tokens, and one slip spoils it.")
 
 # %% [markdown]
 # Where do the slips come from? Not from the second or third choice. Let us call a token *rare* if the model
-# itself gives it less than one in a thousand. Of the 960 tokens nearly all are rare at nearly every
-# place: a long, thin **tail**. How much probability lies in the tail altogether?
+# itself, at temperature 1, gives it less than one in a thousand. Nearly all tokens are rare at nearly
+# every place: a long, thin **tail**. How much probability lies in the tail altogether?
 
 # %%
+p = ch06.next_logits(model, tokenizer, open_place).softmax(-1)          # (V,)
+print(int((p < 0.001).sum()), "of", len(p), "tokens are rare in the open place")
 heard = ladder.corpus.val_documents[:16]
 for t in (1.0, 1.5):
     tail, clean = ch06.tail_per_token(model, tokenizer, heard, t)
@@ -239,9 +242,9 @@ for t in (1.0, 1.5):
             (tail > 0.005 and clean < 0.6))
 
 # %% [markdown]
-# At temperature 1 the tail hardly matters. At 1.5 each rare token is still rare, but there are hundreds of
-# them at every step, and a tale has many steps. So the second number, the share of tales without any,
-# foretells what the grammar counted.
+# At temperature 1 the tail hardly matters. At 1.5 no single one of its tokens is likely even now, but there
+# are hundreds of them at every step, and a tale has many steps. So the second number, the share of tales
+# without any, foretells what the grammar counted.
 #
 # **In short:** temperature moves probability from the likely tokens to the tail; small shares at
 # each step become large ones in a text.
@@ -306,8 +309,8 @@ reveal("fit", "C", "One, five and a dozen tokens are wanted. 0.45 alone is not y
 #
 # Keep the likeliest tokens of each row until their sum passes p, the one that crosses p included. So at
 # least one token is always kept. Give the others probability 0 and scale what is left to sum to 1. The rows
-# do not come sorted, and each token must be at its old place in the result. Example: `[[0.15, 0.45, 0.10,
-# 0.30]]` with p = 0.6 gives `[[0, 0.6, 0, 0.4]]`.
+# do not come sorted, and each token must be at its old place in the result. A sum of exactly p may count
+# as passed or not. Example: `[[0.15, 0.45, 0.10, 0.30]]` with p = 0.6 gives `[[0, 0.6, 0, 0.4]]`.
 
 # %% tags=["your-turn"]
 def keep_top_p(probabilities, p):
@@ -364,8 +367,8 @@ remain = {"t = 1.5, no cut": next_distribution(rows, 1.5),
           "top-p 0.9, then t = 1.5": (late.log() / 1.5).softmax(-1)}
 for name, p in remain.items():
     print(f"{name:24}", (p > 0).sum(-1).tolist())
-cut, uncut = remain["t = 1.5, top-p 0.9"], remain["top-p 0.9, then t = 1.5"]
-assert ((cut > 0).sum(-1) >= (uncut > 0).sum(-1)).all()
+first, last = remain["t = 1.5, top-p 0.9"], remain["top-p 0.9, then t = 1.5"]
+assert ((first > 0).sum(-1) >= (last > 0).sum(-1)).all()
 
 # %% [markdown]
 # The three numbers are the three places: one, five and many. With top-p each place keeps what suits it, so
@@ -397,7 +400,7 @@ assert any(max(g) - min(g) >= 2 for g in map(ch06.in_groups, written.values()))
 # ## When to stop
 #
 # Our loop wrote as many tokens as we asked for. But a tale ends. The model says so with a token of its
-# own, `</s>`, which stood between the texts of its training. What if we do not listen?
+# own, `</s>`, with which every text of its training ended. What if we do not listen?
 
 # %%
 onward = write_rereading(start, 100, torch.argmax)
@@ -411,8 +414,8 @@ predict("after", "The next tokens come after </s>, without <s> and a title. What
 # %%
 # NBVAL_IGNORE_OUTPUT: what an untrained habit gives depends on the last digits
 print(repr(tokenizer.decode(onward[end + 1:])))
-reveal("after", "C", "In training the model was never asked what follows </s>. It "
-       "may look like a tale, but nothing was ever learned for this place.")
+reveal("after", "C", "In training no loss was taken for what follows </s>. It may look "
+       "like a tale, but nothing was ever learned for this place.")
 
 # %% [markdown]
 # A model cannot stop by itself; the loop around it has to. It watches for **stop tokens** and leaves them
@@ -521,27 +524,27 @@ def remember(kept, k, v, positions):
 check("remember", remember)
 
 # %% [markdown]
-# Here is a whole cache with that idea, plain and growing. What it promises to the model is little: a
-# memory for each layer, the number of tokens seen, and two calls around each pass. Does the model now say
-# the same, token by token, as if it read everything at once?
+# Here is a whole cache with that idea, plain and growing. The model asks little of it: a memory for each
+# layer, the number of tokens seen, and two calls around each pass. `make_room` says how far the text will
+# reach, `advance` that the new tokens have been read. Does the model now say the same, token by token, as
+# if it read everything at once?
 
 # %%
 class PlainLayer:
     kept = None
 
-    def append(self, k, v, positions):              # (B, T, K, D) twice, (B, T)
+    def update(self, k, v, positions):              # (B, T, K, D) twice, (B, T)
         new = (k, v, positions)
         self.kept = new if self.kept is None else tuple(
             torch.cat(pair, dim=1) for pair in zip(self.kept, new))
         return self.kept                            # what the queries may need
 
-    update = append                                 # the model's name for it
-
 
 class PlainCache:
     def __init__(self, n_layers):
         self.layers = [PlainLayer() for _ in range(n_layers)]
-        self.length, self.end = torch.zeros(1, dtype=torch.int64), 0   # tokens seen
+        self.length = torch.zeros(1, dtype=torch.int64)   # tokens seen, for each text
+        self.end = 0                                      # how far the text reaches
 
     def make_room(self, end):                             # before a pass
         self.end = end
@@ -564,9 +567,10 @@ print(f"the last token: {ch06.operations(model, ids):,} operations without the "
       f"cache, {ours:,} with it")
 
 # %% [markdown]
-# Cached equals uncached, and one token costs what one token costs. How does the model know that the single
-# token it gets is the 60th? By its **position**, which it takes from the cache: the tokens continue after
-# what the cache has seen.
+# Cached equals uncached, and the 60th token costs a sixtieth. (Counted are the matrices. The looks at the
+# kept keys come on top; exercise 6 counts those.) How does the model know that the single token it gets is
+# the 60th? By its **position**, which it takes from the cache: the tokens continue after what the cache has
+# seen.
 
 # %% [markdown]
 # Break it on purpose: we give every new token position 0, as a loop does that forgets where it is. No
@@ -586,7 +590,8 @@ assert (logits[0, -1] - at_once[0, -1]).abs().max() > 1
 # %% [markdown]
 # Now `mine()` writes: the shipped model, with your `draw` and your cuts if they have passed.
 #
-# **In short:** keep keys and values, compute each token once, and n² becomes n.
+# **In short:** keep keys and values, and each token goes through the model once: n tokens read instead of
+# about n²/2.
 
 # %% tags=["try"]
 my_model = mine()
@@ -684,13 +689,15 @@ predict("bytes", "The weights of Mistral 7B are 14.5 GB. With keys and values fo
 
 # %%
 assert 16 < gigabytes < 18
+assert mm.cache_bytes_per_token(alone) == 32 * 32 * 2 * 128 * 2      # half a MB
 shared = 32_768 * mm.cache_bytes_per_token(real) / 1e9
 reveal("bytes", "C", f"{gigabytes:.1f} GB, more than the weights, for one text and "
        f"one reader. Mistral 7B needs {shared:.1f} GB.")
 
 # %% [markdown]
-# Mistral 7B needs a quarter of that. How much memory can be saved when heads share keys and values? That is
-# chapter 7.
+# Where do the 17 GB come from? Each of 32 layers keeps a key and a value of 128 numbers for each of 32 heads,
+# and a number takes 2 bytes: half a megabyte for every token. Mistral 7B needs a quarter of that. How much
+# memory can be saved when heads share keys and values? That is chapter 7.
 
 # %% [markdown]
 # ## Further: several prompts at once
@@ -710,7 +717,8 @@ reveal("bytes", "C", f"{gigabytes:.1f} GB, more than the weights, for one text a
 
 # %% [markdown]
 # Each row's next logits stand at the end of its own prompt, not at the end of the rectangle. A prompt in a
-# batch must write what it writes alone. And if we pad with ordinary tokens instead?
+# batch must write what it writes alone. And if we pad with ordinary tokens instead, with full stops? (The
+# first prompt is the longest; nothing is filled up there.)
 
 # %%
 prompts = [tokenizer.encode(t, bos=True)
@@ -719,8 +727,8 @@ together = mm.generate(model, prompts, 12)
 alone = [mm.generate(model, p, 12) for p in prompts]
 print("as alone:", [a == b for a, b in zip(together, alone)])
 longest = max(map(len, prompts))
-filled = [p + [0] * (longest - len(p)) for p in prompts]     # with token 0
-print("padded with an ordinary token:",
+filled = [p + tokenizer.encode(".") * (longest - len(p)) for p in prompts]
+print("padded with full stops:",
       [a == b for a, b in zip(mm.generate(model, filled, 12), alone)])
 assert together == alone
 
@@ -766,8 +774,9 @@ ids, told = [], ""
 for token in mm.stream(model, prompts[1], 12):
     ids.append(token)
     whole = tokenizer.decode(ids)
-    print(whole[len(told):].strip(), end=" | ")
-    told = whole
+    if not whole.endswith("\ufffd"):               # half a letter: wait
+        print(whole[len(told):].strip(), end=" | ")
+        told = whole
 
 # %% [markdown]
 # ## Further: your own Mistral
