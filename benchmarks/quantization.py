@@ -1,0 +1,170 @@
+"""Bytes against speed: one token of a dense model in float32, bfloat16, 8 and 4 bits, on the CPU.
+
+    python benchmarks/quantization.py [--threads 2] [--rounds 15] [--out FILE]
+
+The model has the shape M of the README's benchmarks with random weights, so only time and memory
+mean anything, no text. Every variant decodes one token at a time after the same prompt, through the
+plain `Transformer` and its cache; the output layer is called like any other layer. The variants
+take turns (A B C A B C ...), and the median over the rounds counts. The memory is the process's peak
+while a checkpoint of M becomes a model in 8 bits.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import minimistral as mm
+from minimistral.quantize import QuantizedLinear
+from minimistral.recipes import cpu_name
+
+OUT = Path(__file__).parent / "results" / "quantization.json"
+SHAPE = dict(dim=768, n_layers=12, n_heads=12, n_kv_heads=4, head_dim=64, hidden_dim=2048,
+             vocab_size=32000, sliding_window=1024)
+PROMPT, WARM_UP, STEPS = 64, 2, 4
+
+
+def provenance(threads: int) -> dict:
+    """What ran: machine, versions, command, commit, and how busy the machine was."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
+                          capture_output=True, text=True)
+    return {
+        "command": "python benchmarks/quantization.py " + " ".join(sys.argv[1:]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": done.stdout.strip() or None, "seed": 0,
+        "system": platform.platform(terse=True), "processor": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(), "threads": threads,
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": sys.version.split()[0], "torch": torch.__version__,
+    }
+
+
+def bytes_read(model: mm.Transformer) -> int:
+    """Bytes of weights that one token reads: all but the table of token embeddings."""
+    return sum(x.nbytes for name, x in model.state_dict().items() if "tok_emb" not in name)
+
+
+def variants() -> dict[str, mm.Transformer]:
+    torch.manual_seed(0)
+    base = mm.Transformer(mm.ModelConfig(**SHAPE)).eval()
+    half = copy.deepcopy(base).to(torch.bfloat16)
+    eight = mm.quantize_model(copy.deepcopy(half), 8)
+    four = mm.quantize_model(copy.deepcopy(half), 4, 32)
+    mm.use_kernels(four, output=True)
+    plain = mm.quantize_model(copy.deepcopy(half), 8)
+    for layer in plain.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.kernel = False
+    return {"float32": base, "bfloat16": half, "8 bits, kernel": eight,
+            "4 bits, groups of 32, kernel": four, "8 bits, plain path": plain}
+
+
+@torch.no_grad()
+def decode(model: mm.Transformer, ids: torch.Tensor, steps: int) -> list[float]:
+    """Milliseconds of each of some greedy steps after a prompt."""
+    cache = mm.KVCache(model.config, dtype=model.tok_embeddings.weight.dtype)
+    x = model.features(ids, cache)[:, -1:]
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        token = model.output(x).float().argmax(-1)
+        x = model.features(token, cache)
+        times.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def copy_speed(megabytes: int = 256) -> float:
+    """GB in a second that a copy reads and writes, the best of some."""
+    source = torch.ones(megabytes * 2**18)
+    target, best = torch.empty_like(source), 1e9
+    for _ in range(8):
+        began = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - began)
+    return 2 * source.nbytes / best / 1e9
+
+
+MEASURE_MEMORY = """
+import sys, torch, minimistral as mm
+from pathlib import Path
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(l for l in lines if l.startswith(key)).split()[1])
+torch.set_num_threads(1)
+mm.load_quantized("tales-dense", 8)                # what is imported at first use
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+model = mm.load_quantized(sys.argv[1], 8)
+print(memory("VmHWM") - before, sum(x.nbytes for x in model.state_dict().values()))
+"""
+
+
+def load_memory(model: mm.Transformer) -> dict | None:
+    """Peak bytes while M is loaded from a float32 checkpoint in 8 bits; Linux only."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        mm.save_model(model, folder)
+        done = subprocess.run([sys.executable, "-c", MEASURE_MEMORY, folder], check=True,
+                              capture_output=True, text=True)
+    peak, result = map(int, done.stdout.split())
+    floats = [w.nbytes for w in model.parameters()]
+    return {"what": "load_quantized of M in 8 bits from a float32 checkpoint",
+            "peak_bytes": peak, "result_bytes": result, "float32_model_bytes": sum(floats),
+            "largest_float32_tensor_bytes": max(floats)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=240, help="no new round after these")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    about = provenance(arguments.threads)
+    began = time.monotonic()
+    models = variants()
+    chance = torch.Generator().manual_seed(0)
+    ids = torch.randint(SHAPE["vocab_size"], (1, PROMPT), generator=chance)
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        decode(model, ids, WARM_UP)
+    for done in range(arguments.rounds):
+        if done >= 3 and time.monotonic() - began > arguments.seconds:
+            break
+        for name, model in models.items():
+            samples[name] += decode(model, ids, STEPS)
+    result = {
+        "what": "milliseconds for one token, batch 1, random weights in the shape M",
+        "shape": SHAPE, "prompt": PROMPT, "warm_up_steps": WARM_UP, "steps_per_round": STEPS,
+        "copy_gb_per_second": round(copy_speed(), 1),
+        "variants": {name: {
+            "bytes_read_per_token": bytes_read(model), "median_ms": round(median(times), 3),
+            "best_ms": round(min(times), 3), "samples_ms": [round(t, 3) for t in times]}
+            for (name, model), times in zip(models.items(), samples.values())},
+        "memory": load_memory(models["float32"]),
+        "provenance": about | {"load_after": os.getloadavg()[0] if hasattr(os, "getloadavg")
+                               else None},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
+    for name, row in result["variants"].items():
+        print(f"{name:30} {row['bytes_read_per_token'] / 1e6:7.1f} MB  {row['median_ms']:8.2f} ms "
+              f"(best {row['best_ms']:.2f})")
+    print(result["memory"], result["copy_gb_per_second"], "GB/s")
+
+
+if __name__ == "__main__":
+    main()

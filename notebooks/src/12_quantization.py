@@ -1,0 +1,386 @@
+# %% [markdown]
+# # 12. Quantization
+#
+# **How few bits does a weight need?**
+#
+# The core takes 45 minutes. The exercises and the sections under *Further* take another hour.
+# You need chapter 4 and the models of chapter 10; what we borrow from them is repeated below.
+#
+# The shapes in this chapter: a weight matrix is **(out, in)**, a row for each output · **G** weights of a
+# row form a group · **V** tokens in the vocabulary · a **bit** is one yes or no, 8 of them are a byte.
+
+# %%
+import copy
+
+import torch
+import torch.nn.functional as F
+
+import minimistral as mm
+from minimistral.course import (Choice, bet, check, explore, hint, ladder, mine,
+                                predict, reveal, show, swap, verdict)
+from minimistral.course.chapters import ch12_quantization as ch12
+from minimistral.course.figures import bars_chart, new_figure
+
+# %% [markdown]
+# ## The headlines
+#
+# In 2024 the press promised Mistral's models to owners of small machines. Two of those promises follow.
+# Place your bets: one letter between the quotation marks. The verdicts come at the end of the core.
+
+# %%
+bet(13, answer="")
+
+# %%
+bet(14, answer="")
+
+# %% [markdown] tags=["recall"]
+# Three questions from before. Answer them in your head; skip them if you are in a hurry.
+#
+# <details><summary>How many parameters has Mistral 7B?</summary>
+# 7.24 billion, nearly all of them in weight matrices.</details>
+# <details><summary>What does a machine read from memory to write one token?</summary>
+# Every active weight once, and the whole cache.</details>
+# <details><summary>What is the floor on the ladder?</summary>
+# The loss that the tales' own grammar leaves open. No model can go below it.</details>
+
+# %% [markdown]
+# ## Seven billion numbers
+#
+# A published checkpoint holds each weight in 16 bits, which is two bytes. Your laptop has 16 GB of memory.
+# (1 GB is a billion bytes.) Does Mistral 7B fit?
+
+# %%
+predict("size", "Mistral 7B has 7.24 billion weights of 2 bytes each. How many GB?",
+        answer=None)
+
+# %%
+config = mm.MODELS["mistral-7b-v0.2"]
+total = mm.count_parameters(config).total
+for bits in (32, 16, 8, 4.5, 4, 2):
+    print(f"{bits:4} bits for a weight: {total * bits / 8 / 1e9:6.2f} GB")
+assert 14 < total * 2 / 1e9 < 15
+reveal("size", total * 2 / 1e9, "It leaves one and a half GB for everything else.")
+
+# %% [markdown]
+# At 16 bits the weights alone fill the machine. At 8 they take half of it, at 4 a quarter. Bits are also
+# time: to write one token, a machine reads all these weights once, and half the bytes are read in half the
+# time. (Chapter 11, GPU inference (to come), is about that.)
+#
+# So the question is what a weight loses with its bits. A byte has 256 values, half a byte has 16. Can a
+# model run on sixteen different numbers?
+#
+# **In short:** memory and time per token are both weights × bits.
+
+# %% [markdown]
+# ## Five weights, by hand
+#
+# Take five weights and 4 bits. Sixteen values: we use the whole numbers from -7 to 7 and leave one out, so
+# that there are as many below zero as above. The largest weight gets the largest number. That fixes the
+# length of one step, which is called the **scale**.
+
+# %%
+weights = torch.tensor([0.70, -0.24, 0.04, 0.16, -0.61])
+scale = weights.abs().max() / 7                           # 0.1: one step
+print("scale:", round(scale.item(), 4))
+print("in steps:", [round(w, 2) for w in (weights / scale).tolist()])
+predict("hand", "Round each to a whole step. Which weight is lost altogether?",
+        ["-0.24", "0.04", "none: there are 15 numbers for five weights"], answer="")
+
+# %%
+numbers = (weights / scale).round()                       # what is stored
+again = numbers * scale                                   # what comes back
+print("stored:   ", numbers.int().tolist())
+print("come back:", [round(w, 2) for w in again.tolist()])
+assert ((again - weights).abs() <= scale / 2 + 1e-6).all()
+show(ch12.steps_picture(weights, 0.1, 7), alt="Five weights on a ruler of fifteen "
+     "whole steps; each goes to the nearest step, and 0.04 goes to zero.")
+reveal("hand", "B", "Whatever is below half a step becomes zero.")
+
+# %% [markdown]
+# $$ \text{scale} = \frac{\max_i |w_i|}{2^{b-1} - 1} \qquad
+# n_i = \text{round}\left(\frac{w_i}{\text{scale}}\right) \qquad w_i \approx n_i \cdot \text{scale} $$
+#
+# In words: the largest weight decides the step, each weight is rounded to whole steps, and multiplying
+# brings it back. This is called **absmax** quantization. With b = 8 bits the largest number is 127, with
+# 4 bits it is 7. No weight moves by more than half a step.
+
+# %% [markdown]
+# The line that is easily wrong is the rounding. Turning floats into integers does not round: it cuts
+# off what is behind the point. We do it wrong on purpose, for ten thousand weights.
+
+# %% tags=["try"]
+chance = torch.Generator().manual_seed(12)
+many = torch.randn(10_000, generator=chance)
+step = many.abs().max() / 7                               # try / 127 as well
+for name, n in (("rounded", (many / step).round()),
+                ("cut off", (many / step).to(torch.int8))):
+    back = n * step
+    print(f"{name}: error {(back - many).norm() / many.norm():.3f}, "
+          f"size {back.norm() / many.norm():.3f} of what it was")
+
+# %% [markdown]
+# Cutting off pulls every weight towards zero, and the errors add up instead of cancelling. A layer with
+# such weights gives too little, the next layer gets too little, and so on. There is no error message.
+#
+# **In short:** a weight is stored as a whole number of steps; the largest one sets the step.
+
+# %% [markdown]
+# ## One large weight
+#
+# Five weights shared one scale. A row of Mistral 7B has 4,096 weights. Who should share? Let us make a row
+# of 128 ordinary weights, and then make a single one of them large.
+
+# %%
+row = torch.randn(1, 128, generator=chance)
+others = torch.arange(128) != 77
+predict("outlier", "One weight becomes 100 times as large as the rest. How many of "
+        "the other 127 become zero in 4 bits?",
+        ["about 1 in 100", "about half of them", "all of them"], answer="")
+
+# %%
+def there_and_back(w, bits):
+    """Absmax along the last axis: to whole numbers and back."""
+    most = 2 ** (bits - 1) - 1
+    scale = w.abs().amax(-1, keepdim=True) / most
+    return (w / scale).round() * scale
+
+
+spoiled = row.clone()
+spoiled[0, 77] = 100.0
+back = there_and_back(spoiled, 4)[0, others]
+print("zeros among the others:", int((back == 0).sum()), "of 127")
+assert (back == 0).all()
+reveal("outlier", "C", "The step is 100 / 7, more than 14. All the others are below "
+       "half of that.")
+
+# %% [markdown]
+# One **outlier** decides the step for its whole row, and the row is lost. In real models such weights
+# exist. The cure is to share among fewer: cut the row into **groups** of 32, each with a scale of its own.
+# Then an outlier ruins 31 neighbours and nobody else.
+
+# %%
+sizes = [1, 3, 10, 30, 100]
+errors = {"one scale for the row": [], "groups of 32": []}
+for size in sizes:
+    spoiled = row.clone()
+    spoiled[0, 77] = size * row.abs().mean()
+    for name, w in zip(errors, (spoiled, spoiled.view(4, 32))):
+        back = there_and_back(w, 4).view(1, 128)
+        wrong = (back - spoiled)[0, others].norm()
+        errors[name].append((wrong / row[0, others].norm()).item())
+show(ch12.outlier_picture(sizes, errors), alt="While one weight grows to 100 times "
+     "the others, their error rises to 100% with one scale for the row, and to "
+     "about half with groups of 32.", data={"size": sizes, **errors})
+assert errors["one scale for the row"][-1] > 0.95 > 0.7 > errors["groups of 32"][-1]
+
+# %% [markdown]
+# Groups are not free: each scale has to be stored, too, here in 16 bits. So with 4-bit numbers and
+# groups of 32 a weight costs more than 4 bits.
+
+# %%
+predict("bits", "4-bit numbers, one scale of 16 bits for 32 of them. How many bits "
+        "does a weight take in all?", answer=None)
+
+# %%
+for bits, group in ((8, 4096), (8, 32), (4, 4096), (4, 128), (4, 32), (4, 8)):
+    print(f"{bits}-bit numbers, {group:4} share a scale: {bits + 16 / group:.3f} bits")
+reveal("bits", 4 + 16 / 32, "That is the 4.5 in the first table.")
+
+# %% [markdown]
+# ### Your turn: whole numbers and scales
+#
+# Write it for a matrix. Cut each row into groups of `group` weights (None: the whole row is one), find each
+# group's largest absolute value, and return two tensors: the whole numbers, int8 in the shape of the weight,
+# and the scales, bfloat16 with one column for each group. Divide by the scales **as stored**, after
+# their rounding to bfloat16. Numbers stay between -(2^(bits-1) - 1) and its opposite. A group of zeros
+# gives zeros, not NaN.
+#
+# Example: `[[0.7, -0.24, 3.0, 0.0]]`, 4 bits, group 2 gives numbers `[[7, -2, 7, 0]]` and about
+# `[[0.1, 0.43]]`.
+
+# %% tags=["your-turn"]
+def quantize(weight, bits, group=None):
+    """weight: (out, in), bits: 2 to 8, group: a divisor of in, or None
+
+    -> whole numbers, int8 (out, in); scales, bfloat16 (out, in / group)
+    """
+    most = ...        # the largest whole number: 7 for 4 bits
+    scales = ...      # from the largest of each group, in bfloat16
+    return ...
+
+
+check("quantize", quantize)
+
+# %% [markdown]
+# `hint("quantize")` helps, one step at a time. Here is the library's; from here on this notebook uses it.
+# It adds the checks: a group that does not divide the row would reach over into the next one.
+
+# %%
+# minimistral/quantize.py
+# show: quantize, dequantize
+
+# %% [markdown]
+# Why are the scales rounded before they are used? A scale that is stored a little too small is made up
+# for by a number of steps a little larger. If we divided by the exact scale and multiplied by the stored
+# one, all weights of a group would be wrong in the same direction.
+#
+# **In short:** a scale serves a row or a group; small groups keep outliers among themselves and cost
+# 16 / G bits.
+
+# %% [markdown]
+# ## Two numbers in a byte
+#
+# PyTorch has a dtype for 8-bit numbers and none for 4. The smallest thing it can store is a byte. So we
+# put two numbers in one. With signs that is easily wrong: in which bits is the minus?
+
+# %%
+pair = torch.tensor([-3, 5], dtype=torch.int8)
+left, right = (pair + 8).tolist()                         # 5 and 13: no sign left
+byte = left << 4 | right                                  # left half, right half
+print(f"-3 and 5 -> {left} and {right} -> {left:04b} {right:04b} -> byte {byte}")
+predict("byte", "Which number comes back from the right half, byte & 15, if we "
+        "forget to take off the 8?", ["5", "-3", "13"], answer="")
+
+# %%
+print("left half: ", byte >> 4, "- 8 =", (byte >> 4) - 8)
+print("right half:", byte & 15, "- 8 =", (byte & 15) - 8)
+stored = torch.tensor([byte], dtype=torch.uint8)
+print("and with uint8:", ((stored >> 4) - 8).tolist())    # no sign: 256 - 3
+assert (byte >> 4) - 8 == -3 and (byte & 15) - 8 == 5
+reveal("byte", "C", "Adding 8 moved -7..7 to 1..15. Forgotten on the way back, "
+       "every weight of the model is far too large.")
+
+# %% [markdown]
+# The last line shows a trap: bytes have no sign, so 5 - 8 gives 253. Turn them into int8 **before** you
+# subtract.
+#
+# ### Your turn: pack and unpack
+#
+# `pack` takes int8 numbers from -8 to 7, shape (out, in) with in even, and gives uint8 of shape (out, in / 2).
+# Add 8; of two neighbours, the first is the left half of the byte (the 16s), the second the right half.
+# Example: `[[-3, 5]]` gives `[[93]]`.
+
+# %% tags=["your-turn"]
+def pack(numbers):
+    """int8 (out, in) -> uint8 (out, in / 2), two numbers in a byte"""
+    shifted = ...     # 0 to 15, uint8
+    return ...        # columns 0, 2, 4 ... left, columns 1, 3, 5 ... right
+
+
+check("pack", pack)
+
+# %% tags=["your-turn"]
+def unpack(packed):
+    """The inverse of pack: uint8 (out, in / 2) -> int8 (out, in)"""
+    return ...
+
+
+check("unpack", unpack)
+
+# %%
+# minimistral/quantize.py
+# show: pack, unpack
+
+# %% [markdown]
+# **In short:** add 8, left half, right half; back the other way round, with a sign before the
+# subtraction.
+
+# %% [markdown]
+# ## A layer, and a whole model
+#
+# The layer stores whole numbers and scales. When it is called, it makes the weights anew and
+# multiplies as ever: that is the plain path. Where PyTorch has a kernel that multiplies with the small
+# numbers directly, that is taken (`fast_int8`, see *Further*). Skip those lines at first.
+
+# %%
+# minimistral/quantize.py
+# show: QuantizedLinear
+
+# %%
+# minimistral/quantize.py
+# show: quantize_model
+
+# %% [markdown]
+# One layer after the other is replaced, so the memory never holds two models. Three things are left in
+# full: the norms (a few numbers), the token embeddings (of which a token reads one row), and in a mixture
+# the router, `gate`. A small error in a weight moves a result a little. A small error in the router
+# sends a token to another expert.
+
+# %%
+predict("writes", "The shipped model, 4 bits, groups of 32. What does it write?",
+        ["letters without sense", "a tale like any other",
+         "nothing at all: it stops with an error"], answer="")
+
+# %%
+tokenizer = mm.load_tokenizer("tales-dense")
+small = mine()                                            # with your pieces
+with swap(small.pieces):
+    mm.quantize_model(small, bits=4, group=32)
+    print(small.write("The golden ring\n"))
+layer = small.layers[0].feed_forward.w1
+print("w1:", layer.packed.dtype, tuple(layer.packed.shape), "and scales",
+      tuple(layer.scales.shape))
+assert layer.packed.shape == (192, 64) and layer.scales.shape == (192, 4)
+reveal("writes", "B", "Fifteen different numbers, times a scale, are enough.")
+
+# %% [markdown]
+# That was the shipped model on every piece of yours that has passed. One tale says little, of course.
+# Is it as good as before?
+
+# %% [markdown]
+# ## How few bits?
+#
+# We take the model's matrices to 8, 6, 4, 3 and 2 bits and back, and measure the loss on the ladder's
+# validation tales. The floor is what the grammar leaves open.
+
+# %%
+predict("few", "Where does the model break?",
+        ["at 6 bits already", "between 4 and 2 bits",
+         "not at all: training made it robust"], answer="")
+
+# %%
+model = mm.load_model("tales-dense")
+whole, floor = ch12.nats_per_byte(model), ladder.corpus.floor
+BITS = (8, 6, 4, 3, 2)
+by_row = [ch12.nats_per_byte(ch12.rounded(model, bits, None)) for bits in BITS]
+
+# %%
+by_group = [ch12.nats_per_byte(ch12.rounded(model, bits, 32)) for bits in BITS]
+print(f"float32: {whole:.4f} nats per byte, {whole - floor:.4f} above the floor")
+for bits, one, two in zip(BITS, by_row, by_group):
+    print(f"{bits} bits: above the floor {one - floor:.4f} with a scale for each row, "
+          f"{two - floor:.4f} in groups of 32")
+show(ch12.lines_over_bits(BITS, {"a scale for each row": by_row,
+                                 "groups of 32": by_group}, floor, whole),
+     alt="The loss stays at that of float32 for 8 and 6 bits, rises a little at 4 "
+     "and 3, and at 2 bits goes up many times; groups are always better.",
+     data={"bits": BITS, "row": by_row, "groups of 32": by_group})
+
+# %%
+assert by_group[0] < whole + 0.002 and by_group[2] < whole + 0.1
+assert by_group[-1] > 2 * whole and by_row[2] > by_group[2] > by_group[1]
+reveal("few", "B", "8 bits cost nothing that we could measure, 4 in groups a "
+       "little; at 2 only -1, 0 and 1 are left.")
+
+# %% [markdown]
+# Each bit less doubles the step, and so the error of every weight. A trained model bears that for a
+# while, and then no longer. (The shipped model is tiny, and every weight of it is busy. Large models bear
+# few bits better; read the order from these lines, not the place of the bend.)
+#
+# Which part breaks first? We round one kind of matrix at a time, to 3 bits, and leave the rest alone.
+
+# %%
+predict("first", "Which kind costs most when it alone goes to 3 bits?",
+        ["the token embeddings", "one of the feed-forward, such as w2",
+         "wq or wk, which decide where to look"], answer="")
+
+# %%
+kinds = (*ch12.LAYERS, "tok_embeddings")
+costs = {kind: ch12.nats_per_byte(ch12.rounded(model, 3, 32, [kind])) - whole
+         for kind in kinds}
+
+# %%
+show(ch12.costs_picture(costs, "Rounded alone to 3 bits: what each kind costs"),
+     alt="Bars: what each kind of matrix adds to the loss when it alone is rounded "
+     "to 3 bits.", data={"kind": kinds, "cost": [round(costs[k], 4) for k in kinds],
+     "weights": [ch12.numbers_of(model, k) for k in kinds]})
