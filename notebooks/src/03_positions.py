@@ -222,10 +222,11 @@ reveal("moved", "B", "Both arrows turn by the same amount more, so the angle "
        "between them stays.")
 
 # %% [markdown]
-# Two arrows give the product of their lengths times the cosine of the angle between them. Turning the
-# query by $p\,\omega$ and the key by $s\,\omega$ changes that angle by $(p - s)\,\omega$: the distance
-# enters, the places do not. And the sign counts: a key three places *before* the query is not the same
-# as one three places *after* it. All pairs of eight places:
+# The score of two arrows is the product of their lengths and of the cosine of the angle between them.
+# Turning the query by $p\,\omega$ and the key by $s\,\omega$ changes that angle by $(p - s)\,\omega$: the
+# distance enters, the places do not. A cosine does not know plus from minus, but our arrows point apart
+# before any turn. So one side is not like the other: a key three places *before* the query is not the
+# same as one three places *after* it. All pairs of eight places:
 
 # %%
 table = torch.tensor([[score(p, s) for s in range(8)] for p in range(8)])
@@ -314,9 +315,9 @@ reveal("backwards", "B", "7 + 4 = 6 + 5 = 8 + 3, and “key backwards” is the 
 #
 # $$ \omega_i = \theta^{-2i/D} \quad \text{radians for each place.} $$
 #
-# In words: pair 0 turns by one radian a place; each further pair is slower by the same factor; how slow
-# the last ones are is decided by $\theta$ (theta), usually 10,000 or more. For D = 8 that is easily done
-# by hand:
+# In words: pair 0 turns by one radian a place, each further pair is slower by the same factor, and
+# $\theta$ (theta), usually 10,000 or more, decides how slow the last ones are. The speeds are also called
+# **frequencies**. For D = 8 they are easily computed by hand:
 
 # %%
 D, theta = 8, 10_000
@@ -368,7 +369,8 @@ check("rotary_angles", rotary_angles)
 # show: rotary_angles
 
 # %% [markdown]
-# Now every pair of every head must be turned. Which numbers form a pair? In Mistral's models the
+# Now every pair of every head must be turned. A score is the sum over the pairs; each part depends on
+# the distance only, so the sum does as well. Which numbers form a pair? In Mistral's models the
 # neighbours: numbers 0 and 1, numbers 2 and 3, and so on. By hand for one token at position 1, with a
 # head of four numbers and theta = 10,000, so that the angles are 1 and 0.01:
 
@@ -405,7 +407,8 @@ check("rotate", rotate)
 # %% [markdown]
 # Line by line: cosines and sines get an axis for the heads. `unflatten` cuts D into pairs, `unbind`
 # takes their first and second numbers apart. The next line is the formula from above. `stack` puts the
-# two results side by side, and `flatten` lays the pairs in a row again.
+# two results side by side, and `flatten` lays the pairs in a row again. Positions given by turning are
+# called **rotary** position embedding, or RoPE (Su and others, 2021).
 #
 # First the test: move everything by 1000 places and compare. Then the two sentences of chapter 2.
 
@@ -422,7 +425,7 @@ def turned_scores(positions):
 
 
 here, there = (turned_scores(torch.arange(6) + start) for start in (0, 1000))
-assert torch.allclose(here, there, atol=2e-3)
+assert torch.allclose(here, there, atol=2e-3)             # 1000 rad, rounded
 assert not torch.allclose(here, turned_scores(torch.zeros(6)), atol=0.1)
 print("moved by 1000: the same scores")
 
@@ -455,8 +458,8 @@ for turning in (False, True):
 # **two places back**. One layer, one head; once without positions and once with.
 
 # %%
-predict("toy", "The loss starts near 2.5 nats for twelve letters. Where does the "
-        "look without positions end after 100 steps?",
+predict("toy", "Guessing one of twelve letters costs log 12, about 2.5 nats. Where "
+        "does the look without positions end after 100 steps?",
         ["near 0: it learns to look two back",
          "near 2: a little better than guessing",
          "at 2.5: it learns nothing"], answer="")
@@ -464,8 +467,7 @@ predict("toy", "The loss starts near 2.5 nats for twelve letters. Where does the
 # %%
 losses = {name: ch03.learn_two_back(turn) for name, turn in
           (("without positions", False), ("with rotary positions", True))}
-means = {name: [sum(part) / 10 for part in zip(*[iter(values)] * 10)]
-         for name, values in losses.items()}
+means = {n: torch.tensor(losses[n]).view(10, 10).mean(1).tolist() for n in losses}
 figure, ax = new_figure(7.0, 3.3)
 lines_chart(ax, range(10, 101, 10), means, xlabel="training step",
             ylabel="loss (nats)",
@@ -474,7 +476,8 @@ show(figure, alt="Without positions the loss stays near 2 nats; with rotary "
      "positions it falls to nearly 0.",
      data={"step": range(10, 101, 10),
            **{n: [round(v, 2) for v in values] for n, values in means.items()}})
-assert means["without positions"][-1] > 1.8 > 0.05 > min(map(min, means.values()))
+assert means["without positions"][-1] > 1.8
+assert means["with rotary positions"][-1] < 0.05
 reveal("toy", "B", "It can learn which letters are in the row, and no more. With "
        "positions, a query asks for distance 2.")
 
@@ -527,10 +530,10 @@ show(ch03.speeds_picture(turns, 32_768, f"With the larger theta {high} pairs, no
 assert (low, high) == (4, 24)
 
 # %% [markdown]
-# A pair that gets round within the text gives the same angle to several distances. A pair that does not
-# get round gives every distance an angle of its own, and even far-away words are turned against each
-# other only a little. A larger theta makes more pairs of the second kind. The price: the slow pairs
-# hardly tell neighbours apart.
+# A pair that gets round within the text gives nearly the same angle to several distances. A pair that
+# does not get round gives every distance an angle of its own: even the first and the last word are
+# less than one turn apart. A larger theta makes more pairs of the second kind. The price: the slow
+# pairs hardly tell neighbours apart.
 #
 # This much is geometry. What it is worth, only training can show. But one thing we can try at once: take
 # the shipped model, which was trained with theta = 10,000, and change the number.
@@ -677,7 +680,7 @@ y, alike = x, {}
 for n in range(5):
     unit = nn.functional.normalize(y, dim=-1)             # all of length 1
     alike[n] = ((unit @ unit.T).sum().item() - 5) / 20    # mean over the 20 pairs
-    y = look(3 * unit)[0]                                 # kept at one size
+    y = look(3 * unit)[0]                                 # about as long as x was
 print("looks: mean cosine", {n: round(value, 2) for n, value in alike.items()})
 assert alike[0] < 0.3 and alike[4] > 0.95
 reveal("deep", "C", "A mixture of mixtures: hardly anything is left of each word's "
@@ -793,9 +796,10 @@ show(figure, alt="The loss rises steeply after the trained length when the model
 # %% [markdown]
 # The two measurements belong together. Places as such do no harm: we moved a text by 1000 and
 # nothing happened. Keys further back than any in training do, and hiding them brings the old loss back,
-# at places five times as far. A rule that hides what is far away is the subject of the chapter on the
-# sliding window. Other cures change the speeds and train on for a while; a larger theta is the simplest
-# of them.
+# at places five times as far. (We hid all beyond half the length: in a row of 200 tokens the long
+# distances are rare and little practised.) A rule that hides what is far away is the subject of the
+# chapter on the sliding window. Other cures change the speeds and train on for a while; a larger theta
+# is the simplest of them.
 
 # %% [markdown]
 # ## Further: why float32

@@ -46,8 +46,9 @@ check("tokens_per_turn", tokens_per_turn)
 # speed of 0.01 radians a token that takes 628 tokens.
 
 # %% [markdown]
-# What does it say about the shipped model, and about the first Mistral 7B? A pair whose turn is longer
-# than the text gives every distance an angle of its own.
+# What does it say about the shipped model, trained on rows of 200 tokens, and about the first Mistral
+# 7B, made for texts of 8,192? A pair whose turn is longer than the text gives every distance an angle
+# of its own.
 
 # %%
 model = mm.load_model("tales-dense")
@@ -96,7 +97,8 @@ check("heads_with_positions", order)
 #
 # `x` has shape (B, T, H, D), in float32, `positions` (T,), whole numbers in any order. Return a tensor of
 # the shape of `x`; neighbours are a pair, pair i turns by $\theta^{-2i/D}$ for each place. Useful:
-# `torch.polar(size, angle)`, `torch.view_as_complex` and `torch.view_as_real`.
+# `torch.polar(size, angle)`, which wants two tensors, `torch.view_as_complex`, which wants a last axis of
+# size 2, and `torch.view_as_real`.
 
 
 # %%
@@ -286,12 +288,12 @@ except NotImplementedError:
 #
 # Difficulty: hard · importance: useful · 20 minutes
 #
-# An open task. First write the measurement: what is the loss of a model when some of its pairs **stand
+# First write the measurement: what is the loss of a model when some of its pairs **stand
 # still**, that is, turn by angle 0 at every place, in all heads and layers? `rows` are token ids of shape
 # (R, T + 1); `pairs` is a list of pair numbers, 0 the fastest. Return the mean loss in nats per token,
 # one number; `ch03.loss_of(model, rows)` measures it. Within `with swap("rope.rotary_angles", yours):`
-# the model uses your function for its angles. It needs the library's arguments, under the same names:
-# `positions`, `head_dim`, `theta`.
+# the model uses your function for its angles. It gets the library's arguments by name: `positions`,
+# `head_dim`, `theta`. Give it another name, so that it can call `rotary_angles` itself.
 
 
 # %%
