@@ -340,6 +340,17 @@ def test_a_piece_that_leans_on_the_notebook_is_not_saved(chapter_99):
     assert not (chapter_99 / "mine").exists()
 
 
+def test_a_piece_takes_its_constants_along(chapter_99):
+    constants = 'INF = float("-inf")\nKIND = torch.bool\nEDGES = (0, [1, "x"])\n'
+    source = constants + GOOD.replace(
+        "    return key_positions[None] <=",
+        "    assert INF < EDGES[0]\n    return torch.ones(1, dtype=KIND) & (key_positions[None] <=",
+    ).replace("query_positions[:, None]\n", "query_positions[:, None])\n")
+    result = check("causal", causal_entry(source))
+    assert result.passed and "It is yours now" in result.notes[-1]
+    assert list(load_pieces()[0]) == ["attention.causal"]
+
+
 def test_a_class_written_in_a_cell_has_a_source():
     from minimistral.course.source import source_of
 

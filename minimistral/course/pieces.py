@@ -267,10 +267,22 @@ def standalone_source(work) -> str:
                 text = source_of(value)
                 before.insert(0, text)
                 waiting.append(text)
-            elif isinstance(value, (int, float, str, bytes, bool, type(None))):
-                before.insert(0, f"{name} = {value!r}\n")
+            elif (written := _literal(value)) is not None:
+                before.insert(0, f"{name} = {written}\n")
     blocks = ["\n".join(sorted(imports)), *before, main]
     return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
+
+
+def _literal(value) -> str | None:
+    """A constant as Python writes it, or None for what is no constant."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, torch.dtype):
+        return repr(value)
+    try:
+        return repr(value) if ast.literal_eval(repr(value)) == value else None
+    except Exception:
+        return None
 
 
 def _names(source: str) -> list[str]:
