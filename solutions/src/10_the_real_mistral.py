@@ -91,7 +91,8 @@ check("load_in_order", order)
 
 
 # %%
-def hidden_from_total(total, dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size):
+def hidden_from_total(total, dim, n_layers, n_heads, n_kv_heads, head_dim,
+                      vocab_size):
     """The hidden_dim of a dense model with this many parameters, or 0."""
     ### BEGIN SOLUTION
     outside = 2 * vocab_size * dim + dim
@@ -212,7 +213,10 @@ check("read_tensor", read_tensor)
 
 # %%
 def unpack_experts(gate_up, down):
-    """gate_up: (E, 2 * hidden, dim), down: (E, dim, hidden) -> [(w1, w2, w3), ...]"""
+    """gate_up: (E, 2 * hidden, dim), down: (E, dim, hidden)
+
+    -> [(w1, w2, w3), ...], one for each expert
+    """
     ### BEGIN SOLUTION
     experts = []
     for both, w2 in zip(gate_up, down):
@@ -229,11 +233,13 @@ check("unpack_experts", unpack_experts)
 
 # %%
 try:
-    experts = mm.load_model(reference.SHIPPED / "mixtral").layers[0].feed_forward.experts
+    mixtral = mm.load_model(reference.SHIPPED / "mixtral")
+    experts = mixtral.layers[0].feed_forward.experts
     gate_up = torch.stack([torch.cat((e.w1.weight, e.w3.weight)) for e in experts])
     down = torch.stack([e.w2.weight for e in experts])
     unpacked = unpack_experts(gate_up.detach(), down.detach())
-    right = all(torch.equal(matrix, kept.weight) for e, three in zip(experts, unpacked)
+    right = all(torch.equal(matrix, kept.weight)
+                for e, three in zip(experts, unpacked)
                 for kept, matrix in zip((e.w1, e.w2, e.w3), three))
     print("every expert is itself again:", right)
 except NotImplementedError:
@@ -276,8 +282,8 @@ try:
     config = design(40)
     count = mm.count_parameters(config)
     per_token = mm.cache_bytes_per_token(config) // 1024
-    print(f"{count.total / 1e9:.1f} billion stored, {count.active / 1e9:.1f} at work, "
-          f"{per_token} KiB of cache for a token")
+    print(f"{count.total / 1e9:.1f} billion stored, {count.active / 1e9:.1f} at "
+          f"work, {per_token} KiB of cache for a token")
 except NotImplementedError:
     print("not written yet")
 
