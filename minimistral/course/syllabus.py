@@ -124,6 +124,7 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(3, "The window lowers complexity and keeps long-range dependency."),
             Headline(4, "The secret of Mistral 7B is first of all the sliding window."),
         ),
+        written=True,
     ),
     Chapter(
         9, "mixture_of_experts", "Mixture of experts",
