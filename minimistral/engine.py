@@ -73,15 +73,16 @@ class Stepper:
                         torch.tensor(positions, device=self.device))
 
     @torch.no_grad()
-    def read(self, place: int, prompt: list[int]) -> Tensor:
-        """Read a prompt into an empty place, chunk by chunk: the logits after its
-        last token, (V,)."""
-        for start in range(0, len(prompt), self.chunk):
-            part = prompt[start:start + self.chunk]
-            ids, end = torch.tensor([part], device=self.device), start + len(part)
+    def read(self, place: int, prompt: list[int], start: int = 0) -> Tensor:
+        """Read a prompt into a place that holds `start` tokens, chunk by chunk: the
+        logits after its last token, (V,)."""
+        for part in range(0, len(prompt), self.chunk):
+            ids = torch.tensor([prompt[part:part + self.chunk]], device=self.device)
+            end = start + ids.shape[1]
             positions = torch.arange(start, end, device=self.device)[None]
             with memory_explained(self.estimate, "a smaller chunk; " + KNOBS):
                 x = self.fast.features(ids, positions, slice(place, place + 1), end)
+            start = end
         return self.fast.logits(x[:, -1:])[0, 0]
 
 
