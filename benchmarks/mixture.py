@@ -21,6 +21,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -62,7 +63,7 @@ def trained(name: str, seed: int, balance: float, steps: int, corpus, tokenizer)
     start = time.perf_counter(), time.process_time()
     ch09.learn(model, tokens, balance=balance, seed=seed, steps=steps)
     seconds = time.perf_counter() - start[0], time.process_time() - start[1]
-    rows = ch09.held_out_rows(tokenizer, corpus.val_documents)
+    rows = ch09.held_out_rows(tokenizer, corpus.val_documents, longest=256)
     count = mm.count_parameters(model.config)
     run = {
         "model": name, "seed": seed, "steps": steps, "balance": balance,
@@ -109,8 +110,11 @@ def run_of(key: dict) -> dict:
 
 def code(seeds: list[int], steps: int):
     """Python's own library: it differs between versions, and so do these numbers."""
-    corpus = mm.load_corpus("python")
-    tokenizer = mm.Tokenizer.train(corpus.train_documents[:60], 960)
+    whole = mm.load_corpus("python")
+    held_out = whole.val_documents[:6]
+    corpus = SimpleNamespace(train_documents=whole.train_documents[:100], floor=None,
+                             val_documents=held_out, val="".join(held_out))
+    tokenizer = mm.Tokenizer.train(corpus.train_documents[:40], 960)
     for name in ("dense, equal active", "mixture"):
         balance = ch09.BALANCE if name == "mixture" else 0.0
         key = {"model": name, "seed": 0, "balance": balance, "steps": steps}

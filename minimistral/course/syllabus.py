@@ -135,6 +135,7 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(7, "A mixture lowers the compute and energy of training and inference."),
             Headline(8, "It was the first open mixture-of-experts model of the GPT-4 era."),
         ),
+        written=True,
     ),
     Chapter(
         10, "the_real_mistral", "The real Mistral",

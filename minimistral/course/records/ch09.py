@@ -317,7 +317,8 @@ def _step(weigh=lambda w, token, place: w[token, place, None], feed=lambda x, w:
     def body(out, e, expert, x, weights, chosen):
         token, place = torch.where(chosen == e)
         if len(token):
-            part = weigh(weights, token, place) * expert(feed(x[token], weights[token, place, None]))
+            rows = feed(x[token], weights[token, place, None])
+            part = weigh(weights, token, place) * expert(rows)
             add(out, token, part)
     return _parts(body)
 
@@ -441,8 +442,8 @@ CHOSEN_EXPERTS = Exercise(
             "weight for each row, and give it an axis of size 1."),
         Misconception("no axis for the weights",
             _step(weigh=lambda w, token, place: w[token, place]),
-            "There is one weight for each row, but no axis for the numbers in the row, so the shapes "
-            "do not fit. Add an axis of size 1."),
+            "There is one weight for each row, but no axis for the numbers in the row, so the "
+            "shapes do not fit. Add an axis of size 1."),
         Misconception("column of the expert", _weights_of_the_expert,
             "The weights were read in the column of the expert's number. They have k columns, "
             "in the order in which the token named its experts."),
@@ -1140,7 +1141,8 @@ CUT = Exercise(
             (w1[i::n], w2[:, i::n], w3[i::n]) for i in range(n)],
         "in reverse order": lambda w1, w2, w3, n: _cut()(w1, w2, w3, n)[::-1],
         "unflatten": lambda w1, w2, w3, n: list(zip(
-            w1.unflatten(0, (n, -1)), w2.unflatten(1, (n, -1)).unbind(1), w3.unflatten(0, (n, -1)))),
+            w1.unflatten(0, (n, -1)), w2.unflatten(1, (n, -1)).unbind(1),
+            w3.unflatten(0, (n, -1)))),
     },
     misconceptions=(
         Misconception("a copy for each", lambda w1, w2, w3, n: [(w1, w2, w3)] * n,
