@@ -395,6 +395,12 @@ def best_seconds(work: Callable, repeats: int = 5) -> float:
     return min(times)
 
 
+@torch.no_grad()
+def mean_nats(model, rows: Tensor) -> float:
+    """Nats per token on rows (R, T + 1), with whatever attention the library has now."""
+    return F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).item()
+
+
 def say(name: str, text: str) -> None:
     """A sample on one line, with its name."""
     print(f"{name}: {text.strip()}".replace("\n", " / "))
