@@ -85,7 +85,7 @@ def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
     for layer in layers:
-        layer.seen = []             # its own: all layers then compile to one program
+        layer.seen = []         # its own: all layers compile to one program
     try:
         yield seen
         seen += [logits for once in zip(*(layer.seen for layer in layers))

@@ -531,16 +531,20 @@ show(ch09.quality_picture(paid, floor, "The mixture is better than the dense mod
      "with equal active parameters.",
      data={name: [round(x, 4) for x in paid[name]] for name in paid})
 median = {name: sorted(values)[1] for name, values in paid.items()}
-spread = max(max(values) - min(values) for values in paid.values())
+spread = {name: max(values) - min(values) for name, values in paid.items()}
+for name in paid:
+    print(f"{name:20} median {median[name]:.4f}   spread {spread[name]:.4f}")
 dense, ours, larger = median.values()
-print(f"median {dense:.4f} dense of equal cost, {ours:.4f} mixture, {larger:.4f} "
-      f"dense of equal size; the seeds differ by {spread:.4f} at most")
-assert dense > 1.05 * floor and dense - ours > spread
-reveal("pays", "A", "It knows more for the same work.")
+widest = max(spread["dense, equal active"], spread["mixture"])
+assert dense > 1.05 * floor and dense - ours > widest
+assert abs(ours - larger) < max(spread.values())
+reveal("pays", "A", "It knows more for the same work, about as much as the dense "
+       "model that is as large in all.")
 
 # %% [markdown]
-# After the 120 steps of the ladder there was nothing to see yet: the three models could not be told apart, because
-# the seeds differed more (the file has those runs too). More room pays only when there is enough to put into it.
+# The gain is small, two percent of the loss, and larger than what another seed changes: the best dense run is worse than the
+# worst mixture. After the 120 steps of the ladder there was nothing to see yet; the seeds differed more than the models (the
+# file has those runs too). More room pays only when there is enough to put into it.
 #
 # **In short:** measure against both rivals, with several seeds, and say for how long you trained.
 
