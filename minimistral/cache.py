@@ -53,6 +53,13 @@ class LayerCache:
         self.values[row, slot] = v.detach()[row, column].to(self.values.dtype)
         self.positions[row, slot] = positions[row, column]
 
+    def make_room(self, end: int) -> None:
+        """Without a ring: be long enough for positions below `end`."""
+        slots = self.keys.shape[1]
+        if slots < end:
+            self.grow(max(2 * slots, end))
+        self.used = end
+
     def grow(self, slots: int) -> None:
         """Lengthen the buffer to this many slots, the contents kept."""
         batch, old = self.positions.shape
@@ -87,8 +94,7 @@ class KVCache:
         self.layers = []
         for layer in range(config.n_layers):
             window = config.window(layer)
-            sizes = [size for size in (window, max_length) if size is not None]
-            slots = min(sizes, default=FIRST_SLOTS)
+            slots = min(filter(None, (window, max_length)), default=FIRST_SLOTS)
             if max_length is not None and slots != window:
                 self.limit = max_length            # this layer can't roll beyond it
             shape = (batch_size, slots, config.n_kv_heads, config.head_dim)
@@ -117,11 +123,8 @@ class KVCache:
                 f"max_length larger, or None to let it grow")
         self.end = max(self.end, end)
         for layer in self.layers:
-            slots = layer.keys.shape[1]
-            if not layer.ring and slots < self.end:
-                layer.grow(max(2 * slots, self.end))
             if not layer.ring:
-                layer.used = self.end
+                layer.make_room(self.end)
 
     def advance(self, positions: Tensor) -> None:
         """Count the real tokens of a chunk that every layer has stored: (B, T)."""
