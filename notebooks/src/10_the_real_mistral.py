@@ -71,7 +71,7 @@ predict("versions", "Mistral 7B came as v0.1, then as v0.2. In which of these "
 
 # %%
 family = {n: c for n, c in mm.MODELS.items() if not n.startswith("llama")}
-print(f"{'':18}  L    dim   H  K hidden  vocab theta window")
+print(f"{'':18}  L    dim   H  K hidden  vocab theta window  experts")
 for name, c in family.items():
     mixed = f"{c.moe.num_experts_per_tok} of {c.moe.num_experts}" if c.moe else ""
     window = {None: "-", 4096: "4096"}.get(c.sliding_window, "pattern")
@@ -103,7 +103,7 @@ reveal("versions", "B", "A longer base for the positions, and the window gone.")
 # K = 8 in every row, and D, which has no column, is 128 in every row. Look at Nemo: 5120 over 32 heads would
 # be 160. So `head_dim` is a field of its own, and whoever divides gets another model.
 #
-# **In short:** a model of the family is ten numbers. Everything else is weights.
+# **In short:** a model of the family is ten numbers, and two more for a mixture. Everything else is weights.
 
 # %% [markdown]
 # ## Count before you carry
@@ -187,7 +187,8 @@ show(ch10.name_picture(named, claims), alt="Mixtral 8x7B stores 46.7 billion "
 
 # %% [markdown]
 # A name such as 8x7B multiplies everything by eight; the model multiplies only its feed-forwards. And an "expert"
-# is no small model of its own: each layer has its own eight, 256 in all, and chooses anew for every token.
+# is no small model of its own: each layer has its own eight, 256 in all, and chooses anew for every token. The 12.9
+# billion at work are where *costs like a 12B* comes from, the headline of chapter 9.
 #
 # A formula may be wrong. PyTorch can build the real model and count, without its 93 GB: on the **meta** device
 # a tensor has a shape and a dtype, and no numbers.
@@ -217,11 +218,11 @@ reveal("meta", "A", "A shape is a few numbers, whatever it describes.")
 
 # %% [markdown]
 # A question for the explorer. You design a mixture of Mistral 7B's shape for a machine with 80 GB. **How many
-# experts fit at 16 bits, and how many at 4.5? And what would the name say?** Then change the number of
+# experts fit at 16 bits, and how many at 4.5? And what would as many whole models take?** Then change the number of
 # experts at work: which bar moves, and which does not?
 
 # %% tags=["try"]
-explore(ch10.mixture_explorer, experts=Slider(1, 16, 8), chosen=Slider(1, 4, 2),
+explore(ch10.mixture_explorer, experts=Slider(1, 32, 8), chosen=Slider(1, 4, 2),
         bits=Choice([32, 16, 8, 4.5], 16),
         settings=[{"experts": 8, "bits": 16}, {"experts": 6, "bits": 16},
                   {"experts": 8, "bits": 4.5}])
@@ -312,7 +313,8 @@ reveal("same", sum(equal.values()), "All but wq and wk; in those the same rows "
 # Why these two? They make what is *turned*. Mistral turns neighbours: rows 0 and 1 of a head are a pair, then
 # 2 and 3. Hugging Face's code turns row $i$ with row $i + D/2$. Both are right for weights laid out for
 # them; [chapter 3](03_positions.ipynb) tells it under *Further*. So the rows are reordered once, in the file,
-# head by head. The values and `wo` are never turned and stay as they are.
+# head by head. The values and `wo` are never turned and stay as they are. In the picture a0 and b0 are the first and
+# the second number of pair 0.
 
 # %%
 show(ch10.rows_picture(8), alt="Rows 0 to 7 of one head on the left; on the right "

@@ -60,7 +60,7 @@ def test_record_is_sound(exercise):
         ("convert_attention", lambda weights, n_heads, n_kv_heads: weights, "keys"),
         ("read_tensor", lambda data, name: torch.zeros(6, 5), "xpected"),
         ("unpack_experts", lambda gate_up, down: gate_up, "xpected"),
-        ("design", lambda gigabytes: mm.MODELS["mistral-7b-v0.1"], "one"),
+        ("design", lambda gigabytes: mm.MODELS["mistral-7b-v0.1"], "too large"),
         ("design", lambda gigabytes: {}, "ModelConfig"),
     ],
 )
@@ -300,7 +300,7 @@ def test_the_drafts_do_what_the_text_says(tmp_path):
 
 def test_explorer_says_what_it_draws():
     figure, sentence, table = ch10.mixture_explorer(8, 2, 16)
-    assert "46.7 billion parameters stored, 93.4 GB" in sentence and "say 57.9" in sentence
+    assert "46.7 billion parameters stored, 93.4 GB" in sentence and "would be 57.9" in sentence
     assert "does not fit" in figure.axes[0].get_title() and table["GB"][1] == 93.41
     figure, sentence, _ = ch10.mixture_explorer(1, 4, 4.5)
     assert "1 experts, 1 at work" in sentence and "7.2 billion at work" in sentence

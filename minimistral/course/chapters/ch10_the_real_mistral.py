@@ -218,7 +218,7 @@ def parts(config: mm.ModelConfig) -> dict[str, int]:
 
 def name_picture(names: dict[str, mm.ModelConfig], claims: dict[str, float]):
     """Each model's parameters: shared, active experts, resting experts; and what a name says."""
-    figure, ax = new_figure(8.4, 0.9 + 0.75 * len(names))
+    figure, ax = new_figure(8.6, 1.3 + 0.75 * len(names))
     labels = list(names)[::-1]
     for y, label in enumerate(labels):
         of, left = parts(names[label]), 0.0
@@ -231,14 +231,15 @@ def name_picture(names: dict[str, mm.ModelConfig], claims: dict[str, float]):
             left += amount / 1e9
         text = f"{left:.1f}"
         if label in claims:
-            ax.plot([claims[label]] * 2, [y - 0.36, y + 0.36], color=ORANGE, linewidth=3)
+            ax.plot([claims[label]] * 2, [y - 0.36, y + 0.36], color=ORANGE, linewidth=3,
+                    linestyle="-")
             text += f", and not {claims[label]:g}"
         ax.text(max(left, claims.get(label, 0)) + 2, y, text, va="center", fontsize=11)
-    ax.plot([], [], color=ORANGE, linewidth=3, label="what the name says")
+    ax.plot([], [], color=ORANGE, linewidth=3, linestyle="-", label="what the name says")
     ax.set_yticks(range(len(labels)), labels)
     ax.set(xlabel="parameters (billions)", xlim=(0, 235),
            title="A name multiplies everything, a model only the experts")
-    ax.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -248,7 +249,7 @@ def rows_picture(D: int = 8):
     order = [*range(0, D, 2), *range(1, D, 2)]
     for place, row in enumerate(order):
         colour, style = (BLUE, "-") if row % 2 == 0 else (ORANGE, "--")
-        ax.plot([0.16, 0.84], [D - 1 - row, D - 1 - place], color=colour, linestyle=style)
+        ax.plot([0.1, 0.9], [D - 1 - row, D - 1 - place], color=colour, linestyle=style)
     for x, rows in ((0, range(D)), (1, order)):
         for place, row in enumerate(rows):
             pair = f"{'ab'[row % 2]}{row // 2}"
@@ -271,11 +272,11 @@ def mixture(experts: int, chosen: int) -> mm.ModelConfig:
 
 
 def mixture_explorer(experts: int, chosen: int, bits: float):
-    """A mixture of Mistral 7B's shape: what its name says, what is stored, what works."""
+    """A mixture of Mistral 7B's shape: as many whole models, what is stored, what works."""
     config = mixture(experts, chosen)
     count = mm.count_parameters(config)
     seven = mm.count_parameters(mm.MODELS["mistral-7b-v0.2"]).total
-    values = {"as its name says": experts * seven / 1e9, "stored": count.total / 1e9,
+    values = {"as whole models": experts * seven / 1e9, "stored": count.total / 1e9,
               "at work for a token": count.active / 1e9}
     gigabytes = {name: value * bits / 8 for name, value in values.items()}
     figure, ax = new_figure(7.8, 2.9)
@@ -287,7 +288,7 @@ def mixture_explorer(experts: int, chosen: int, bits: float):
                                            for n in names], padding=4, fontsize=11):
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     for limit, style in ((16, "--"), (80, ":")):
-        ax.axvline(limit, color=GREEN, linestyle=style, linewidth=1.5, zorder=0)
+        ax.axvline(limit, ymax=0.86, color=GREEN, linestyle=style, linewidth=1.5, zorder=0)
         ax.text(limit, 2.5, f"{limit} GB", color="#00664a", ha="center", fontsize=11)
     fit = "fits" if gigabytes["stored"] < 80 else "does not fit"
     ax.set(xscale="log", xlim=(1, 3000), ylim=(-0.5, 2.9),
@@ -295,8 +296,8 @@ def mixture_explorer(experts: int, chosen: int, bits: float):
            title=f"{experts} x 7B, {min(chosen, experts)} at work: {fit} into 80 GB")
     sentence = (f"{experts} experts, {min(chosen, experts)} at work, {bits:g} bits: "
                 f"{count.total / 1e9:.1f} billion parameters stored, {gigabytes['stored']:.1f} GB; "
-                f"{count.active / 1e9:.1f} billion at work; its name would say "
-                f"{values['as its name says']:.1f}.")
+                f"{count.active / 1e9:.1f} billion at work; so many whole models would be "
+                f"{values['as whole models']:.1f}.")
     return figure, sentence, {"": list(values), "billions": [round(v, 2) for v in values.values()],
                               "GB": [round(v, 2) for v in gigabytes.values()]}
 

@@ -172,6 +172,10 @@ COUNT_PARAMETERS = Exercise(
         Misconception("router forgotten", _counted(router=lambda c: 0),
             "A dense model is right; a mixture lacks something. Each layer also has a router, one "
             "matrix from the stream to the experts."),
+        Misconception("a router of E numbers", _counted(
+                router=lambda c: c.moe.num_experts if c.moe else 0),
+            "The router has one number for each expert in your count. It is a matrix: it reads "
+            "the whole stream to score each expert."),
         Misconception("one router in all", _counted(router=lambda c: 0, outside=lambda c: (
                 (2 - c.tied_embeddings) * c.vocab_size * c.dim + c.dim
                 + (c.dim * c.moe.num_experts if c.moe else 0))),
@@ -206,6 +210,9 @@ COUNT_PARAMETERS = Exercise(
                 queries=lambda c: c.dim, keys=lambda c: c.n_kv_heads * (c.dim // c.n_heads)),
             "The size of a head was taken as the width over the number of heads. It is a "
             "field of its own, as Nemo shows."),
+        Misconception("queries as wide as the stream", _counted(queries=lambda c: c.dim),
+            "Queries and the way back were taken as wide as the stream. They have the number of "
+            "query heads times the size of a head, which may be another width."),
         Misconception("keys of every query head", _counted(
                 keys=lambda c: c.n_heads * c.head_dim),
             "Keys and values were counted for every query head. They belong to the key/value "
@@ -905,6 +912,10 @@ READ_TENSOR = Exercise(
         Misconception("the length itself forgotten", _by_hand(start=lambda n: n),
             "The numbers begin eight bytes too early. In front of the header stands its length, "
             "which takes eight bytes itself."),
+        Misconception("header cut short", lambda data, name: json.loads(
+                data[8:int.from_bytes(data[:8], "little")])[name],
+            "The header is cut eight bytes short and is no JSON. Its length counts from where it "
+            "begins, after the first eight bytes."),
         Misconception("big end first", _by_hand(order="big"),
             "The length of the header is gigantic. Its eight bytes stand with the smallest "
             "first."),
