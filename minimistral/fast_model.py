@@ -97,6 +97,7 @@ def is_plain(*layers: nn.Module) -> bool:
 class Visit(NamedTuple):
     """What one pass through the model does in the slots of a window."""
     rows: slice             # places of the batch that take part
+    place: Tensor           # (R, 1): the same as numbers
     slots: Tensor           # (R, T): where the tokens go
     seen: int               # how many of the old slots are looked at
     beside: bool            # the chunk is looked at beside the slots, then written
@@ -125,6 +126,8 @@ class Ring:
     def visit(self, rows: slice, positions: Tensor, end=None) -> Visit:
         """Give each token (R, T) its slot and say what it sees. `end`: no position
         held reaches it, where that is known."""
+        place = torch.arange(*rows.indices(len(self.positions)),
+                             device=positions.device)[:, None]
         held = self.positions[rows]
         newest = positions.amax(dim=1, keepdim=True)
         kept = (positions >= 0) & (positions > newest - self.slots)
@@ -133,10 +136,10 @@ class Ring:
         beside = length > self.spare + 1
         seen = min(self.slots, self.slots if end is None else end - beside * length)
         before = torch.cat((held[:, :seen], positions), dim=1) if beside else None
-        held.scatter_(1, slots, torch.where(kept, positions, -1))
+        self.positions[place, slots] = torch.where(kept, positions, -1)
         keys = before if beside else held[:, :seen]
         mask = may_attend(positions, keys, self.window)
-        return Visit(rows, slots, seen, beside, mask)
+        return Visit(rows, place, slots, seen, beside, mask)
 
     def forget(self, place: int, length: int = 0) -> None:
         """Empty the slots of all tokens of a place but the first `length` ones."""
@@ -202,10 +205,10 @@ class FastBlock:
 
     def keep(self, buffer: Tensor, new: Tensor, visit: Visit) -> Tensor:
         """Write a chunk (R, T, K, D) into its slots; return what it looks at."""
-        held, new = buffer[visit.rows], new.transpose(1, 2).to(buffer.dtype)
-        old = held[:, :, :visit.seen]
+        new, old = new.transpose(1, 2), buffer[visit.rows, :, :visit.seen]
         look_at = torch.cat((old, new), dim=2) if visit.beside else old
-        held.scatter_(2, visit.slots[:, None, :, None].expand_as(new), new)
+        heads = torch.arange(buffer.shape[1], device=new.device)[:, None]
+        buffer[visit.place[:, None], heads, visit.slots[:, None]] = new
         return look_at
 
 
