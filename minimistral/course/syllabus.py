@@ -163,6 +163,7 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(13, "An assistant that runs on a laptop with 16 GB."),
             Headline(14, "Quantization puts the model on a phone."),
         ),
+        written=True,
     ),
     Chapter(
         13, "fine_tuning", "Fine-tuning and evaluation",

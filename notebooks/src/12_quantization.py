@@ -303,8 +303,8 @@ check("unpack", unpack)
 # %% [markdown]
 # One layer after the other is replaced, so the memory never holds two models. Three things are left in
 # full: the norms (a few numbers), the token embeddings (of which a token reads one row), and in a mixture
-# the router, `gate`. A small error in a weight moves a result a little. A small error in the router
-# sends a token to another expert.
+# the router, `gate`. A small error in a weight moves a result a little. In the router it can send
+# a token to another expert, and there is next to nothing to be saved.
 
 # %%
 predict("writes", "The shipped model, 4 bits, groups of 32. What does it write?",
@@ -371,8 +371,9 @@ reveal("few", "B", "8 bits cost nothing that we could measure, 4 in groups a "
 
 # %%
 predict("first", "Which kind costs most when it alone goes to 3 bits?",
-        ["the token embeddings", "one of the feed-forward, such as w2",
-         "wq or wk, which decide where to look"], answer="")
+        ["the token embeddings: every token begins there",
+         "wq and wk, which decide where to look",
+         "the output layer, which makes the logits"], answer="")
 
 # %%
 kinds = (*ch12.LAYERS, "tok_embeddings")
@@ -380,7 +381,318 @@ costs = {kind: ch12.nats_per_byte(ch12.rounded(model, 3, 32, [kind])) - whole
          for kind in kinds}
 
 # %%
-show(ch12.costs_picture(costs, "Rounded alone to 3 bits: what each kind costs"),
+show(ch12.costs_picture(costs, "The output layer is the first to suffer"),
      alt="Bars: what each kind of matrix adds to the loss when it alone is rounded "
-     "to 3 bits.", data={"kind": kinds, "cost": [round(costs[k], 4) for k in kinds],
-     "weights": [ch12.numbers_of(model, k) for k in kinds]})
+     "to 3 bits. The output layer adds by far the most.",
+     data={"kind": kinds, "cost": [round(costs[k], 4) for k in kinds],
+           "weights": [ch12.numbers_of(model, k) for k in kinds]})
+assert max(costs, key=costs.get) == "output"
+assert costs["output"] > 3 * sorted(costs.values())[-2]
+reveal("first", "C", "Nothing comes after it: what it gets wrong goes straight into "
+       "the probabilities.")
+
+# %% [markdown]
+# A layer inside the model adds its error to a stream that many other layers add to, and norms and later
+# layers damp it. The output layer has nobody behind it. That is why many tools keep it at 6 or 8 bits
+# when the rest has 4. In our library it is one word, `skip`. Try it, and count the bytes as well.
+
+# %% tags=["try"]
+for skip in ((), ("output",), ("w2",)):
+    mixed = mm.quantize_model(mm.load_model("tales-dense"), 4, 32, skip=skip)
+    size = sum(x.nbytes for x in mixed.state_dict().values())
+    print(f"4 bits, skip {skip!s:13} {size / 1e6:.2f} MB, "
+          f"{ch12.nats_per_byte(mixed) - floor:.4f} above the floor")
+
+# %% [markdown]
+# **In short:** 8 bits are free, 4 bits in groups nearly, 2 are too few; the output layer suffers first.
+
+# %% [markdown]
+# ## Bytes against speed
+#
+# Half the bytes, half the time: is that so? `benchmarks/quantization.py` measured a larger model, with random
+# weights (only the time counts), on one core of a server, one token at a time. Its file says when and how,
+# and keeps every sample. The first number first: how many bytes does a token read?
+
+# %%
+runs = ch12.recorded()["variants"]
+large = mm.count_parameters(mm.ModelConfig(**ch12.recorded()["shape"])).total
+print(f"{large / 1e6:.0f} million weights")
+for name, run in runs.items():
+    print(f"{name:29} {run['bytes_read_per_token'] / 1e6:6.0f} MB for each token")
+predict("speed", "8 bits read a quarter of float32's bytes. With the kernel, a token "
+        "takes ...", ["a quarter of the time, or less", "between a quarter and all of "
+        "it", "longer: the weights have to be made anew"], answer="")
+
+# %%
+base = runs["float32"]["median_ms"]
+shown = {"float32": "float32", "bfloat16": "bfloat16", "8 bits, kernel": "8 bits",
+         "4 bits, groups of 32, kernel": "4 bits", "8 bits, plain path": "8 plain"}
+speedups = {shown[name]: base / run["median_ms"] for name, run in runs.items()}
+figure, ax = new_figure(7.2, 3.4)
+bars_chart(ax, speedups, title="With a kernel fewer bytes are faster; without, slower",
+           ylabel="tokens a second, float32 = 1")
+show(figure, alt=f"Tokens a second against float32: 8 bits {speedups['8 bits']:.1f} "
+     f"times as many and 4 bits {speedups['4 bits']:.1f} times with PyTorch's "
+     f"kernels; 8 bits on the plain path {speedups['8 plain']:.2f} times.",
+     data={"variant": list(runs), "ms for each token": [r["median_ms"]
+                                                        for r in runs.values()]})
+
+# %%
+assert speedups["8 plain"] < 1 < speedups["8 bits"]
+quarter = speedups["8 bits"] > 3.9
+print("8 bits are faster than float32:", speedups["8 bits"] > 1)
+print("and the plain path is slower:  ", speedups["8 plain"] < 1)
+reveal("speed", "A" if quarter else "B", "The weights are read faster, but what "
+       "reads no weights (norms, looks, calls) takes as long as before. C is the "
+       "plain path.")
+
+# %% [markdown]
+# The plain path reads one byte, writes four, and reads them again. It saves memory and costs time. To be
+# fast, whole numbers have to become floats inside the processor, on their way into the multiplication.
+# That is what a kernel is for.
+#
+# **In short:** few bits save memory always, and time only with a kernel.
+
+# %% [markdown]
+# ## Will it fit?
+#
+# Now we can answer the headlines. A model fits if its weights and its cache are smaller than the memory
+# that is left. We assume that the system and other programs keep 4 of the laptop's 16 GB, and 3 of a
+# phone's 8. How fast it can be at best is the speed of the memory over the bytes read for a token.
+
+# %%
+predict("phone", "Mistral 7B with 4.5 bits, a phone that reads 60 GB in a second: "
+        "how many tokens a second at most?", answer=None)
+
+# %%
+def most_tokens(config, bits, speed):
+    """At most this many tokens a second: GB in a second over GB for a token."""
+    row_only = config.vocab_size * config.dim             # input table: one row
+    read = (mm.count_parameters(config).active - row_only) * bits / 8 / 1e9
+    return speed / read
+
+
+best = most_tokens(config, 4.5, 60)
+assert 14 < best < 16
+reveal("phone", best, "An upper bound: a phone that gets warm becomes slower.")
+
+# %% [markdown]
+# A question for the explorer: **which models fit on a laptop with 16 GB, and from how few bits on?** Then take
+# the phone. Is there anything that makes Mixtral fit there?
+
+# %% tags=["try"]
+explore(ch12.fit_explorer, device=Choice(list(ch12.DEVICES)),
+        bits=Choice([16, 8, 6.5, 4.5, 3.5, 2.5], 4.5),
+        context=Choice([2048, 8192, 32768], 8192),
+        settings=[{"device": "laptop, 16 GB", "bits": 16},
+                  {"device": "laptop, 16 GB", "bits": 4.5},
+                  {"device": "phone, 8 GB", "bits": 4.5}])
+
+# %% [markdown]
+# The same as plain code: the largest number of bits with which each model fits, with a text of 8,192
+# tokens.
+
+# %%
+limits = {}
+for name in ("mistral-7b-v0.2", "mistral-nemo-12b", "mixtral-8x7b-v0.1"):
+    for device, (_, left, speed) in ch12.DEVICES.items():
+        fits = [bits for bits in (16, 8, 6.5, 4.5, 3.5, 2.5)
+                if sum(ch12.resident_gb(mm.MODELS[name], bits, 8192)) <= left]
+        limits[name, device] = max(fits, default=None)
+        told = f"up to {fits[0]} bits" if fits else "not even with 2.5 bits"
+        print(f"{name:18} {device:15} {told}")
+assert limits["mistral-7b-v0.2", "laptop, 16 GB"] == 8
+assert limits["mistral-7b-v0.2", "phone, 8 GB"] == 3.5
+assert limits["mixtral-8x7b-v0.1", "laptop, 16 GB"] is None
+
+# %% [markdown]
+# A surprise: with a text of 8,192 tokens, 7B at 4.5 bits does not fit on our phone. The weights would (4.1 GB
+# of 5), but the cache takes more than one GB. With a text of 2,048 tokens it fits; turn that knob. The
+# weights are in 4 bits, the cache is not. (*Further* does something about it.)
+#
+# And Mixtral? All its experts have to be in memory, though a token uses only two of them.
+
+# %% [markdown]
+# ## The verdicts on the headlines
+
+# %%
+nemo, mixtral = (mm.count_parameters(mm.MODELS[n]).total for n in
+                 ("mistral-nemo-12b", "mixtral-8x7b-v0.1"))
+for name, count in (("7B", total), ("Nemo 12B", nemo), ("8x7B", mixtral)):
+    sizes = [f"{bits} bits {count * bits / 8e9:5.1f} GB" for bits in (16, 8.5, 4.5)]
+    print(f"{name:9}", ", ".join(sizes))
+assert total * 4.5 / 8e9 < 5 < 12 < total * 2 / 1e9 < mixtral * 4.5 / 8e9
+verdict(13, "true with a condition", "7B in 8 or 4.5 bits fits, in 16 bits it does "
+        "not, and 8x7B does not at any usable number of bits.")
+
+# %%
+short = sum(ch12.resident_gb(config, 4.5, 2048))
+print(f"7B, 4.5 bits, 2,048 tokens: {short:.2f} GB of 5, at most {best:.0f} tokens/s")
+assert short < 5
+verdict(14, "true with a condition", "7B in 4.5 bits fits into a large phone, with "
+        "a short text, and slowly. 8x7B does not fit into any.")
+
+# %% [markdown]
+# Both headlines say *the model*, and that is the weak word: it is true of 7B and false of 8x7B, which the
+# same articles praised. Both leave out the price, a small loss of quality, and the speed.
+#
+# A careful writer would have written: *With 4 or 5 bits for each weight, Mistral 7B needs about 4 GB. So it
+# runs on a laptop with 16 GB, at best at some 20 tokens a second, and on a phone with 8 GB more slowly. It is a
+# little less accurate. Mixtral needs 26 GB.*
+
+# %% [markdown]
+# ## What you have now
+#
+# You can now
+#
+# 1. turn weights into whole numbers and a scale, by hand and in code;
+# 2. say what an outlier does, and what groups do about it, at what price;
+# 3. put two signed numbers into a byte and get them back;
+# 4. measure what each number of bits costs, and which part of a model suffers first;
+# 5. say which model fits where, and how fast it can be at best.
+#
+# New words: *quantization*, *scale*, *absmax*, *group*, *outlier*, *packing*, *kernel*, *weight-only*.
+
+# %%
+predict("last", "Our mixture has 4 bits, its router too. What would you expect?",
+        ["the router's share of the bytes is tiny: leave it in full",
+         "the router matters most: give it more experts",
+         "nothing: 4 bits are 4 bits"], answer="")
+
+# %% [markdown]
+# **This chapter's mistakes and what they look like**
+#
+# | Mistake | Symptom |
+# |---|---|
+# | cut off, not rounded | no error; every layer gives too little |
+# | absmax along the wrong axis | errors of the wrong rows; scales of the wrong shape |
+# | groups across two rows | right while the columns divide evenly |
+# | the 8 not taken off | weights far too large, all of them positive |
+# | uint8 minus 8 | -3 comes back as 253 |
+# | bytes without the scales | 4 bits are counted, 4.5 are stored |
+
+# %% [markdown]
+# ## The question for chapter 13
+#
+# Our small models continue texts. So does 7B, in any number of bits. Ask it something, and it may answer
+# with more questions, as a page on the web would.
+
+# %%
+router = sum(m.gate.weight.numel() for m in mm.load_model("tales-moe").modules()
+             if hasattr(m, "gate"))
+share = router / mm.count_parameters(mm.load_model("tales-moe").config).total
+assert share < 0.01
+reveal("last", "A", f"It is {100 * share:.1f}% of the mixture's weights.")
+
+# %% [markdown]
+# How does a model that continues text become one that answers, and how would we know? That is chapter 13.
+
+# %% [markdown]
+# ## Further: the kernels that PyTorch has
+#
+# Everything from here on can be skipped without loss later.
+#
+# PyTorch has a product with 8-bit weights and one with 4-bit weights in groups. Their names begin with an
+# underscore: they are not promised to stay. So the library asks at the start: is the kernel there, does it
+# take this shape, does it give the plain result? If not, the layer stays on the plain path.
+
+# %%
+# minimistral/quantize.py
+# show: fast_int8, fast_int8_fits, agrees
+
+# %% [markdown]
+# The question about the shape is not politeness. On a CPU this kernel does not look at what it is given,
+# and with 17 columns it brings down the whole program. No `try` catches that.
+#
+# The 4-bit kernel wants its numbers in an order of its own, other on each kind of machine. `use_kernels` puts
+# them there; a model is saved before.
+
+# %%
+# minimistral/quantize.py
+# show: fast_int4, Int4Linear
+
+# %%
+# minimistral/quantize.py
+# show: use_kernels
+
+# %% [markdown]
+# Two ways that must agree. The kernels multiply in bfloat16, which has about three digits, so they agree
+# to about three digits.
+
+# %%
+eight = mm.quantize_model(mm.load_model("tales-dense"), 8)
+four = mm.quantize_model(mm.load_model("tales-dense"), 4, 32)
+ids = torch.tensor([tokenizer.encode("The golden ring\n", bos=True)])
+with torch.no_grad():
+    plain = four(ids)                                     # (1, T, V)
+    mm.use_kernels(four)
+    distance = ((four(ids) - plain).norm() / plain.norm()).item()
+print("the kernels' logits are within 1% of the plain ones:", distance < 0.01)
+assert distance < 0.01
+
+# %% [markdown]
+# ## Further: which layers, and files
+#
+# Before it changes anything, `quantize_model` looks whether everything fits: a wrong number is named, and
+# the model is as it was.
+
+# %%
+# minimistral/quantize.py
+# show: layers_to_quantize
+
+# %% tags=["raises-exception"]
+mm.quantize_model(mm.load_model("tales-dense"), bits=4, group=128)
+
+# %% [markdown]
+# `mm.save_quantized` writes a folder with two tensors for each layer: `packed` and `scales`. And a checkpoint
+# that is not quantized can be made small **on its way in**, one tensor after the other, so that a machine
+# never holds the large model. `mm.load_quantized` does both.
+
+# %%
+import tempfile
+
+with tempfile.TemporaryDirectory() as folder:
+    mm.save_quantized(mm.quantize_model(mm.load_model("tales-moe"), 4, 32), folder)
+    saved = mm.load_quantized(folder)
+loaded = mm.load_quantized("tales-moe", bits=4, group=32)
+assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(),
+                                             loaded.state_dict().values()))
+print("the same model both ways; a gate is a", type(
+    loaded.layers[0].feed_forward.gate).__name__)
+
+# %% [markdown]
+# ## Further: a cache in few bits
+#
+# The cache was what kept 7B off the phone. Can keys and values have few bits as well? We read the first
+# half of some tales into a cache, round what is in it (one scale for each token and head), and measure the loss
+# of the second half.
+
+# %%
+texts = [ids for ids in tokenizer.encode_batch(ladder.corpus.val_documents, bos=True)
+         if len(ids) >= 65]
+rows = torch.tensor([ids[:65] for ids in texts])          # (N, T + 1)
+cached = {bits: ch12.loss_with_cache(model, rows, 32, bits)
+          for bits in (None, 8, 4, 3, 2)}
+for bits, loss in cached.items():
+    print(f"{bits or 32:2} bits in the cache: {loss:.4f} nats per token")
+assert abs(cached[8] - cached[None]) < 0.01 < cached[2] - cached[None]
+
+# %% [markdown]
+# The same bend as before: 8 bits cost nothing, 2 are too few. A cache grows with the text, so for long texts
+# this saves more than the weights do. It is harder in practice: the rounding happens with every new token,
+# and has to be fast.
+
+# %% [markdown]
+# ## Further: why 15 numbers and not 16
+#
+# Four bits could also hold -8. Then one side has a step more than the other. For a group whose largest
+# weight is negative that is a gain: with a scale of its own sign, its largest weight becomes -8. Some
+# formats do that.
+
+# %%
+flat = model.layers[0].feed_forward.w1.weight.detach().reshape(-1, 32)
+peak = flat.gather(1, flat.abs().argmax(1, keepdim=True))  # with its sign
+ways = {"-7 to 7": (peak.abs() / 7, -7), "-8 to 7": (peak / -8, -8)}
+for name, (scale, low) in ways.items():
+    back = (flat / scale).round().clamp(low, 7) * scale
+    print(f"{name}: error {(back - flat).norm() / flat.norm():.4f}")

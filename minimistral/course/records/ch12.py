@@ -1,0 +1,1134 @@
+"""Chapter 12, quantization: its three core pieces and its exercises."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from minimistral.config import ModelConfig
+from minimistral.model import Transformer
+from minimistral.quantize import dequantize, pack, quantize, unpack
+
+from ..exercises import Exercise, Hint, Misconception
+
+
+def _weight(seed: int, *shape: int) -> Tensor:
+    """Rows of different size, means that are not zero, no two weights alike."""
+    chance = torch.Generator().manual_seed(seed)
+    rows = 0.2 + 2 * torch.rand((*shape[:-1], 1), generator=chance)
+    return rows * torch.randn(shape, generator=chance) + 0.07
+
+
+# ---------------------------------------------------------------- piece: quantize
+
+
+def five_rows_in_groups_of_eight():
+    return _weight(1, 5, 24), 4, 8
+
+
+def a_scale_for_each_row_in_8_bits():
+    return _weight(2, 7, 20), 8, None
+
+
+def three_bits_a_group_of_zeros_and_an_outlier():
+    weight = _weight(3, 6, 32)
+    weight[2, 8:16] = 0.0
+    weight[4] = 0.0
+    weight[1, 19] = -60.0
+    return weight, 3, 8
+
+
+def weights_in_bfloat16():
+    return _weight(4, 9, 12).bfloat16(), 5, 4
+
+
+def _quantizes(most=None, absmax=None, scale=None, turn=None, cut=None, dtype=torch.int8, order=1):
+    """quantize with one step exchanged."""
+    def quantize(weight, bits, group=None):
+        top = most(bits) if most else 2 ** (bits - 1) - 1
+        groups = cut(weight.float(), group) if cut else (
+            weight.float().unflatten(1, (-1, group or weight.shape[1])))
+        peak = absmax(groups) if absmax else groups.abs().amax(-1)
+        scales = scale(peak / top) if scale else (peak / top).bfloat16()
+        steps = groups / scales.float().clamp(min=1e-30)[..., None]
+        numbers = turn(steps, top) if turn else steps.round().clamp(-top, top)
+        numbers = numbers.to(dtype).reshape(weight.shape)
+        return (numbers, scales.reshape(len(weight), -1))[::order]
+    return quantize
+
+
+def _quantize_by_loops(weight, bits, group=None):
+    group = group or weight.shape[1]
+    most = 2 ** (bits - 1) - 1
+    numbers = torch.zeros(weight.shape, dtype=torch.int8)
+    scales = torch.zeros(len(weight), weight.shape[1] // group, dtype=torch.bfloat16)
+    for i in range(len(weight)):
+        for g in range(scales.shape[1]):
+            part = weight[i, g * group:(g + 1) * group].float()
+            scales[i, g] = part.abs().max() / most
+            if scales[i, g] > 0:
+                steps = torch.round(part / scales[i, g].float())
+                numbers[i, g * group:(g + 1) * group] = steps.clamp(-most, most).to(torch.int8)
+    return numbers, scales
+
+
+def _quantize_by_view(weight, bits, group=None):
+    w = weight.float().contiguous()
+    w = w.view(w.shape[0], -1, group or w.shape[1])
+    top = 2 ** (bits - 1) - 1
+    scales = (torch.maximum(w.amax(-1), -w.amin(-1)) / top).to(torch.bfloat16)
+    safe = torch.where(scales == 0, torch.ones_like(scales), scales).float()
+    numbers = torch.round(w / safe.unsqueeze(-1)).clip(-top, top)
+    return numbers.flatten(1).char(), scales
+
+
+def _quantize_by_repeat(weight, bits, group=None):
+    group = group or weight.shape[1]
+    w, top = weight.float(), 2 ** (bits - 1) - 1
+    scales = torch.stack([part.abs().amax(1) for part in w.split(group, dim=1)], 1)
+    scales = (scales / top).bfloat16()
+    wide = scales.float().repeat_interleave(group, dim=1)
+    numbers = torch.nan_to_num(w / wide, nan=0.0).round().clamp(-top, top)
+    return numbers.to(torch.int8), scales
+
+
+def _quantize_without_the_last_clamp(weight, bits, group=None):
+    numbers, scales = _quantizes(turn=lambda s, top: s.round())(weight, bits, group)
+    return numbers, scales
+
+
+def _nan_for_zeros(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    scales = (groups.abs().amax(-1) / most).bfloat16()
+    steps = (groups / scales.float()[..., None]).round()
+    numbers = torch.where(steps.isnan(), torch.full_like(steps, -128), steps).to(torch.int8)
+    return numbers.flatten(1), scales
+
+
+def _interleaved(weight, group):
+    count = weight.shape[1] // (group or weight.shape[1])
+    return weight.unflatten(1, (-1, count)).transpose(1, 2)
+
+
+def _dequantized_instead(weight, bits, group=None):
+    numbers, scales = quantize(weight, bits, group)
+    return dequantize(numbers, scales), scales
+
+
+def _by_column(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    scales = (weight.float().abs().amax(0) / most).bfloat16()
+    numbers = (weight.float() / scales.float().clamp(min=1e-30)).round().clamp(-most, most)
+    return numbers.to(torch.int8), scales[None]
+
+
+def _one_for_all(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    scale = (weight.float().abs().max() / most).bfloat16()
+    numbers = (weight.float() / scale.float()).round().clamp(-most, most)
+    shape = len(weight), weight.shape[1] // (group or weight.shape[1])
+    return numbers.to(torch.int8), scale.expand(shape).clone()
+
+
+def _multiplied(weight, bits, group=None):
+    scales, most = quantize(weight, bits, group)[1], 2 ** (bits - 1) - 1
+    groups = weight.float().unflatten(1, (scales.shape[1], -1)) * scales.float()[..., None]
+    return groups.round().clamp(-most, most).to(torch.int8).flatten(1), scales
+
+
+def _group_first(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    columns = weight.float().reshape(group or weight.shape[1], -1)
+    scales = (columns.abs().amax(0) / most).bfloat16()
+    numbers = (columns / scales.float().clamp(min=1e-30)).round().clamp(-most, most)
+    return numbers.to(torch.int8).reshape(weight.shape), scales.reshape(len(weight), -1)
+
+
+def _added(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.unflatten(1, (-1, group or weight.shape[1]))
+    scales = (groups.abs().amax(-1) / most).bfloat16()
+    numbers = (groups / (scales + 1e-6)[..., None]).round().clamp(-most, most)
+    return numbers.to(torch.int8).flatten(1), scales
+
+
+QUANTIZE = Exercise(
+    name="quantize", chapter=12, kind="piece", piece="quantize.quantize", entry="quantize",
+    title="Whole numbers and scales", difficulty="medium", importance="essential", minutes=9,
+    reference=quantize,
+    fixtures=(five_rows_in_groups_of_eight, a_scale_for_each_row_in_8_bits,
+              three_bits_a_group_of_zeros_and_an_outlier, weights_in_bfloat16),
+    equivalents={
+        "loops": _quantize_by_loops, "view and where": _quantize_by_view,
+        "split and repeat": _quantize_by_repeat, "unflatten": _quantizes(),
+    },
+    misconceptions=(
+        Misconception("cut off instead of rounded",
+            _quantizes(turn=lambda s, top: s.clamp(-top, top)),
+            "Weights are pulled towards zero: turning floats into integers cuts off what is "
+            "behind the point. Round first."),
+        Misconception("one number too many", _quantizes(most=lambda bits: 2 ** (bits - 1)),
+            "The largest whole number is too large by one, and one side is clipped. With 4 "
+            "bits it is 7: as many above zero as below."),
+        Misconception("no bit for the sign", _quantizes(most=lambda bits: 2**bits - 1),
+            "The whole numbers need a bit more than there is. One of the bits is the sign: "
+            "with 4 bits the largest number is 7."),
+        Misconception("largest without its sign",
+            _quantizes(absmax=lambda groups: groups.amax(-1).clamp(min=1e-6)),
+            "A group whose largest weight is negative gets too small a scale and is clipped. "
+            "Take the absolute values before the maximum."),
+        Misconception("absmax over the wrong axis", _by_column,
+            "There is a scale for each column. The weights of one row, or of a group in it, "
+            "share a scale: reduce the last axis."),
+        Misconception("one scale for the whole matrix", _one_for_all,
+            "All rows have the same scale, and the small rows are lost. Each group has its own."),
+        Misconception("group forgotten",
+            lambda weight, bits, group=None: quantize(weight, bits, None),
+            "There is one scale for each row, whatever the group. Cut the row into groups "
+            "before you take the maximum."),
+        Misconception("groups that are not neighbours", _quantizes(cut=_interleaved),
+            "Your groups take every n-th weight. A group is neighbours in a row: the groups' axis "
+            "comes before the axis within a group."),
+        Misconception("scale used before it was rounded",
+            lambda weight, bits, group=None: (
+                _quantizes(scale=lambda s: s)(weight, bits, group)[0],
+                quantize(weight, bits, group)[1]),
+            "Some numbers differ by one. Divide by the scale as it is stored, after its "
+            "rounding to bfloat16."),
+        Misconception("scales in float32", _quantizes(scale=lambda s: s),
+            "The scales are float32. They are stored in bfloat16, and used as they are stored."),
+        Misconception("zeros divided by zero", _nan_for_zeros,
+            "A group of zeros has scale 0, and 0 / 0 is not a number. Keep the divisor above 0."),
+        Misconception("weights instead of numbers", _dequantized_instead,
+            "The first result is weights again. Return the whole numbers, before they are "
+            "multiplied by the scale."),
+        Misconception("the two exchanged", _quantizes(order=-1),
+            "Two results in the other order: whole numbers first, then scales."),
+        Misconception("multiplied by the scale", _multiplied,
+            "Nearly all numbers are 0 or far too large: the weights were multiplied by the "
+            "scale. How many steps fit into a weight? Divide."),
+        Misconception("scales with an axis too many", lambda weight, bits, group=None: (
+                quantize(weight, bits, group)[0], quantize(weight, bits, group)[1][..., None]),
+            "The numbers are right, the scales have an axis too many: one column for each group, "
+            "and no more."),
+        Misconception("groups not joined", lambda weight, bits, group=None: (
+                quantize(weight, bits, group)[0].unflatten(1, (-1, group or weight.shape[1])),
+                quantize(weight, bits, group)[1]),
+            "The numbers still have an axis for the groups. Join it: the shape is that of the "
+            "weight."),
+        Misconception("group as the number of rows", _group_first,
+            "Weights that share a scale are not neighbours. The last axis has to be the group: "
+            "rows, groups, weights of a group."),
+        Misconception("a little added to the scale", _added,
+            "Some numbers differ by one, or a scale is not what is stored. Keep the divisor above "
+            "zero without moving it: a minimum, not a sum."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Take the row 0.7, -0.24, 3.0, 0.0 with groups of two. What are the largest absolute "
+             "values, and what is one step?"),
+        Hint("My shapes do not fit",
+             "Give each row a new axis: (out, groups, group). The maximum over the last axis "
+             "has a column for each group, and with one more axis it divides them."),
+        Hint("Nearly right, but some numbers differ",
+             "In this order: float32; absolute values and their maximum; divided by the largest "
+             "number; bfloat16; back to float32 and at least 1e-30; divide; round; clamp; int8; "
+             "flatten the groups."),
+    ),
+    praise="Every weight of a model is now a whole number of steps.",
+)
+
+
+# ---------------------------------------------------------------- pieces: pack and unpack
+
+
+def numbers_of_both_signs():
+    chance = torch.Generator().manual_seed(5)
+    return (torch.randint(-7, 8, (3, 10), generator=chance).to(torch.int8),)
+
+
+def all_sixteen_numbers():
+    return (torch.stack([torch.arange(-8, 8), torch.arange(7, -9, -1)]).to(torch.int8),)
+
+
+def a_single_pair():
+    return (torch.tensor([[-3, 5]], dtype=torch.int8),)
+
+
+def _pack_by_arithmetic(numbers):
+    wide = numbers.to(torch.int32) + 8
+    return (wide[:, ::2] * 16 + wide[:, 1::2]).to(torch.uint8)
+
+
+def _pack_by_pairs(numbers):
+    pairs = (numbers.int() + 8).unflatten(1, (-1, 2))
+    return (pairs[..., 0] << 4 | pairs[..., 1]).to(torch.uint8)
+
+
+def _pack_by_xor(numbers):
+    halves = (numbers & 15) ^ 8
+    return (halves[:, 0::2].to(torch.uint8) << 4) + halves[:, 1::2].to(torch.uint8)
+
+
+def _pack_by_loop(numbers):
+    rows = [[(row[i] + 8) * 16 + row[i + 1] + 8 for i in range(0, len(row), 2)]
+            for row in numbers.tolist()]
+    return torch.tensor(rows, dtype=torch.uint8)
+
+
+def _shifted(numbers):
+    return (numbers + 8).to(torch.uint8)
+
+
+def _pack_halves_of_the_row(numbers):
+    u, half = _shifted(numbers), numbers.shape[1] // 2
+    return u[:, :half] << 4 | u[:, half:]
+
+
+def _pack_rows(numbers):
+    u = _shifted(numbers)
+    return (u[:, 0::2] << 4 | u[:, 1::2]).flatten()
+
+
+PACK = Exercise(
+    name="pack", chapter=12, kind="piece", piece="quantize.pack", entry="pack",
+    title="Two numbers in a byte", difficulty="easy", importance="essential", minutes=5,
+    reference=pack,
+    fixtures=(numbers_of_both_signs, all_sixteen_numbers, a_single_pair),
+    equivalents={"times 16": _pack_by_arithmetic, "pairs": _pack_by_pairs,
+                 "exclusive or": _pack_by_xor, "loop": _pack_by_loop},
+    misconceptions=(
+        Misconception("signs not shifted",
+            lambda numbers: (numbers[:, 0::2].to(torch.uint8) << 4
+                             | numbers[:, 1::2].to(torch.uint8)),
+            "A negative number on the right fills the left half with ones. Add 8 first, so that "
+            "no number has a sign."),
+        Misconception("two's complement kept",
+            lambda numbers: (numbers[:, 0::2].to(torch.uint8) << 4
+                             | numbers[:, 1::2].to(torch.uint8) & 15),
+            "The halves hold negative numbers as 8 to 15. Ours are shifted by 8 instead, so "
+            "that -8 becomes 0."),
+        Misconception("halves exchanged",
+            lambda numbers: _shifted(numbers)[:, 1::2] << 4 | _shifted(numbers)[:, 0::2],
+            "The two numbers of each byte are exchanged. The first of a pair is the left half, "
+            "the 16s."),
+        Misconception("first half with second half", _pack_halves_of_the_row,
+            "A byte holds a number of the row's first half and one of its second half. Pairs are "
+            "neighbours: columns 0 and 1, 2 and 3."),
+        Misconception("neighbours of two rows",
+            lambda numbers: torch.cat([_shifted(numbers), _shifted(numbers)])[
+                :len(numbers), 0::2] << 4 | _shifted(numbers).roll(-1, 0)[:, 0::2],
+            "A byte holds numbers of two rows. Pairs lie within a row: even and odd columns."),
+        Misconception("shifted by 3",
+            lambda numbers: _shifted(numbers)[:, 0::2] << 3 | _shifted(numbers)[:, 1::2],
+            "The two halves overlap. A half is 4 bits wide, so the left one moves by 4."),
+        Misconception("shifted by 7",
+            lambda numbers: ((numbers + 7) & 15).to(torch.uint8)[:, 0::2] << 4
+            | ((numbers + 7) & 15).to(torch.uint8)[:, 1::2],
+            "All numbers are one too small, and -8 has no place. Add 8: zero is stored as 8."),
+        Misconception("one number for each byte", lambda numbers: _shifted(numbers),
+            "Each number still has a byte of its own. Join neighbours: half as many columns."),
+        Misconception("and instead of or",
+            lambda numbers: _shifted(numbers)[:, 0::2] << 4 & _shifted(numbers)[:, 1::2],
+            "Nothing is left: the two halves have no bit in common. Join them with or, or add."),
+        Misconception("signed bytes",
+            lambda numbers: pack(numbers).view(torch.int8),
+            "The bytes are right but signed. The result is uint8."),
+        Misconception("flattened", _pack_rows,
+            "The rows are gone. The result has as many rows as the input and half the columns."),
+        Misconception("ten times instead of sixteen",
+            lambda numbers: _shifted(numbers)[:, 0::2] * 10 + _shifted(numbers)[:, 1::2],
+            "Two numbers up to 15 do not fit side by side in tens. The left half counts the 16s."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "What is stored for -3 and for 5? Write both in four bits, side by side."),
+        Hint("The numbers come out wrong",
+             "Add 8, turn into uint8. Columns 0, 2, 4 ... are the left halves, 1, 3, 5 ... the "
+             "right ones; the left ones count sixteen times."),
+        Hint("How do I take every other column?",
+             "A slice with a step: [:, 0::2] and [:, 1::2]. Move the first by 4 bits with <<, "
+             "join with |."),
+    ),
+    praise="Half a byte for a weight, and nothing is lost.",
+)
+
+
+def bytes_of_both_halves():
+    return (pack(numbers_of_both_signs()[0]),)
+
+
+def all_256_bytes():
+    return (torch.arange(256).view(8, 32).to(torch.uint8),)
+
+
+def a_single_byte():
+    return (torch.tensor([[93]], dtype=torch.uint8),)
+
+
+def _unpacks(left, right, join=None):
+    def unpack(packed):
+        a, b = left(packed), right(packed)
+        return join(a, b) if join else torch.stack([a, b], -1).flatten(1)
+    return unpack
+
+
+def _high(p):
+    return (p >> 4).to(torch.int8) - 8
+
+
+def _low(p):
+    return (p & 15).to(torch.int8) - 8
+
+
+def _unpack_in_place(packed):
+    out = torch.empty(len(packed), 2 * packed.shape[1], dtype=torch.int8)
+    out[:, 0::2], out[:, 1::2] = _high(packed), _low(packed)
+    return out
+
+
+def _unpack_by_division(packed):
+    wide = packed.int()
+    pairs = torch.stack([torch.div(wide, 16, rounding_mode="floor"), wide % 16], dim=2)
+    return (pairs - 8).reshape(len(packed), -1).to(torch.int8)
+
+
+def _unpack_by_loop(packed):
+    rows = [[n for byte in row for n in ((byte >> 4) - 8, byte % 16 - 8)]
+            for row in packed.tolist()]
+    return torch.tensor(rows, dtype=torch.int8)
+
+
+UNPACK = Exercise(
+    name="unpack", chapter=12, kind="piece", piece="quantize.unpack", entry="unpack",
+    title="And back", difficulty="easy", importance="essential", minutes=5,
+    reference=unpack,
+    fixtures=(bytes_of_both_halves, all_256_bytes, a_single_byte),
+    equivalents={"slices": _unpack_in_place, "division": _unpack_by_division,
+                 "loop": _unpack_by_loop},
+    misconceptions=(
+        Misconception("8 not taken off",
+            _unpacks(lambda p: (p >> 4).to(torch.int8), lambda p: (p & 15).to(torch.int8)),
+            "All numbers are 8 too large and none is negative. Packing added 8; take it off."),
+        Misconception("subtracted without a sign",
+            _unpacks(lambda p: (p >> 4) - 8, lambda p: (p & 15) - 8),
+            "Negative numbers come back near 250: bytes have no sign. Turn them into int8 "
+            "before you subtract."),
+        Misconception("halves exchanged", _unpacks(_low, _high),
+            "The two numbers of each pair are exchanged. The left half, the 16s, comes first."),
+        Misconception("all left halves, then all right ones",
+            _unpacks(_high, _low, lambda a, b: torch.cat([a, b], 1)),
+            "First come all left halves, then all right ones. The two numbers of a byte are "
+            "neighbours: stack them on a new last axis, then flatten."),
+        Misconception("rows doubled", _unpacks(_high, _low, lambda a, b: torch.cat([a, b], 0)),
+            "There are twice as many rows. The two numbers of a byte are neighbours in a row."),
+        Misconception("left half not cleared of the right",
+            _unpacks(_high, lambda p: p.to(torch.int8) - 8),
+            "The right half still carries the left one. Keep its four bits only, with & 15."),
+        Misconception("shifted by 3",
+            _unpacks(lambda p: (p >> 3).to(torch.int8) - 8, _low),
+            "The left number carries a bit of the right one. A half is 4 bits wide."),
+        Misconception("two's complement read",
+            _unpacks(lambda p: ((p >> 4).to(torch.int8) ^ 8) - 8, lambda p: _low(p ^ 8)),
+            "You read the halves as signed numbers, where 8 to 15 are negative. Ours are shifted by "
+            "8: 0 is -8."),
+        Misconception("kept as wide integers",
+            lambda packed: unpack(packed).long(),
+            "The numbers are right, but each takes 8 bytes. The result is int8."),
+        Misconception("pairs on an axis of their own",
+            _unpacks(_high, _low, lambda a, b: torch.stack([a, b], -1)),
+            "The pairs still have an axis of their own. Join it with the columns: twice as "
+            "many of them."),
+        Misconception("int8 before the halves were taken",
+            _unpacks(lambda p: (p.to(torch.int8) >> 4) - 8, lambda p: (p.to(torch.int8) & 15) - 8),
+            "Left numbers above -1 come back below -8: as int8 the byte has a sign, which slides "
+            "into the half. Take the halves first, then int8."),
+        Misconception("rows lost", lambda packed: unpack(packed).flatten(),
+            "The rows are gone. Join the last two axes only."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "The byte 93 is 5 times 16 and 13. Which two numbers were packed?"),
+        Hint("My negative numbers are near 250",
+             "uint8 has no sign. First take the half, with >> 4 or & 15, then int8, then "
+             "subtract 8."),
+        Hint("The order is wrong",
+             "Stack left and right halves on a new last axis, (out, in / 2, 2), and flatten "
+             "from axis 1 on."),
+    ),
+    praise="Packing and back: all 256 bytes survive.",
+)
+
+
+# ---------------------------------------------------------------- 1: scale and zero point
+
+
+def rows_that_do_not_straddle_zero():
+    return _weight(6, 5, 14) + torch.tensor([0.0, 4.0, -3.0, 0.5, 9.0])[:, None], 4
+
+
+def a_constant_row_and_8_bits():
+    weight = _weight(7, 4, 9)
+    weight[1], weight[3] = 2.5, 0.0
+    return weight, 8
+
+
+def two_bits():
+    return _weight(8, 6, 11) - 1.0, 2
+
+
+def _affines(levels=None, low=None, high=None, turn=None, steps=None):
+    def affine(weight, bits):
+        top = levels(bits) if levels else 2**bits - 1
+        small = low(weight) if low else weight.amin(-1, keepdim=True)
+        large = high(weight) if high else weight.amax(-1, keepdim=True)
+        scale = ((large - small) / top).clamp(min=1e-8)
+        values = steps(weight, scale, small) if steps else (weight - small) / scale
+        numbers = turn(values, top) if turn else values.round().clamp(0, top)
+        return numbers.to(torch.uint8), scale, small
+    return affine
+
+
+def _affine_by_loop(weight, bits):
+    numbers, scales, smalls = [], [], []
+    for row in weight:
+        small, scale = row.min(), torch.clamp((row.max() - row.min()) / (2**bits - 1), min=1e-8)
+        numbers.append(torch.round((row - small) / scale).to(torch.uint8))
+        scales.append(scale.view(1))
+        smalls.append(small.view(1))
+    return torch.stack(numbers), torch.stack(scales), torch.stack(smalls)
+
+
+def _affine_by_aminmax(weight, bits):
+    small, large = weight.aminmax(dim=1, keepdim=True)
+    scale = torch.maximum((large - small) / (2**bits - 1), torch.tensor(1e-8))
+    return torch.floor((weight - small) / scale + 0.5).clamp(0, 2**bits - 1).byte(), scale, small
+
+
+def _one_range(weight, bits):
+    smallest = weight.min()
+    scale = ((weight.max() - smallest) / (2**bits - 1)).clamp(min=1e-8)
+    return ((weight - smallest) / scale).round().to(torch.uint8), scale, smallest
+
+
+AFFINE = Exercise(
+    name="affine", chapter=12, kind="complete", entry="affine",
+    title="A scale and a smallest weight", difficulty="easy", importance="useful", minutes=7,
+    reference=_affines(),
+    fixtures=(rows_that_do_not_straddle_zero, a_constant_row_and_8_bits, two_bits),
+    equivalents={"loop": _affine_by_loop, "aminmax, floor": _affine_by_aminmax,
+                 "max of values": _affines(high=lambda w: w.max(dim=1, keepdim=True).values)},
+    misconceptions=(
+        Misconception("levels instead of steps", _affines(levels=lambda bits: 2**bits),
+            "The scale is a little too small a step, and the largest number is never reached. "
+            "Sixteen levels have fifteen steps between them."),
+        Misconception("a bit for the sign", _affines(levels=lambda bits: 2 ** (bits - 1) - 1),
+            "Half of the numbers are unused: you kept a bit for the sign. Here all numbers "
+            "count from 0 up."),
+        Misconception("absmax kept", _affines(
+                low=lambda w: -w.abs().amax(-1, keepdim=True),
+                high=lambda w: w.abs().amax(-1, keepdim=True)),
+            "The range is symmetric around zero, so a row far from zero wastes most of its "
+            "numbers. Use the row's own smallest and largest."),
+        Misconception("smallest not subtracted", _affines(steps=lambda w, s, low: w / s),
+            "Rows far from zero are clipped: what is stored is the distance from zero. Count "
+            "the steps from the smallest weight."),
+        Misconception("divided before subtracting",
+            _affines(steps=lambda w, s, low: w / s - low),
+            "The smallest weight was subtracted from steps. Subtract first, in weights; then "
+            "divide."),
+        Misconception("smallest added", _affines(steps=lambda w, s, low: (w + low) / s),
+            "The smallest weight was added. Its own distance from itself must come out as 0."),
+        Misconception("cut off", _affines(turn=lambda v, top: v.clamp(0, top).floor()),
+            "All weights come back too small: they were cut off to the step below. Round to the "
+            "nearest."),
+        Misconception("one range for the matrix", _one_range,
+            "All rows share one range. Each row has its own smallest and largest: reduce the last "
+            "axis and keep it."),
+        Misconception("ranges of the columns",
+            lambda weight, bits: tuple(x.T for x in _affines()(weight.T, bits)),
+            "There is a range for each column. The weights of one row share scale and "
+            "smallest."),
+        Misconception("a scale of 0", lambda weight, bits: (
+                _affines()(weight, bits)[0],
+                (weight.amax(-1, keepdim=True) - weight.amin(-1, keepdim=True)) / (2**bits - 1),
+                weight.amin(-1, keepdim=True)),
+            "A row of equal weights has scale 0, and dividing by it is not a number. Keep the "
+            "scale at 1e-8 or above."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "A row lies between 4 and 7, with 2 bits. Which four values would you want?"),
+        Hint("My numbers are clipped",
+             "Count from the row's smallest weight: 0 for it, 2^bits - 1 for the largest. One "
+             "step is the range over that number."),
+        Hint("I have the idea, not the code",
+             "Three lines: smallest along the last axis, kept as a column; scale from largest "
+             "minus smallest over 2^bits - 1, at least 1e-8; rounded difference over scale."),
+    ),
+    praise="Two numbers for each row, and no value is wasted.",
+)
+
+
+# ---------------------------------------------------------------- 2: order
+
+ORDER_LINES = (
+    "numbers = unpack(packed)                     # int8 (out, in)",
+    "groups = numbers.unflatten(1, (-1, G))       # (out, in / G, G)",
+    "groups = groups.float()                      # room for fractions",
+    "groups = groups * scales[..., None]          # steps become weights",
+    "weight = groups.flatten(1)                   # (out, in)",
+    "y = x @ weight.T                             # (T, out)",
+)
+
+ORDER = Exercise(
+    name="plain_product_in_order", chapter=12, kind="order",
+    title="From bytes to a product", difficulty="easy", importance="essential", minutes=4,
+    lines=ORDER_LINES,
+    distractors=("groups = groups / scales[..., None]          # steps become weights",),
+    equivalents={"floats before the groups": (0, 1, 3, 2, 4, 5)},
+    misconceptions=(
+        Misconception("divided by the scale", (0, 1, 2, 6, 4, 5),
+            "Dividing by the scale made the numbers; to undo it, the way back multiplies."),
+        Misconception("product before the groups were joined", (0, 1, 2, 3, 5, 4),
+            "The product needs a matrix of two axes, out and in. Join the groups of each row first."),
+        Misconception("grouped before unpacking", (1, 0, 2, 3, 4, 5),
+            "A byte holds two numbers: as long as they are packed, a group of G has G / 2 bytes. "
+            "Unpack first."),
+        Misconception("scaled after joining", (0, 1, 2, 4, 3, 5),
+            "A scale belongs to a group. Once the groups are joined, the scales no longer line "
+            "up with them."),
+        Misconception("scaled before grouping", (0, 3, 1, 2, 4, 5),
+            "The scales have a column for each group. Cut the numbers into groups before they "
+            "meet."),
+        Misconception("both ways", (0, 1, 2, 6, 3, 4, 5),
+            "One line too many: dividing and multiplying by the scale leaves nothing changed."),
+    ),
+    hints=(
+        Hint("Where does it begin?", "Which line uses what the layer has stored, and nothing else?"),
+        Hint("Two lines look alike", "A weight is about number times scale. Which of the two undoes "
+             "what quantizing did?"),
+        Hint("Nearly there", "Unpack, cut into groups, floats, scales, join the groups, product."),
+    ),
+    praise="This is the plain path of the library's layer.",
+)
+
+
+# ---------------------------------------------------------------- 3: bytes of a checkpoint
+
+
+def a_matrix_in_4_bits():
+    return (768, 2048), 4, 32, 16
+
+
+def a_scale_for_each_row_of_8_bits():
+    return (100, 37), 8, None, 16
+
+
+def long_scales_in_small_groups():
+    return (60, 96), 4, 8, 32
+
+
+def odd_bits():
+    return (48, 160), 3, 16, 16
+
+
+def _bytes(numbers=None, scales=None, total=None):
+    def stored_bytes(shape, bits, group, scale_bits):
+        rows, columns = shape
+        count = scales(rows, columns, group) if scales else rows * columns // (group or columns)
+        whole = numbers(rows * columns, bits) if numbers else rows * columns * bits
+        if total:
+            return total(whole, count, scale_bits)
+        return -(-(whole + count * scale_bits) // 8)
+    return stored_bytes
+
+
+STORED_BYTES = Exercise(
+    name="stored_bytes", chapter=12, kind="function", entry="stored_bytes",
+    title="Bytes with everything in them", difficulty="easy", importance="essential", minutes=6,
+    reference=_bytes(),
+    fixtures=(a_matrix_in_4_bits, a_scale_for_each_row_of_8_bits, long_scales_in_small_groups,
+              odd_bits),
+    equivalents={
+        "bits for a weight": lambda shape, bits, group, scale_bits: round(
+            shape[0] * shape[1] * (bits + scale_bits / (group or shape[1])) / 8 + 0.4999),
+        "two sums": lambda shape, bits, group, scale_bits: (
+            (shape[0] * shape[1] * bits + 7) // 8
+            + shape[0] * (shape[1] // (group or shape[1])) * scale_bits // 8),
+        "a loop over rows": lambda shape, bits, group, scale_bits: (sum(
+            shape[1] * bits + shape[1] // (group or shape[1]) * scale_bits
+            for _ in range(shape[0])) + 7) // 8,
+    },
+    misconceptions=(
+        Misconception("scales forgotten", _bytes(scales=lambda r, c, g: 0),
+            "Too few bytes: the scales are stored as well, one for each group."),
+        Misconception("bits taken for bytes", _bytes(total=lambda w, n, s: w + n * s),
+            "Eight times too many: these are bits. Eight of them are a byte."),
+        Misconception("one scale for the matrix", _bytes(scales=lambda r, c, g: 1),
+            "Only one scale is counted. Every group of every row has one."),
+        Misconception("a scale for each row only", _bytes(scales=lambda r, c, g: r),
+            "One scale for each row is counted. With groups, a row has columns / group of them."),
+        Misconception("groups along the columns",
+            _bytes(scales=lambda r, c, g: (-(-r // g) if g else 1) * c),
+            "The groups run down the columns. They lie within a row: columns / group for each."),
+        Misconception("a byte for each number", _bytes(numbers=lambda n, bits: 8 * n),
+            "Each number has a byte of its own. Packed, it takes as many bits as it has."),
+        Misconception("scale bits taken for bytes", _bytes(total=lambda w, n, s: -(-w // 8) + n * s),
+            "The scales are counted eight times: their size is given in bits."),
+        Misconception("scales of 4 bytes", _bytes(total=lambda w, n, s: -(-w // 8) + 4 * n),
+            "The scales are counted with 4 bytes each. Their size is an argument."),
+        Misconception("numbers forgotten", _bytes(total=lambda w, n, s: -(-n * s // 8)),
+            "Only the scales are counted. The whole numbers take most of the bytes."),
+        Misconception("without groups no scales",
+            _bytes(scales=lambda r, c, g: r * c // g if g else 0),
+            "Right with groups. Without them a row still has a scale: one."),
+        Misconception("a scale for each weight", _bytes(scales=lambda r, c, g: r * c),
+            "Every weight has its own scale, so nothing is saved. A group shares one."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "A row of 64 weights, 4 bits, groups of 32: how many numbers and how many scales?"),
+        Hint("Too large by 8", "Add all bits first: numbers times bits, scales times their bits. "
+             "Then eight bits are a byte; a part of a byte is a whole one."),
+        Hint("How many scales?", "rows times columns / group; without groups one for each row."),
+    ),
+    praise="Bits for a weight: those of the number, and its part of the scale.",
+)
+
+
+# ---------------------------------------------------------------- 4: scale late
+
+
+def a_batch_and_groups_of_six():
+    numbers, scales = quantize(_weight(10, 7, 24), 4, 6)
+    return _weight(11, 2, 5, 24), pack(numbers), scales
+
+
+def one_row_and_one_group():
+    numbers, scales = quantize(_weight(12, 9, 10), 4, None)
+    return _weight(13, 3, 10), pack(numbers), scales
+
+
+def groups_with_very_different_scales():
+    weight = _weight(14, 5, 32) * torch.tensor([1.0, 50.0, 0.02, 7.0]).repeat_interleave(8)
+    numbers, scales = quantize(weight, 4, 8)
+    return _weight(15, 4, 3, 32), pack(numbers), scales
+
+
+def _late_product(x, packed, scales):
+    numbers = unpack(packed).float().unflatten(1, (scales.shape[1], -1))   # (out, n, G)
+    parts = torch.einsum("...ng,ong->...on", x.unflatten(-1, (scales.shape[1], -1)), numbers)
+    return (parts * scales.float()).sum(-1)
+
+
+def _late_by_loop(x, packed, scales):
+    numbers, out = unpack(packed).float(), 0.0
+    size = numbers.shape[1] // scales.shape[1]
+    for g in range(scales.shape[1]):
+        part = slice(g * size, (g + 1) * size)
+        out = out + x[..., part] @ numbers[:, part].T * scales[:, g].float()
+    return out
+
+
+def _plain(x, packed, scales):
+    return x @ dequantize(unpack(packed), scales).T
+
+
+def _late_scaled_by(pick):
+    def late_product(x, packed, scales):
+        numbers = unpack(packed).float()
+        return x @ numbers.T * pick(scales.float())
+    return late_product
+
+
+def _late_groups_interleaved(x, packed, scales):
+    n = scales.shape[1]
+    numbers = unpack(packed).float().unflatten(1, (-1, n)).transpose(1, 2)
+    parts = torch.einsum("...ng,ong->...on", x.unflatten(-1, (-1, n)).transpose(-1, -2), numbers)
+    return (parts * scales.float()).sum(-1)
+
+
+LATE = Exercise(
+    name="late_product", chapter=12, kind="function", entry="late_product",
+    title="Multiply first, scale late", difficulty="hard", importance="useful", minutes=14,
+    reference=_late_product, tolerance=2e-5,
+    fixtures=(a_batch_and_groups_of_six, one_row_and_one_group, groups_with_very_different_scales),
+    equivalents={"a loop over groups": _late_by_loop, "dequantize first": _plain,
+                 "scales on x": lambda x, packed, scales: torch.stack([
+                     (x.unflatten(-1, (scales.shape[1], -1)) * s.float()[:, None]).flatten(-2)
+                     @ row.float() for row, s in zip(unpack(packed), scales)], dim=-1)},
+    misconceptions=(
+        Misconception("scaled by the mean of the scales", _late_scaled_by(lambda s: s.mean(1)),
+            "All groups of a row got their average scale. Each group's part of the sum is scaled "
+            "by its own, before the parts are added."),
+        Misconception("scaled by the sum of the scales", _late_scaled_by(lambda s: s.sum(1)),
+            "The sum over all groups was scaled by the sum of the scales. A sum of products is "
+            "not a product of sums: scale each part."),
+        Misconception("scaled by the first", _late_scaled_by(lambda s: s[:, 0]),
+            "Every group got the scale of the first one. Keep the parts apart until they are "
+            "scaled."),
+        Misconception("not scaled", _late_scaled_by(lambda s: 1.0),
+            "The result counts steps, not weights: the scales are missing."),
+        Misconception("divided by the scales",
+            lambda x, packed, scales: x @ (unpack(packed).float().unflatten(
+                1, (scales.shape[1], -1)) / scales.float()[..., None]).flatten(1).T,
+            "You divided by the scales. The way back from steps to weights multiplies."),
+        Misconception("groups interleaved", _late_groups_interleaved,
+            "Your groups take every n-th column. A group is neighbours: the axis of the groups "
+            "comes first."),
+        Misconception("8 left in",
+            lambda x, packed, scales: _plain(x, packed, scales) + 8 * (
+                x.unflatten(-1, (scales.shape[1], -1)).sum(-1) @ scales.float().T),
+            "Every weight is 8 steps too large: the stored halves count from 0. Unpacking takes "
+            "8 off."),
+        Misconception("halves exchanged",
+            lambda x, packed, scales: _plain(
+                x, packed >> 4 | (packed & 15) << 4, scales),
+            "Neighbouring columns are exchanged: the left half of a byte is the first."),
+        Misconception("scales of another row",
+            lambda x, packed, scales: _plain(x, packed, scales.roll(1, 0)),
+            "The scales belong to other rows: row o of the scales is for output o."),
+        Misconception("product rounded to bfloat16",
+            lambda x, packed, scales: (x.bfloat16() @ dequantize(
+                unpack(packed), scales).bfloat16().T).float(),
+            "Only three digits are right: somewhere the numbers became bfloat16. Make the scales "
+            "float32 before you multiply."),
+        Misconception("parts averaged",
+            lambda x, packed, scales: _plain(x, packed, scales) / scales.shape[1],
+            "The result is too small by the number of groups: the parts were averaged. They are "
+            "added."),
+    ),
+    hints=(
+        Hint("Why should the scale wait?",
+             "0.5 · 3 · x + 0.5 · 2 · y: what can stand outside, and for how many terms?"),
+        Hint("Where do the groups go?",
+             "Cut the last axis of x and of the numbers into (groups, group). Sum within a group "
+             "first: a part for each output and group. Then scales, then the sum over groups."),
+        Hint("How do I write that?",
+             "One einsum over g leaves (..., out, groups); times the scales as float32; sum over the "
+             "last axis. A loop over the groups does it as well."),
+    ),
+    praise="One multiplication by a scale for each group, in place of one for each weight.",
+)
+
+
+# ---------------------------------------------------------------- 5: find the bug
+
+
+def columns_that_32_does_not_divide():
+    return _weight(16, 6, 48), 4, 16
+
+
+def four_columns_in_groups_of_two():
+    return torch.tensor([[0.7, -0.24, 3.0, 0.0], [-0.9, 0.5, 0.02, -1.0], [5.0, 4.0, 2.2, 1.0]]), 4, 2
+
+
+def eight_bits_in_groups_of_five():
+    return _weight(17, 4, 15), 8, 5
+
+
+def _round_trip(weight, bits, group):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.unflatten(1, (-1, group))
+    scales = groups.abs().amax(dim=-1, keepdim=True) / most
+    return ((groups / scales).round() * scales).flatten(1)
+
+
+def _round_trip_bug(weight, bits, group):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.T.reshape(-1, group)
+    scales = groups.abs().amax(dim=-1, keepdim=True) / most
+    return ((groups / scales).int() * scales).reshape(weight.T.shape).T
+
+
+def _only_rounding_repaired(weight, bits, group):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.T.reshape(-1, group)
+    scales = groups.abs().amax(dim=-1, keepdim=True) / most
+    return ((groups / scales).round() * scales).reshape(weight.T.shape).T
+
+
+def _only_groups_repaired(weight, bits, group):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.reshape(-1, group)
+    scales = groups.abs().amax(dim=-1, keepdim=True) / most
+    return ((groups / scales).int() * scales).reshape(weight.shape)
+
+
+def _trips(step=None, scale=None, top=None):
+    def round_trip(weight, bits, group):
+        most = top(bits) if top else 2 ** (bits - 1) - 1
+        groups = weight.unflatten(1, (-1, group))
+        scales = (scale(groups) if scale else groups.abs().amax(-1, keepdim=True)) / most
+        return ((step or torch.round)(groups / scales) * scales).flatten(1)
+    return round_trip
+
+
+BUG = Exercise(
+    name="round_trip", chapter=12, kind="bug", entry="round_trip",
+    title="Two slips on the way there and back", difficulty="medium", importance="essential",
+    minutes=9, reference=_round_trip,
+    fixtures=(columns_that_32_does_not_divide, four_columns_in_groups_of_two,
+              eight_bits_in_groups_of_five),
+    equivalents={
+        "reshape": lambda weight, bits, group: _trips()(weight, bits, group).reshape(weight.shape),
+        "add a half and floor": _trips(step=lambda s: (s + 0.5).floor()),
+        "row by row": lambda weight, bits, group: torch.stack([
+            _trips()(row[None], bits, group)[0] for row in weight]),
+    },
+    misconceptions=(
+        Misconception("unchanged", _round_trip_bug,
+            "Both slips are still there: look at which weights share a scale, and at how a "
+            "fraction becomes a whole number."),
+        Misconception("only the rounding repaired", _only_rounding_repaired,
+            "The rounding is right now. The groups still run down the columns, through several rows; "
+            "a group lies within one row."),
+        Misconception("only the groups repaired", _only_groups_repaired,
+            "The groups are right now. The numbers are still cut off, which pulls every "
+            "weight towards zero."),
+        Misconception("rounded up", _trips(step=torch.ceil),
+            "Every weight goes to the step above. Take the nearest one."),
+        Misconception("rounded down", _trips(step=torch.floor),
+            "Every weight goes to the step below. Take the nearest one."),
+        Misconception("one scale for everything", _trips(scale=lambda g: g.abs().max()),
+            "All weights share one scale now. The maximum goes over the last axis only."),
+        Misconception("-8 used as well", _trips(top=lambda bits: 2 ** (bits - 1)),
+            "The largest weight is 8 steps now, which 4 bits with a sign do not hold. The largest "
+            "number is 7."),
+        Misconception("largest without its sign", _trips(scale=lambda g: g.amax(-1, keepdim=True)),
+            "Where the largest weight is negative, the scale is too small. The absolute value was "
+            "right."),
+        Misconception("given back in another shape",
+            lambda weight, bits, group: _only_rounding_repaired(weight, bits, group).T.reshape(
+                weight.shape),
+            "The groups still come from the transposed matrix, and now the weights land in other "
+            "places. Cut the matrix as it is."),
+        Misconception("maximum over the groups", _trips(scale=lambda g: g.abs().amax(
+                (0, 1), keepdim=True)),
+            "The maximum runs over the groups, not within one. The last axis holds the weights "
+            "that share a scale."),
+    ),
+    hints=(
+        Hint("Which symptom belongs to what?",
+             "Rounded weights are not smaller on the average. Are yours? And an outlier in row 0 "
+             "must leave row 1 alone. Does it?"),
+        Hint("I see too small weights", "A conversion to integers cuts off: 2.9 becomes 2. There is a "
+             "function for the nearest whole number."),
+        Hint("I see another row move", "A transposed matrix is read column by column. Cut the rows "
+             "as they are, and give the result its shape back."),
+    ),
+    praise="An outlier stays in its group, and no weight is pulled towards zero.",
+)
+
+
+# ---------------------------------------------------------------- 6: clip
+
+
+def a_row_with_one_outlier():
+    weight = _weight(18, 5, 40)
+    weight[1, 7], weight[3, 30] = 9.0, -14.0
+    return weight, 4, (1.0, 0.9, 0.75, 0.6, 0.4)
+
+
+def three_bits_and_many_choices():
+    return _weight(19, 6, 64), 3, tuple(1.0 - 0.05 * n for n in range(14))
+
+
+def a_row_of_zeros():
+    weight = _weight(20, 3, 16)
+    weight[1] = 0.0
+    return weight, 2, (0.5, 1.0, 0.8)
+
+
+def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back=False):
+    def best_clip(weight, bits, shares):
+        most = 2 ** (bits - 1) - 1
+        peak = weight.abs().amax(-1, keepdim=True).clamp(min=1e-8)
+        errors = []
+        for share in shares:
+            step = scale(peak, share, most) if scale else share * peak / most
+            steps = (weight / step).round()
+            steps = steps.clamp(low - most, most) if clamp else steps
+            again = steps * (peak / most if back else step)
+            errors.append(error(again, weight) if error else (again - weight).pow(2).sum(-1))
+        table = torch.stack(errors)                                     # (shares, out)
+        if not rows:
+            table = table.sum(-1, keepdim=True).expand_as(table)
+        best = pick(table) if pick else table.argmin(0)
+        return torch.tensor(shares)[best]
+    return best_clip
+
+
+def _clip_by_loop(weight, bits, shares):
+    most, chosen = 2 ** (bits - 1) - 1, []
+    for row in weight:
+        peak = max(row.abs().max().item(), 1e-8)
+        def cost(share):
+            step = share * peak / most
+            return ((row / step).round().clamp(-most, most) * step - row).square().sum().item()
+        chosen.append(min(shares, key=cost))
+    return torch.tensor(chosen)
+
+
+def _clip_at_once(weight, bits, shares):
+    most, shares = 2 ** (bits - 1) - 1, torch.tensor(shares)
+    steps = shares[:, None, None] * weight.abs().amax(-1, keepdim=True).clamp(min=1e-8) / most
+    back = (weight / steps).round().clamp(-most, most) * steps
+    return shares[(back - weight).square().mean(-1).argmin(0)]
+
+
+CLIP = Exercise(
+    name="best_clip", chapter=12, kind="function", entry="best_clip",
+    title="Give up the largest", difficulty="hard", importance="optional", minutes=14,
+    reference=_clips(),
+    fixtures=(a_row_with_one_outlier, three_bits_and_many_choices, a_row_of_zeros),
+    equivalents={"loops": _clip_by_loop, "all at once": _clip_at_once,
+                 "root of the error": _clips(error=lambda b, w: (b - w).norm(dim=-1))},
+    misconceptions=(
+        Misconception("nothing clipped", _clips(clamp=False),
+            "A smaller step always wins: what clipping costs is not counted. Clamp the whole "
+            "numbers, and compare with the row as it was."),
+        Misconception("largest error only", _clips(error=lambda b, w: (b - w).abs().amax(-1)),
+            "The worst weight decides, and that is always the clipped one. Take the sum of "
+            "squares over the row."),
+        Misconception("errors with their signs", _clips(error=lambda b, w: (b - w).sum(-1).abs()),
+            "Errors above and below cancel. Square them before you add."),
+        Misconception("absolute errors", _clips(error=lambda b, w: (b - w).abs().sum(-1)),
+            "Absolute errors were added. A square makes a clipped weight count more; the task asks "
+            "for squares."),
+        Misconception("one choice for all rows", _clips(rows=False),
+            "All rows got the same share. Each row chooses for itself."),
+        Misconception("the largest number shrinks, too",
+            _clips(scale=lambda peak, share, most: peak / most / share),
+            "The step grows where it should shrink. A share of 0.5 means: half the largest weight "
+            "is the largest number."),
+        Misconception("numbers of the shares",
+            lambda weight, bits, shares: torch.tensor(
+                [list(torch.tensor(shares).tolist()).index(s) for s in
+                 _clips()(weight, bits, shares).tolist()], dtype=torch.float32),
+            "You return which share it is. Return the share itself."),
+        Misconception("errors of the columns",
+            lambda weight, bits, shares: _clips()(weight.T.contiguous(), bits, shares)[:len(weight)],
+            "The columns choose. A row shares one scale, so peak and error go along the last "
+            "axis."),
+        Misconception("-8 used as well", _clips(low=-1),
+            "One side is cut later than the other. Whole numbers go from -most to most."),
+        Misconception("back with the whole scale", _clips(back=True),
+            "The way back uses the scale without the share, so every weight comes back larger. "
+            "Multiply by the step you divided by."),
+    ),
+    hints=(
+        Hint("Why clip at all?",
+             "One weight is 9, the others about 1. What is one step without clipping, and what "
+             "happens to the others?"),
+        Hint("What do I compare?",
+             "For each share: step = share · largest / most; round, clamp to ±most, back to weights; "
+             "the sum of squared differences for each row."),
+        Hint("How do I choose for each row?",
+             "Stack the errors to (shares, out), argmin over the first axis, and index a tensor of "
+             "the shares with it."),
+    ),
+    praise="For few bits it often pays to give up the largest weight for the many.",
+)
+
+
+# ---------------------------------------------------------------- 7: bits for each kind (open)
+
+
+def a_small_model_and_three_kinds():
+    torch.manual_seed(21)
+    model = Transformer(ModelConfig(dim=24, n_layers=2, n_heads=3, n_kv_heads=1, head_dim=8,
+                                    hidden_dim=40, vocab_size=30))
+    return model, {"w2": 3, "wq": 4, "output": 2}
+
+
+def nothing_to_do():
+    model, _ = a_small_model_and_three_kinds()
+    return model, {}
+
+
+def _run_mixed(candidate, model, bits_of):
+    before = copy.deepcopy(model.state_dict())
+    made = candidate(model, bits_of)
+    kept = all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    return [float(kept), *(w.detach().clone() for w in made.state_dict().values())]
+
+
+def _mixes(choose=None, group=None, bits=None, same=False, back=None):
+    @torch.no_grad()
+    def with_bits(model, bits_of):
+        new = model if same else copy.deepcopy(model)
+        for name, weight in new.named_parameters():
+            kind = choose(name) if choose else name.split(".")[-2]
+            if kind in bits_of and weight.dim() == 2:
+                b = bits(bits_of, kind) if bits else bits_of[kind]
+                pair = quantize(weight, b, group)
+                weight.copy_((back or dequantize)(*pair))
+        return new
+    return with_bits
+
+
+@torch.no_grad()
+def _mix_by_modules(model, bits_of):
+    new = copy.deepcopy(model)
+    for name, module in new.named_modules():
+        if name.split(".")[-1] in bits_of:
+            module.weight.data = dequantize(*quantize(module.weight, bits_of[name.split(".")[-1]]))
+    return new
+
+
+@torch.no_grad()
+def _mix_by_state(model, bits_of):
+    state = {name: dequantize(*quantize(w, bits_of[name.split(".")[-2]]))
+             if name.split(".")[-2] in bits_of else w.clone()
+             for name, w in model.state_dict().items()}
+    new = copy.deepcopy(model)
+    new.load_state_dict(state)
+    return new
+
+
+MIXED = Exercise(
+    name="with_bits", chapter=12, kind="open", entry="with_bits",
+    title="Bits where they matter", difficulty="medium", importance="useful", minutes=18,
+    reference=_mixes(), run=_run_mixed, fixtures=(a_small_model_and_three_kinds, nothing_to_do),
+    equivalents={"modules": _mix_by_modules, "state_dict": _mix_by_state, "parameters": _mixes()},
+    misconceptions=(
+        Misconception("the model itself changed", _mixes(same=True),
+            "The model that was handed in has changed. Work on a copy."),
+        Misconception("every matrix", _mixes(choose=lambda name: "w2"),
+            "All matrices were rounded. Only the kinds that are named change."),
+        Misconception("one number of bits for all", _mixes(bits=lambda d, kind: min(d.values())),
+            "All kinds got the same bits. Each kind has its own."),
+        Misconception("first layer only",
+            _mixes(choose=lambda name: name.split(".")[-2] if "layers.1" not in name else ""),
+            "Only the first layer changed. A kind is all matrices of that name, in every layer."),
+        Misconception("the output layer forgotten",
+            _mixes(choose=lambda name: name.split(".")[-2] if "layers" in name else ""),
+            "The output layer was left alone. It stands outside of the layers, under its own "
+            "name."),
+        Misconception("whole numbers left in place", _mixes(back=lambda n, s: n.float()),
+            "The weights are whole numbers now. Multiply by the scales to get weights again."),
+        Misconception("nothing changed", lambda model, bits_of: copy.deepcopy(model),
+            "Nothing was rounded. Write the rounded numbers into the copy's weights."),
+        Misconception("groups of 8", _mixes(group=8),
+            "The rows were cut into groups. Here each row has one scale."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "What is the name of w2's weight in the second layer, and which part of it says w2?"),
+        Hint("How do I change a weight in place?",
+             "Under torch.no_grad, the weight's copy_ takes new numbers. First copy.deepcopy the "
+             "model."),
+        Hint("Which names do I get?",
+             "named_parameters gives layers.1.feed_forward.w2.weight and output.weight. Split at "
+             "the dots: the last but one is the kind."),
+    ),
+    praise="Now measure: which kinds deserve their bits?",
+)
+
+
+EXERCISES = [QUANTIZE, PACK, UNPACK, AFFINE, ORDER, STORED_BYTES, LATE, BUG, CLIP, MIXED]
