@@ -57,7 +57,7 @@ POLISH = replace(TRAINING, steps=900, batch_size=64, lr=2e-3, min_lr=0.0, warmup
 RECIPES = {
     "tales-dense": Recipe(DENSE, TRAINING, POLISH),
     "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=64, moe=MoEConfig(6, 2)),
-                        replace(TRAINING, balance=0.01), replace(POLISH, balance=0.01)),
+                        replace(TRAINING, steps=8_000, balance=0.01), replace(POLISH, balance=0.01)),
 }
 
 
