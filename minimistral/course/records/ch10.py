@@ -251,6 +251,12 @@ COUNT_PARAMETERS = Exercise(
         Misconception("a plain pair", _counted(pair=lambda total, active: (total, active)),
             "The numbers may be right, but they are a plain pair. Return them as a "
             "ParameterCount: the library reads them by name."),
+        Misconception("the square of the width", lambda c: ParameterCount(*(
+                n + c.n_layers * (4 * c.dim ** 2 - 2 * c.dim * c.head_dim
+                                  * (c.n_heads + c.n_kv_heads))
+                for n in count_parameters(c))),
+            "Attention was counted as four squares of the width. Query heads may be wider than "
+            "the stream together, and key/value heads are fewer."),
         Misconception("a mixture everywhere", _counted(
                 stored=lambda c: c.moe.num_experts, used=lambda c: c.moe.num_experts_per_tok),
             "A dense model has no mixture: its field is None and has no number of experts. "
@@ -282,12 +288,12 @@ def _rows(heads, head_dim, dim, seed, dtype=torch.float32):
     return (size * torch.randn(heads * head_dim, dim, generator=chance) + 0.3).to(dtype), heads
 
 
-def three_heads_of_six():
-    return _rows(3, 6, 5, 1)
+def three_heads_of_ten():
+    return _rows(3, 10, 4, 1)
 
 
-def five_heads_of_ten():
-    return _rows(5, 10, 7, 2)
+def five_heads_of_six():
+    return _rows(5, 6, 7, 2)
 
 
 def two_heads_of_eight_in_16_bits():
@@ -298,7 +304,7 @@ def one_head_of_fourteen():
     return _rows(1, 14, 4, 4)
 
 
-ROTARY_FIXTURES = (three_heads_of_six, five_heads_of_ten, two_heads_of_eight_in_16_bits,
+ROTARY_FIXTURES = (three_heads_of_ten, five_heads_of_six, two_heads_of_eight_in_16_bits,
                    one_head_of_fourteen)
 
 
@@ -382,6 +388,15 @@ def _rotary_misconceptions(way, other, order, back):
                 weight.shape),
             "The axis of the heads was swapped, so rows wander between heads. Only the two axes "
             "inside a head change places."),
+        Misconception("heads cut last", lambda weight, n_heads: weight.unflatten(
+                0, (2, n_heads, -1) if back else (-1, n_heads, 2)).transpose(
+                0 if back else 1, 2).reshape(weight.shape),
+            "The first cut was not that of the heads, so rows of different heads were mixed. The "
+            "heads come first: each is a block of neighbouring rows."),
+        Misconception("half of the rows", lambda weight, n_heads: weight.unflatten(
+                0, (n_heads, -1))[:, ::2].flatten(0, 1),
+            "Only every other row is left. The other half of each head belongs behind the first, "
+            "or between its rows."),
         Misconception("viewed, not copied", lambda weight, n_heads: weight.unflatten(
                 0, (n_heads, 2, -1) if back else (n_heads, -1, 2)).transpose(1, 2).view(
                 weight.shape),
@@ -532,6 +547,17 @@ MEMORY_NEEDED = Exercise(
                 cache=lambda c, t, b: t * cache_bytes_per_token(c) * b / 16),
             "The cache was given the bits of the weights. By the task it keeps 16 bits, "
             "whatever the weights have."),
+        Misconception("cache in 32 bits", _needed(
+                cache=lambda c, t, b: 2 * t * cache_bytes_per_token(c)),
+            "The cache is twice too large: it was counted in 32 bits. By the task it keeps 16."),
+        Misconception("both counts at once", lambda config, tokens, bits: (
+                count_parameters(config) * bits / 8),
+            "The count has two fields, and a pair cannot be multiplied by a fraction. Take the "
+            "one that says what is stored."),
+        Misconception("divided by the bits", _needed(
+                weights=lambda c, bits: count_parameters(c).total / bits * 8),
+            "Fewer bits make your weights larger. Bits divided by eight are the bytes of one "
+            "weight."),
         Misconception("cache alone", _needed(weights=lambda c, bits: 0),
             "That is the cache alone. The weights have to be there, too."),
         Misconception("cache of every query head", _needed(
@@ -701,6 +727,8 @@ HIDDEN_FROM_TOTAL = Exercise(
         Misconception("a fraction", _solved(whole=lambda x: x),
             "Where no whole number fits you return a fraction. By the task it is 0: a width is a "
             "whole number."),
+        Misconception("minus one", lambda *sizes: _solved()(*sizes) or -1,
+            "Where no whole number fits you return -1. By the task it is 0."),
         Misconception("None", lambda *sizes: _solved()(*sizes) or None,
             "Where no whole number fits you return nothing. By the task it is the number 0."),
         Misconception("one table", _solved(outside=lambda v, d: v * d + d),
@@ -809,6 +837,16 @@ CONVERT_ATTENTION = Exercise(
                 k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K)),
             "The number of heads is right, the direction is not: these weights come from "
             "Hugging Face."),
+        Misconception("both moved the wrong way", _converted(
+                q=lambda w, H, K: permute_rotary(w["q_proj.weight"], H),
+                k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K)),
+            "The numbers of heads are right, but both matrices are moved from Mistral's order, "
+            "and they come from Hugging Face's. The direction was right before."),
+        Misconception("other names", lambda weights, n_heads, n_kv_heads: {
+                name.removesuffix(".weight"): w for name, w in
+                _converted()(weights, n_heads, n_kv_heads).items()},
+            "The names have lost their ending. Names were right: only the numbers in one line "
+            "are wrong."),
         Misconception("values moved as well", _converted(
                 v=lambda w, H, K: unpermute_rotary(w["v_proj.weight"], K)),
             "The values have been reordered too. Nobody turns them: the line was right."),
@@ -1049,6 +1087,14 @@ UNPACK_EXPERTS = Exercise(
                 lambda g, d: (g[:g.shape[1]], d, g[g.shape[1]:])),
             "The parcel was cut after as many rows as the stream is wide. The gate has as many "
             "rows as the hidden width: half of all."),
+        Misconception("dictionaries", lambda gate_up, down: [
+                dict(zip(("w1", "w2", "w3"), (g[:_half(g)], d, g[_half(g):])))
+                for g, d in zip(gate_up, down)],
+            "Each expert is a dictionary. The matrices are right; give them as a tuple, in the "
+            "order w1, w2, w3."),
+        Misconception("cut at seven", _unpacked(lambda g, d: (g[:7], d, g[7:])),
+            "The cut is at seven rows, the number of the example. Other experts have another "
+            "hidden width: read it from the shape."),
         Misconception("sorted by matrix", lambda gate_up, down: [
                 tuple(gate_up[:, :down.shape[2]]), tuple(down),
                 tuple(gate_up[:, down.shape[2]:])],
