@@ -525,7 +525,7 @@ for name, look in both.items():
     ch08.say(name, tokenizer.decode(ids[len(start):]))
 blind = ch08.mean_nats(trained["as printed"], rows[:64])
 print(f"as printed, now with the future hidden: {blind:.2f} nats per token")
-assert blind > 2 * end["our window"]
+assert blind > 1.2 * end["our window"] > 1.5 * end["as printed"]
 
 # %% [markdown]
 # The loss of the printed code is far too good, and its text is poor. When it writes, the future is not there yet;
