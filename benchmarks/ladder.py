@@ -15,6 +15,8 @@ from minimistral.course.chapters import ch03_positions as ch03
 from minimistral.course.chapters import ch04_transformer as ch04
 from minimistral.course.chapters import ch05_training as ch05
 from minimistral.course.chapters import ch07_shared_heads as ch07
+from minimistral.course.chapters import ch08_sliding_window as ch08
+from minimistral.course.chapters import ch09_mixture_of_experts as ch09
 
 COMMAND = "python benchmarks/ladder.py"
 
@@ -45,6 +47,8 @@ def main() -> None:
     keep("a better recipe", 5, ch05.ladder_model(), better_recipe)
     keep("the shipped tales-dense", 6, mm.load_model("tales-dense"))
     keep("transformer, 8 heads on 4", 7, ch07.ladder_model(4), ladder.fit)
+    keep("transformer, window 16", 8, ch08.ladder_model(16), ladder.fit)
+    keep(ch09.LADDER_ROW, 9, ch09.ladder_model(), ch09.learn)
     keep("the shipped tales-moe", 9, mm.load_model("tales-moe"))
 
 
