@@ -113,10 +113,6 @@ reveal("hand", 16.0, "0.75 times 20 from expert 0, 0.25 times 4 from expert 1. "
 # show: MoEConfig
 
 # %%
-predict("total", "Mixtral 8x7B: eight times the feed-forwards of Mistral 7B, the "
-        "rest once. How many billion parameters in all?", answer=None)
-
-# %%
 d, h, L = mixtral.dim, mixtral.hidden_dim, mixtral.n_layers
 E, k = mixtral.moe.num_experts, mixtral.moe.num_experts_per_tok
 count = mm.count_parameters(mixtral)
@@ -126,8 +122,7 @@ print(f"experts {L * E * 3 * d * h / 1e9:.2f} billion, the rest "
       f"{rest / 1e9:.2f} billion, routers {L * d * E / 1e6:.1f} million")
 print(f"in memory {count.total / 1e9:.1f} billion, at work {active / 1e9:.1f}")
 assert active == count.active and round(count.total / 1e9, 1) == 46.7
-reveal("total", count.total / 1e9, "Not 56: attention and embeddings are shared by "
-       "all experts. Chapter 10 comes back to this number.")
+# not 56 billion: attention and embeddings are shared by all experts
 
 # %% [markdown]
 # **In short:** memory follows E, arithmetic follows k; the router is small change.
@@ -350,8 +345,6 @@ explore(ch09.experts_explorer(model, told, tokenizer), language=Choice(list(told
             {"language": "English", "layer": 0},
             {"language": "English", "layer": last},
             {"language": "German", "layer": last}])
-
-# %%
 predict("decides", "What do you have to know to guess a token's first expert in "
         "layer 0?", ["the language of the tale", "the token itself",
                      "the whole sentence: neither of these helps much"], answer="")
@@ -424,8 +417,8 @@ for number, values in enumerate(runs["off"]["shares"]):   # E for each layer
 least = min(min(values) for values in runs["off"]["shares"])
 most = max(max(values) for values in runs["off"]["shares"])
 assert least < 0.03 and most > 0.2
-reveal("collapse", 100 * least, "Paid for in memory, and asleep. This is called "
-       "collapse; it gets worse the longer it is left alone.")
+reveal("collapse", 100 * least, "Paid for in memory, and asleep. When few experts "
+       "do all the work, this is called collapse.")
 
 # %% [markdown]
 # We want even use. But a count of choices has no gradient: moving a score a little changes no choice. The trick
@@ -476,8 +469,6 @@ show(ch09.shares_picture({name: run["shares"] for name, run in runs.items()}),
      alt="Without the balance loss the busiest experts get more than twice their "
      "even share, some nearly nothing. With weight 0.1 or 10 all are near 12.5%.",
      data={name: [round(run["nats_per_byte"], 4)] for name, run in runs.items()})
-
-# %%
 for name, run in runs.items():
     uses = [share for layer_ in run["shares"] for share in layer_]
     print(f"{name:10} least used {100 * min(uses):4.1f}%   busiest "
@@ -516,19 +507,17 @@ print(f"{count.total:,} parameters, {count.active:,} at work: "
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
 display(ladder.run(ch09.LADDER_ROW, mixture, chapter=9))
 assert 0.25 < own < 0.45
+predict("pays", "With equal active parameters, trained for longer, a mixture is",
+        ["better, by more than the seeds differ", "no better than chance",
+         "worse: its experts see fewer tokens each"], answer="")
 
 # %% [markdown]
 # Does it pay? Two rivals: a dense model with as many **active** parameters, so of the same cost, and a dense one
 # with as many **in all**, which computes several times as much in its feed-forwards. Three seeds each.
 
 # %%
-predict("pays", "With equal active parameters, trained for longer, the mixture is",
-        ["better, by more than the seeds differ", "no better than chance",
-         "worse: its experts see fewer tokens each"], answer="")
-
-# %%
 paid = ch09.recorded_losses(steps=400)                    # name -> losses
-floor = ch09.recorded("quality")[0]["floor"]
+floor = ch09.recorded("quality")[-1]["floor"]
 show(ch09.quality_picture(paid, floor, "The mixture is better than the dense model "
                           "that costs the same"),
      alt="All three seeds of the mixture lie below all three of the dense model "

@@ -120,7 +120,7 @@ check("tidy_route", tidy_route)
 #
 # Difficulty: medium · importance: essential · 12 minutes
 #
-# A batch of short texts is padded, and padding should not teach the router anything. Write the balance loss of **one**
+# Padding should not teach the router anything. Write the balance loss of **one**
 # layer, taken over the real tokens only: E times the sum over experts of f · P. f is the share of real tokens that
 # chose the expert (summing to k), P the mean over real tokens of its softmax probability among all E. `logits` is (N, E),
 # `real` is bool (N,), and at least one token is real. Return a number or a tensor with one number.
