@@ -64,7 +64,8 @@ weight = model.layers[0].feed_forward.w1.weight.detach()
 try:
     numbers, scale, smallest = affine(weight, 4)
     back = numbers * scale + smallest
-    print(f"with a smallest weight: error {(back - weight).norm() / weight.norm():.4f}")
+    error = (back - weight).norm() / weight.norm()
+    print(f"with a smallest weight: error {error:.4f}")
     print(f"absmax:                 error {ch12.relative_error(weight, 4):.4f}")
 except (NotImplementedError, TypeError, AttributeError):
     print("not written yet")
@@ -132,7 +133,8 @@ try:
     total = mm.count_parameters(mm.MODELS["mistral-7b-v0.2"]).total
     gb = [stored_bytes((total // 4096, 4096), *how) / 1e9
           for how in ((3, 16, 16), (4, None, 16))]
-    print(f"3 bits in groups of 16: {gb[0]:.2f} GB; 4 bits, whole rows: {gb[1]:.2f} GB")
+    print(f"3 bits in groups of 16: {gb[0]:.2f} GB")
+    print(f"4 bits, whole rows:     {gb[1]:.2f} GB")
 except (NotImplementedError, TypeError):
     print("not written yet")
 
@@ -169,11 +171,12 @@ check("late_product", late_product)
 # this order: they multiply whole numbers, which is fast, and touch the scales once for each group.
 
 # %%
-layer = mm.quantize_model(mm.load_model("tales-dense"), 4, 32).layers[1].attention.wq
+small = mm.quantize_model(mm.load_model("tales-dense"), 4, 32)
+layer = small.layers[1].attention.wq
 x = torch.randn(3, 128, generator=torch.Generator().manual_seed(4))
 try:
-    gap = (late_product(x, layer.packed, layer.scales) - layer(x)).abs().max().item()
-    print("the same as the library's layer:", gap < 1e-4)
+    gap = (late_product(x, layer.packed, layer.scales) - layer(x)).abs().max()
+    print("the same as the library's layer:", gap.item() < 1e-4)
 except (NotImplementedError, TypeError):
     print("not written yet")
 
@@ -189,7 +192,7 @@ except (NotImplementedError, TypeError):
 
 # %%
 def round_trip(weight, bits, group):
-    """(out, in) -> (out, in), each group of neighbours in a row with its own scale"""
+    """(out, in) -> (out, in), a scale for each group of neighbours in a row"""
     ### BEGIN SOLUTION
     most = 2 ** (bits - 1) - 1
     groups = weight.reshape(-1, group)                    # was weight.T
@@ -236,7 +239,7 @@ check("round_trip", round_trip)
 
 # %%
 def best_clip(weight, bits, shares):
-    """weight: (out, in), shares: a tuple of numbers -> the best for each row (out,)"""
+    """weight: (out, in), shares: a tuple of numbers -> a share each (out,)"""
     ### BEGIN SOLUTION
     most = 2 ** (bits - 1) - 1
     largest = weight.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)

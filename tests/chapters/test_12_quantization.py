@@ -46,16 +46,16 @@ def test_record_is_sound(exercise):
 @pytest.mark.parametrize(
     ("name", "work", "told"),
     [
-        ("quantize", lambda weight, bits, group=None: weight, "two"),
+        ("quantize", lambda weight, bits, group=None: weight, "tuple of 2"),
         ("quantize", lambda weight, bits, group=None: quantize(weight * 2, bits, group), "xpected"),
         ("pack", lambda numbers: numbers, "shape"),
         ("unpack", lambda packed: packed[:, :0], "shape"),
         ("affine", lambda weight, bits: (weight, weight, weight), "xpected"),
-        ("stored_bytes", lambda shape, bits, group, scale_bits: None, "None"),
+        ("stored_bytes", lambda shape, bits, group, scale_bits: None, "empty"),
         ("late_product", lambda x, packed, scales: x, "shape"),
         ("round_trip", lambda weight, bits, group: weight, "xpected"),
         ("best_clip", lambda weight, bits, shares: weight[:, 0], "xpected"),
-        ("with_bits", lambda model, bits_of: None, "None"),
+        ("with_bits", lambda model, bits_of: None, "empty"),
     ],
 )
 def test_other_wrong_answers_get_a_sentence(name, work, told):
@@ -71,7 +71,7 @@ def test_the_draft_agrees_with_the_library_but_for_the_scales_rounding():
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
     for bits in (8, 4, 2):
         theirs = dequantize(*quantize(weight, bits))
-        assert (own(weight, bits) - theirs).norm() < 0.1 * weight.norm() * 2.0 ** (3 - bits) + 0.01
+        assert (own(weight, bits) - theirs).norm() < 0.05 * weight.norm()
 
 
 def test_only_the_named_kinds_are_rounded_and_the_model_stays():

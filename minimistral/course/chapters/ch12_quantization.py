@@ -81,17 +81,18 @@ def steps_picture(weights: Tensor, scale: float, most: int):
 
 def lines_over_bits(bits: Sequence[int], series: dict[str, Sequence[float]], floor: float,
                     whole: float):
-    """Loss against bits, with the floor and the model as it was trained."""
+    """How far above the floor the loss is, against bits, beside the model as it was trained."""
     figure, ax = new_figure(7.4, 3.8)
     for (label, values), colour, dash, marker in zip(
             series.items(), (ORANGE, BLUE), ("--", "-"), "so"):
-        ax.plot(range(len(bits)), values, color=colour, linestyle=dash, marker=marker, label=label)
-    ax.axhline(whole, color=GREEN, linestyle="-.", linewidth=1.5, label="float32, 32 bits")
-    ax.axhline(floor, color=BLACK, linestyle=":", linewidth=1.5, label="the floor")
+        above = [value - floor for value in values]
+        ax.plot(range(len(bits)), above, color=colour, linestyle=dash, marker=marker, label=label)
+    ax.axhline(whole - floor, color=GREEN, linestyle="-.", linewidth=1.5, label="float32, 32 bits")
     ax.set_xticks(range(len(bits)), [str(b) for b in bits])
-    ax.set(title="Down to 4 bits the loss hardly moves; at 2 the model is lost", yscale="log",
-           xlabel="bits of a whole number", ylabel="loss (nats per byte, log scale)")
-    ax.set_yticks([0.3, 0.5, 1, 2, 4], ["0.3", "0.5", "1", "2", "4"])
+    ax.set(title="8 and 6 bits cost nothing, 4 a little; at 2 the model is lost", yscale="log",
+           xlabel="bits of a whole number", ylabel="nats per byte above the floor (log)")
+    ticks = [0.003, 0.01, 0.1, 1]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.legend(frameon=False, loc="upper left")
     return figure
@@ -105,7 +106,7 @@ def costs_picture(costs: dict[str, float], title: str):
     bars = ax.barh(order, [costs[name] for name in order], color=colours, edgecolor="white")
     for bar, name in zip(bars, order):
         bar.set_hatch(HATCHES[1] if name in ("output", "tok_embeddings") else "")
-    ax.bar_label(bars, labels=[f"{costs[name]:.3f}" for name in order], padding=4, fontsize=11)
+    ax.bar_label(bars, labels=[f"{costs[name]:.4f}" for name in order], padding=4, fontsize=11)
     ax.set(title=title, xlabel="loss above that of the whole model (nats per byte)")
     ax.margins(x=0.15)
     return figure
@@ -166,10 +167,12 @@ def fit_explorer(device: str, bits: float, context: int):
     fitting = [name for name in order if sum(sizes[name]) <= left]
     for row, name in enumerate(order):
         verdict = "fits" if name in fitting else "too large"
-        ax.text(sum(sizes[name]) * 1.03, row, f"{sum(sizes[name]):.1f} GB, {verdict}", va="center")
+        ax.text(sum(sizes[name]) * 1.03, row, f"{sum(sizes[name]):.1f} GB, {verdict}", va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3)
     ax.axvline(left, color=ORANGE, linestyle="--", linewidth=2, label=f"{left} GB left for a model")
     ax.set(xscale="log", xlim=(1, 1500), xlabel="GB of memory (log scale)",
            title=f"{len(fitting)} of {len(order)} models fit: {device}, {bits:g} bits")
+    ax.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
     ax.legend(frameon=False, loc="upper right")
     best = {name: speed / (read_gb(mm.MODELS[name], bits) + sizes[name][1]) for name in order}
     fastest = max(fitting, key=best.get, default=None)
