@@ -38,7 +38,7 @@ from minimistral.course.chapters import ch08_sliding_window as ch08
 def attended_pairs(length, window):
     """Pairs of a query and a key that it may see."""
     ### BEGIN SOLUTION
-    w = min(length, window)                       # queries before the window is full
+    w = min(length, window)               # queries before the window is full
     return w * (w + 1) // 2 + (length - w) * w
     ### STUB
     # w = ...             # how many queries see fewer keys than the last one
@@ -89,7 +89,7 @@ check("chunk_in_order", order)
 
 # %%
 def ring_positions(length, window):
-    """The position in each slot of a ring, -1 where it is empty. -> int64 (window,)"""
+    """The position in each slot of a ring, -1 if empty. -> int64 (window,)"""
     ### BEGIN SOLUTION
     slots = torch.arange(window)
     newest = length - 1 - (length - 1 - slots) % window   # the last p of this slot
