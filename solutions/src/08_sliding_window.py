@@ -218,7 +218,8 @@ check("pattern_bytes", pattern_bytes)
 
 # %%
 try:
-    model, tokenizer = mm.load_model("tales-dense"), mm.load_tokenizer("tales-dense")
+    model = mm.load_model("tales-dense")
+    tokenizer = mm.load_tokenizer("tales-dense")
     row = ch08.many_tales(tokenizer, 1, 1601)
     for pattern in ((None,), (None, 16, 16, 16), (16, 16, 16, None), (16,), (64,)):
         other = ch08.with_window(model, pattern)
