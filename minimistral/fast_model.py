@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimistral.attention import fast_attend, may_attend
+from minimistral.attention import may_attend
 from minimistral.moe import MoE, chosen_experts, route
 from minimistral.rope import rotary_angles, rotate
 
@@ -31,16 +31,18 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
     x: (..., in), weight: (out, in) -> (..., out)
     There PyTorch gives the product of one row and a float32 matrix to one core, but
-    a batch of two products to two: so the matrix is read as two halves.
+    a batch of products to all: so the matrix is read as parts, one for each core.
+    In bfloat16 a compiled loop is faster than the library's product.
     """
-    alone = x.numel() == x.shape[-1] and x.device.type == "cpu"
-    if alone and torch.compiler.is_compiling():
-        wide = weight.float() * x.flatten().float()          # one loop, no copy
-        return wide.sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
-    if alone and x.dtype == torch.float32 and len(weight) % 2 == 0:
-        halves = weight.view(2, -1, weight.shape[1]).transpose(1, 2)
-        twice = x.reshape(1, 1, -1).expand(2, 1, -1)
-        return torch.bmm(twice, halves).view(*x.shape[:-1], -1)
+    if x.device.type == "cpu" and x.numel() == x.shape[-1]:
+        if x.dtype == torch.float32:
+            parts = math.gcd(len(weight), torch.get_num_threads())
+            rows = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
+            out = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), rows)
+            return out.view(*x.shape[:-1], -1)
+        if torch.compiler.is_compiling():
+            wide = weight.float() * x.flatten().float()      # one loop, no copy
+            return wide.sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
 
@@ -102,6 +104,7 @@ class Visit(NamedTuple):
     seen: int               # how many of the old slots are looked at
     beside: bool            # the chunk is looked at beside the slots, then written
     mask: Tensor            # (R, T, seen) or, beside, (R, T, seen + T)
+    bias: Tensor | None     # of a long chunk: the mask as numbers to add to scores
 
 
 class Ring:
@@ -115,12 +118,12 @@ class Ring:
     """
 
     def __init__(self, window: int | None, max_length: int | None, batch_size: int,
-                 spare: int, device):
+                 spare: int, dtype, device):
         rolling = window is not None and window + spare <= (max_length or math.inf)
         self.slots = window + spare if rolling else max_length or DEFAULT_SLOTS
         self.limit = None if rolling else self.slots
         self.window, self.spare = window, spare if rolling else self.slots
-        shape = (batch_size, self.slots + 1)
+        shape, self.dtype = (batch_size, self.slots + 1), dtype
         self.positions = torch.full(shape, -1, device=device)
 
     def visit(self, rows: slice, positions: Tensor, end=None) -> Visit:
@@ -139,7 +142,11 @@ class Ring:
         self.positions[place, slots] = torch.where(kept, positions, -1)
         keys = before if beside else held[:, :seen]
         mask = may_attend(positions, keys, self.window)
-        return Visit(rows, place, slots, seen, beside, mask)
+        bias = None
+        if length > FEW:                      # once for all layers
+            bias = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(
+                ~mask, torch.finfo(self.dtype).min)[:, None]
+        return Visit(rows, place, slots, seen, beside, mask, bias)
 
     def forget(self, place: int, length: int = 0) -> None:
         """Empty the slots of all tokens of a place but the first `length` ones."""
@@ -168,6 +175,21 @@ def attend_to_slots(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
+def attend_to_many(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """The same for many queries, by PyTorch's fused kernel.
+
+    q: (B, T, H, D), keys and values: (B, K, S, D), bias: (B, 1, T, S), very
+    negative where a query may not attend -> (B, T, H, D)
+    """
+    n = q.shape[2] // keys.shape[1]
+    if q.is_cuda:                          # its masked kernels know no shared heads
+        keys, values = (x.repeat_interleave(n, dim=1) for x in (keys, values))
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), keys, values, attn_mask=bias,
+        enable_gqa=keys.shape[1] != q.shape[2])
+    return out.transpose(1, 2)
+
+
 class FastBlock:
     """A block of the model with its own keys and values: (B, K, S + 1, D) each."""
 
@@ -192,15 +214,10 @@ class FastBlock:
         q, k = rotate(q, *angles), rotate(k, *angles)                # (R, T, H, D)
         keys = self.keep(self.keys, k, visit)                        # (R, K, S', D)
         values = self.keep(self.values, v, visit)
-        if x.shape[1] <= FEW:
+        if visit.bias is None:
             out = attend_to_slots(q, keys, values, visit.mask)
         else:
-            if x.is_cuda:       # its masked kernels know no shared heads
-                n = q.shape[2] // keys.shape[1]
-                keys = keys.repeat_interleave(n, dim=1)
-                values = values.repeat_interleave(n, dim=1)
-            out = fast_attend(q, keys.transpose(1, 2), values.transpose(1, 2),
-                              visit.mask)
+            out = attend_to_many(q, keys, values, visit.bias)
         return self.wo(out.flatten(-2))[0]
 
     def keep(self, buffer: Tensor, new: Tensor, visit: Visit) -> Tensor:
@@ -241,8 +258,9 @@ class FastExperts:
         weights, chosen = route(self.gate(tokens)[0], self.moe.k)        # (N, k)
         weights = weights.type_as(x)
         compiling = torch.compiler.is_compiling()
-        if self.plain and (compiling or len(tokens) * self.moe.k < 64):
-            few = chosen.numel() <= len(self.w13)
+        if self.plain and (compiling or chosen.numel() < 64):
+            # The CPU's caches hold an expert that several tokens read in turn.
+            few = chosen.numel() <= len(self.w13) * (1 if x.is_cuda else 4)
             run = gathered_experts if few else stacked_experts
             return run(self.w13, self.w2, tokens, weights, chosen).view_as(x)
         return one_by_one(self.moe.experts, tokens, weights, chosen).view_as(x)
@@ -253,7 +271,7 @@ one_by_one = torch.compiler.disable(chosen_experts)   # its steps depend on the 
 
 def gathered_experts(w13: Tensor, w2: Tensor, x: Tensor, weights: Tensor,
                      chosen: Tensor) -> Tensor:
-    """Each token reads its own k experts: right while N * k is at most E.
+    """Each token reads its own k experts: right while N * k is about E or less.
 
     w13: (E, 2 * hidden, dim), w2: (E, dim, hidden), x: (N, dim), weights and
     chosen: (N, k) -> (N, dim)
@@ -308,16 +326,17 @@ class FastModel:
                  spare: int = 0):
         config, device = model.config, model.device
         self.model, self.config, self.batch_size = model, config, batch_size
+        dtype = model.tok_embeddings.weight.dtype
         windows = [config.window(layer) for layer in range(config.n_layers)]
-        self.rings = {window: Ring(window, max_length, batch_size, spare, device)
-                      for window in windows}
+        self.rings = {
+            window: Ring(window, max_length, batch_size, spare, dtype, device)
+            for window in windows}
         limits = [ring.limit for ring in self.rings.values() if ring.limit]
         self.limit = min(limits, default=None)
-        heads, dtype = config.n_kv_heads, model.tok_embeddings.weight.dtype
         self.blocks = []
         for window, block in zip(windows, model.layers):
             slots = self.rings[window].slots + 1
-            shape = (batch_size, heads, slots, config.head_dim)
+            shape = (batch_size, config.n_kv_heads, slots, config.head_dim)
             self.blocks.append(FastBlock(block, self.rings[window], shape, dtype,
                                          device))
         self.output = Joint(model.output or model.tok_embeddings)

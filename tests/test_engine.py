@@ -172,6 +172,19 @@ def test_attention_to_slots_is_plain_attention():
     assert not found[0, 1].any()
 
 
+def test_a_long_chunk_in_which_some_places_take_no_part(model):
+    """More queries than FEW, and a place of padding beside: nothing of it is kept."""
+    ids = PROMPTS[2][:20]
+    fast = FastModel(model, 2, spare=4)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+        positions = torch.tensor([[*range(20)], [-1] * 20])
+        found = fast.features(torch.tensor([ids] * 2), positions, slice(2), end=20)
+    torch.testing.assert_close(fast.logits(found)[0], expected, rtol=1e-4, atol=1e-5)
+    assert found.isfinite().all()
+    assert all((ring.positions[1] == -1).all() for ring in fast.rings.values())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [1, 2, 3, 16, 80])
 def test_each_way_of_a_mixture_is_the_plain_one(tokens):

@@ -313,7 +313,7 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "fast_model": {
         "product": 11, "join_weights": 11, "Joint": 11, "is_plain": 11, "Visit": 11, "Ring": 11,
-        "attend_to_slots": 11, "FastBlock": 11, "FastSwiGLU": 11, "FastExperts": 11,
+        "attend_to_slots": 11, "attend_to_many": 11, "FastBlock": 11, "FastSwiGLU": 11, "FastExperts": 11,
         "gathered_experts": 11, "one_expert": 11, "stacked_experts": 11, "FastModel": 11,
     },
     "engine": {
