@@ -414,8 +414,8 @@ predict("after", "The next tokens come after </s>, without <s> and a title. What
 # %%
 # NBVAL_IGNORE_OUTPUT: what an untrained habit gives depends on the last digits
 print(repr(tokenizer.decode(onward[end + 1:])))
-reveal("after", "C", "In training no loss was taken for what follows </s>. It may look "
-       "like a tale, but nothing was ever learned for this place.")
+reveal("after", "C", "In training no loss was taken for what follows </s>. It may "
+       "look like a tale, but nothing was ever learned for this place.")
 
 # %% [markdown]
 # A model cannot stop by itself; the loop around it has to. It watches for **stop tokens** and leaves them
@@ -543,7 +543,7 @@ class PlainLayer:
 class PlainCache:
     def __init__(self, n_layers):
         self.layers = [PlainLayer() for _ in range(n_layers)]
-        self.length = torch.zeros(1, dtype=torch.int64)   # tokens seen, for each text
+        self.length = torch.zeros(1, dtype=torch.int64)   # tokens seen, per text
         self.end = 0                                      # how far the text reaches
 
     def make_room(self, end):                             # before a pass
