@@ -49,7 +49,7 @@ CONFIGS = {
 OTHERS = ("litgpt", "llama_cpp")
 
 
-def provenance(command: list[str]) -> dict:
+def provenance(command: list[str], note: str | None) -> dict:
     """What ran: machine, its load, versions, command, commit."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
                           capture_output=True, text=True)
@@ -60,7 +60,7 @@ def provenance(command: list[str]) -> dict:
         "commit": done.stdout.strip() or None, "seed": SEED, "warm_up_rounds": WARM_UP,
         "system": platform.platform(terse=True), "cores": os.cpu_count(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": sys.version.split()[0], **describe_device("cpu"),
+        "python": sys.version.split()[0], **describe_device("cpu"), "note": note,
         "transformers": __import__("transformers").__version__ if transformers else None,
     }
 
@@ -355,12 +355,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--note", help="what a reader must know about this run")
     parser.add_argument("--out", type=Path,
                         default=Path(__file__).parent / "results" / "inference.json")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     for name in chosen.only:
-        begun = provenance(["--only", name, "--threads", str(chosen.threads)])
+        begun = provenance(["--only", name, "--threads", str(chosen.threads)], chosen.note)
         print(name, "...", flush=True)
         row = ROWS[name]() | {"provenance": begun}
         found = {"what": "speed of writing and reading, everybody with the same weights",

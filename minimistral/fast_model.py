@@ -26,17 +26,16 @@ FEW = 16                            # queries for which scores are written out
 # ------------------------------------------------------------ products
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, parts: int) -> Tensor:
     """F.linear(x, weight), also fast for a single row on the CPU.
 
-    x: (..., in), weight: (out, in) -> (..., out)
+    x: (..., in), weight: (out, in), parts dividing out -> (..., out)
     There PyTorch gives the product of one row and a float32 matrix to one core, but
     a batch of products to all: so the matrix is read as parts, one for each core.
     In bfloat16 a compiled loop is faster than the library's product.
     """
     if x.device.type == "cpu" and x.numel() == x.shape[-1]:
         if x.dtype == torch.float32:
-            parts = math.gcd(len(weight), torch.get_num_threads())
             rows = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
             out = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), rows)
             return out.view(*x.shape[:-1], -1)
@@ -80,11 +79,12 @@ class Joint:
         if is_plain(*layers):
             self.weight = join_weights(layers)
             self.rows = [len(layer.weight) for layer in layers]
+            self.parts = math.gcd(len(self.weight), torch.get_num_threads())
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.weight is None:
             return tuple(layer(x) for layer in self.layers)
-        return product(x, self.weight).split(self.rows, dim=-1)
+        return product(x, self.weight, self.parts).split(self.rows, dim=-1)
 
 
 def is_plain(*layers: nn.Module) -> bool:
@@ -290,8 +290,9 @@ def gathered_experts(w13: Tensor, w2: Tensor, x: Tensor, weights: Tensor,
 
 def one_expert(w13: Tensor, w2: Tensor, x: Tensor) -> Tensor:
     """One expert, one token: w13 (2 * hidden, dim), w2 (dim, hidden), x (dim,)."""
-    gate, value = product(x, w13).chunk(2)
-    return product(F.silu(gate) * value, w2)
+    parts = math.gcd(len(w2), torch.get_num_threads())
+    gate, value = product(x, w13, math.gcd(len(w13), parts)).chunk(2)
+    return product(F.silu(gate) * value, w2, parts)
 
 
 def stacked_experts(w13: Tensor, w2: Tensor, x: Tensor, weights: Tensor,
