@@ -32,14 +32,14 @@ def product(x: Tensor, weight: Tensor, parts: int) -> Tensor:
     x: (..., in), weight: (out, in), parts dividing out -> (..., out)
     There PyTorch gives the product of one row and a float32 matrix to one core, but
     a batch of products to all: so the matrix is read as parts, one for each core.
-    In bfloat16 a compiled loop is faster than the library's product.
+    Compiled, both become a loop of their own, shared by all cores.
     """
     if x.device.type == "cpu" and x.numel() == x.shape[-1]:
-        if x.dtype == torch.float32:
+        if x.dtype == torch.float32 and parts > 1:
             rows = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
             out = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), rows)
             return out.view(*x.shape[:-1], -1)
-        if torch.compiler.is_compiling():
+        if x.dtype != torch.float32 and torch.compiler.is_compiling():
             wide = weight.float() * x.flatten().float()      # one loop, no copy
             return wide.sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
