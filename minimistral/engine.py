@@ -244,7 +244,7 @@ class Places(Stepper):
     def step(self) -> dict[int, int | None]:
         """Write one token in every place: {place: its id}, or None for a text that
         has ended, whose place is then free. A stop id is not returned."""
-        advance(self, self.seats)
+        run_seats(self, self.seats)
         chosen = {place: seat.choose() for place, seat in self.seats.items()}
         for place, token in chosen.items():
             if token is None:
@@ -258,7 +258,7 @@ class Places(Stepper):
         self.fast.forget(place)
 
 
-def advance(stepper: Stepper, seats: dict[int, Seat]) -> None:
+def run_seats(stepper: Stepper, seats: dict[int, Seat]) -> None:
     """Run the token that each text chose last, all of them in one step. Places
     without one take part with position -1. A text alone in place 0 runs alone."""
     moving = {place: seat for place, seat in seats.items()

@@ -88,8 +88,9 @@ class Transformer(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """A score for every token of the vocabulary, (..., dim) -> (..., V)
         float32."""
-        table = self.output or self.tok_embeddings                   # (V, dim)
-        return F.linear(x, table.weight).float()
+        if self.output is None:                     # one table at both ends
+            return F.linear(x, self.tok_embeddings.weight).float()
+        return self.output(x).float()
 
 
 def initialise(model: Transformer) -> None:

@@ -308,13 +308,13 @@ def forward_loss(model: nn.Module, inputs: Tensor, targets: Tensor,
     inputs, targets = inputs.to(device), targets.to(device)
     half = config.dtype == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half), \
-            record_routing(model) as routing:
+            record_routing(model) as routing:                           # chapter 9
         logits = model(inputs)
     loss = next_token_nats(logits, targets) / counted.to(device)
     if not (config.balance and routing):
         return loss, 0.0
-    k = model.config.moe.num_experts_per_tok
-    return loss, config.balance * balance_loss(routing, k)
+    k = model.config.moe.num_experts_per_tok                            # chapter 9
+    return loss, config.balance * balance_loss(routing, k)              # chapter 9
 
 
 def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int,

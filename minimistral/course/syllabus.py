@@ -318,7 +318,7 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "engine": {
         "Stepper": 11, "fastest_step": 11, "say": 11, "compiled_step": 11, "Recording": 11,
-        "check_engine": 11, "Seat": 11, "Places": 11, "advance": 11, "room_for": 11,
+        "check_engine": 11, "Seat": 11, "Places": 11, "run_seats": 11, "room_for": 11,
         "Engine": 11, "write_all": 11,
     },
     "speculative": {
