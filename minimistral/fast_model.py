@@ -246,6 +246,8 @@ class FastExperts:
 
     def __init__(self, moe: MoE):
         self.moe, self.gate = moe, Joint(moe.gate)
+        # Its steps depend on the data. (Naming it loads the compiler: not before.)
+        self.one_by_one = torch.compiler.disable(chosen_experts)
         self.plain = all(is_plain(e.w1, e.w2, e.w3) for e in moe.experts)
         if self.plain:
             w13 = join_weights([w for e in moe.experts for w in (e.w1, e.w3)])
@@ -263,10 +265,7 @@ class FastExperts:
             few = chosen.numel() <= len(self.w13) * (1 if x.is_cuda else 4)
             run = gathered_experts if few else stacked_experts
             return run(self.w13, self.w2, tokens, weights, chosen).view_as(x)
-        return one_by_one(self.moe.experts, tokens, weights, chosen).view_as(x)
-
-
-one_by_one = torch.compiler.disable(chosen_experts)   # its steps depend on the data
+        return self.one_by_one(self.moe.experts, tokens, weights, chosen).view_as(x)
 
 
 def gathered_experts(w13: Tensor, w2: Tensor, x: Tensor, weights: Tensor,

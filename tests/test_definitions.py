@@ -95,7 +95,7 @@ def test_drafts_carry_other_names(path):
         tags = set(cell.metadata.get("tags", []))
         if cell.cell_type != "code" or tags & {"library", "your-turn"}:
             continue
-        for node in ast.walk(ast.parse(plain(cell.source))):
+        for node in ast.parse(plain(cell.source)).body:  # a method may have any name
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.name not in public, f"{path.name}: a draft is called {node.name}"
 
