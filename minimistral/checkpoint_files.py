@@ -153,6 +153,8 @@ def open_folder(folder: Path) -> tuple[ModelConfig, str, dict[str, Stored]]:
         if files and (folder / about).is_file():
             break
     else:
+        if (folder / "quantized.safetensors").is_file():
+            raise ValueError(f"{folder} holds a quantized model: load_quantized reads it")
         raise ValueError(f"{folder} holds no model: there must be params.json with "
                          f"consolidated.safetensors (Mistral's layout), or config.json "
                          f"with model.safetensors (Hugging Face's); it holds "

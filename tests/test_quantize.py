@@ -323,6 +323,12 @@ def test_a_checkpoint_is_quantized_on_the_way_in(tmp_path, layout):
     assert len(loaded.state_dict()) == len(wanted)
 
 
+def test_load_model_names_who_reads_a_quantized_folder(tmp_path):
+    mm.save_quantized(mm.quantize_model(small(), 8), tmp_path / "q")
+    with pytest.raises(ValueError, match="load_quantized reads it"):
+        mm.load_model(tmp_path / "q")
+
+
 def test_a_kernels_order_and_an_unquantized_model_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="no layer of this model is quantized"):
         mm.save_quantized(small(), tmp_path)

@@ -36,7 +36,7 @@ _fast_before: dict[str, bool] = {}  # module -> its FAST before a plain piece wa
 
 
 @cache
-def _load_library() -> None:
+def load_library() -> None:
     """Import every module first: one imported during a swap would keep the replacement."""
     for module in TEACHING_MODULES:
         if importlib.util.find_spec(f"minimistral.{module}"):
@@ -91,7 +91,7 @@ def _original(target, holder, attribute):
 
 @contextlib.contextmanager
 def _swapped(target: str, replacement) -> Iterator[None]:
-    _load_library()
+    load_library()
     holder, attribute = find_target(target)
     token = [replacement]  # a list of its own: two equal swaps stay two
     with _lock:

@@ -63,7 +63,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         2, "attention", "Attention",
         "How does a word find out which other words matter to it?",
-        ("attention",), 45, 120, (0,),
+        ("attention",), 45, 130, (0,),
         (
             Headline(
                 21,

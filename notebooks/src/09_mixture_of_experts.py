@@ -395,7 +395,7 @@ assert dearest > 0.008 and dearest > 2 * cheapest
 reveal("absent", "B", "The next best expert has learned something else.")
 
 # %% [markdown]
-# **In short:** experts share out tokens, not topics; and what one is for, you learn by taking it away.
+# **In short:** experts share out tokens, further up languages too; and what one is for, you learn by taking it away.
 
 # %% [markdown]
 # ## Do they all work?
