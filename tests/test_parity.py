@@ -45,13 +45,13 @@ def test_one_changed_weight_is_named(name):
     assert found.largest > 1e-3 and name in str(found) and "expected" in str(found)
 
 
-def test_the_matrix_before_the_logits_is_seen_in_the_logits():
+def test_the_matrix_before_the_logits_is_named():
     model = make()
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.output.weight[3] += 1
     found = first_difference(model, other, IDS)
-    assert found.name == "logits" and found.index[-1] == 3
+    assert found.name == "output" and found.index[-1] == 3
 
 
 def test_a_forgotten_permutation_is_found_at_its_matrix():
