@@ -218,6 +218,7 @@ import sys
 import torch
 import minimistral as mm
 from minimistral.course.chapters import ch10_the_real_mistral as ch10
+mm.load_model("tales-dense")                # what is loaded of PyTorch itself, is loaded now
 print(ch10.peak_while(lambda: mm.load_model(sys.argv[1])))
 """
 
