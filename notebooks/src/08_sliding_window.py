@@ -714,7 +714,7 @@ predict("order of work", "Your own ring gives wrong logits for prompts, and righ
 # | Mistake | Symptom |
 # |---|---|
 # | W + 1 keys, or W - 1 | runs and learns; logits differ from position W on |
-# | a window with two sides | the loss is far too good, the text is nonsense |
+# | a window with two sides | the loss is far too good, the text poor |
 # | slots taken for positions | right until the ring is full, then nothing fits |
 # | chunk written before it is read | only the last token of each chunk is right |
 # | padding written | the newest key of a short row is lost |
