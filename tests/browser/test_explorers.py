@@ -1,0 +1,125 @@
+"""Every explorer, moved by hand and by keyboard in a real JupyterLab."""
+
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def explorers() -> dict[str, tuple[int, ...]]:
+    """The stories with explorers: file name -> the indices of their cells."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, 4).cells
+        places = tuple(i for i, cell in enumerate(cells)
+                       if cell.cell_type == "code" and cell.source.startswith("explore("))
+        if places:
+            found[path.name] = places
+    return found
+
+
+def test_nearly_every_chapter_has_one():
+    assert len(explorers()) >= 12
+
+
+@pytest.mark.parametrize("name", explorers())
+def test_hand_and_keyboard_move_every_control(name, lab, tab):
+    places = explorers()[name]
+    lab.open(tab, ROOT / "notebooks" / name, cells=range(places[-1] + 1))
+    boxes = tab.locator(".jp-CodeCell .widget-vbox:has([role=status])")
+    assert boxes.count() == len(places)
+    for box in boxes.all():
+        box.scroll_into_view_if_needed()
+        assert box.locator("[role=status]").inner_text().strip()
+        moved = [move(tab, box, control) for kind, move in KINDS.items()
+                 for control in box.locator(kind).all()]
+        assert moved, f"{name}: an explorer without controls"
+        assert any(moved), f"{name}: no control changed what the figure shows"
+    assert not tab.problems, tab.problems
+
+
+# ---------------------------------------------------------------- one function for each kind
+
+
+def follows(tab, box, act) -> bool:
+    """Do something; the text or the figure must follow. True if both did (an explorer without
+    figure: if the text did)."""
+    page = box.locator(".widget-html-content:has([role=status])")
+    handle, before = page.element_handle(), page.inner_html()
+    said = box.locator("[role=status]").inner_text()
+    act()
+    tab.wait_for_function("([page, old]) => page.innerHTML !== old", arg=[handle, before])
+    status = box.locator("[role=status]").inner_text()
+    assert status and not status.startswith("Not with this setting"), status
+    return status != said
+
+
+def named(control) -> None:
+    """A control says what it is."""
+    assert control.locator(".widget-label").first.inner_text().strip()
+
+
+def move_slider(tab, box, control) -> bool:
+    named(control)
+    handle = control.locator(".noUi-handle")
+
+    def press():
+        handle.focus()
+        at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+        tab.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+
+    def click():
+        track = control.locator(".noUi-target").bounding_box()
+        middle = track["x"] + track["width"] / 2
+        on_the_right = handle.bounding_box()["x"] > middle
+        tab.mouse.click(track["x"] + track["width"] * (0.2 if on_the_right else 0.8),
+                        track["y"] + track["height"] / 2)
+
+    control.scroll_into_view_if_needed()
+    return follows(tab, box, press) | follows(tab, box, click)
+
+
+def choose(tab, box, control) -> bool:
+    named(control)
+    select = control.locator("select")
+    last = select.locator("option").count() - 1
+
+    def press():
+        select.focus()
+        at_end = select.evaluate("s => s.selectedIndex") == last
+        tab.keyboard.press("ArrowUp" if at_end else "ArrowDown")
+
+    def pick():
+        select.select_option(index=0 if select.evaluate("s => s.selectedIndex") else last)
+
+    return follows(tab, box, press) | follows(tab, box, pick)
+
+
+def write(tab, box, control) -> bool:
+    named(control)
+
+    def press():
+        control.locator("input").click()
+        tab.keyboard.press("End")
+        tab.keyboard.type(" and Leo")
+        tab.keyboard.press("Enter")
+
+    return follows(tab, box, press)
+
+
+def press_button(tab, box, control) -> bool:
+    assert control.inner_text().strip()
+
+    def press():
+        control.focus()
+        tab.keyboard.press("Space")
+
+    return follows(tab, box, press) | follows(tab, box, control.click)
+
+
+KINDS = {".widget-slider": move_slider, ".widget-dropdown": choose, ".widget-text": write,
+         ".jupyter-button": press_button}
