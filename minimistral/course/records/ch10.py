@@ -28,7 +28,7 @@ from ..exercises import Exercise, Hint, Misconception
 
 def _config(**changes) -> ModelConfig:
     """No two sizes alike, and heads that do not fill the width."""
-    return ModelConfig(**{**dict(dim=40, n_layers=5, n_heads=12, n_kv_heads=3, head_dim=6,
+    return ModelConfig(**{**dict(dim=48, n_layers=5, n_heads=12, n_kv_heads=3, head_dim=6,
                                  hidden_dim=50, vocab_size=90), **changes})
 
 
@@ -41,7 +41,7 @@ def five_experts_two_at_work():
 
 
 def seven_experts_and_one_table():
-    return (_config(moe=MoEConfig(7, 3), tied_embeddings=True, dim=34),)
+    return (_config(moe=MoEConfig(7, 3), tied_embeddings=True, dim=36),)
 
 
 def a_dense_model_with_one_table():
@@ -137,8 +137,15 @@ def _by_loop(c):
     return ParameterCount(total, active)
 
 
+def _everything_but_the_router_times_experts(c):
+    router = c.n_layers * c.dim * c.moe.num_experts if c.moe else 0
+    return ParameterCount(*(n + router for n in _whole_model_times_experts(c)))
+
+
 def _read_by_name(work, config):
     count = work(config)
+    if type(count) is list:
+        count = tuple(count)
     return {"total": count.total, "active": count.active}
 
 
@@ -166,6 +173,10 @@ COUNT_PARAMETERS = Exercise(
         Misconception("the name multiplied out", _whole_model_times_experts,
             "You multiplied the whole model by its experts, as the headline does. Tables, "
             "attention and norms are there once."),
+        Misconception("everything but the router multiplied",
+            _everything_but_the_router_times_experts,
+            "Router right; all else was multiplied by the experts. Only the feed-forwards are: "
+            "tables, attention and norms are there once."),
         Misconception("each expert a whole layer", _layer_times_experts,
             "You multiplied whole layers. An expert is a feed-forward; attention and norms of "
             "a layer are there once."),
@@ -185,6 +196,10 @@ COUNT_PARAMETERS = Exercise(
                 router=lambda c: c.dim * (c.moe.num_experts if c.moe else 1)),
             "The dense model is too large by its width in each layer. With a single "
             "feed-forward there is nothing to choose: no router."),
+        Misconception("only k stored", _counted(
+                stored=lambda c: c.moe.num_experts_per_tok if c.moe else 1),
+            "Both numbers are those of the experts at work. The others are stored as well: they "
+            "belong to total."),
         Misconception("everything at work", _counted(
                 used=lambda c: c.moe.num_experts if c.moe else 1),
             "Both numbers are equal for a mixture. A token uses only k of the E experts, so "
@@ -228,6 +243,14 @@ COUNT_PARAMETERS = Exercise(
         Misconception("one norm in a layer", _counted(norms=lambda c: c.dim),
             "The count is short by one width for each layer. A layer has two norms: one before "
             "attention, one before the feed-forward."),
+        Misconception("no norms in a layer", _counted(norms=lambda c: 0),
+            "The count is short by two widths for each layer: the norms before attention and "
+            "before the feed-forward."),
+        Misconception("tables in every layer", _counted(
+                norms=lambda c: 2 * c.dim + (2 - c.tied_embeddings) * c.vocab_size * c.dim + c.dim,
+                outside=lambda c: 0),
+            "Tables and last norm were counted in every layer. They stand outside: once for the "
+            "whole model."),
         Misconception("last norm forgotten", _counted(
                 outside=_tables(lambda c: 2 - c.tied_embeddings, last=0)),
             "The count is short by exactly one width. After the last layer stands one more "
@@ -257,6 +280,13 @@ COUNT_PARAMETERS = Exercise(
                 for n in count_parameters(c))),
             "Attention was counted as four squares of the width. Query heads may be wider than "
             "the stream together, and key/value heads are fewer."),
+        Misconception("the way back a square", _counted(attention=lambda c: c.dim * (
+                c.dim + (c.n_heads + 2 * c.n_kv_heads) * c.head_dim)),
+            "The matrix behind attention was counted as a square of the width. It is as large as "
+            "that of the queries, H · D by dim."),
+        Misconception("one number", lambda c: count_parameters(c).total,
+            "You return one number. Two are asked for, stored and at work, together as a "
+            "ParameterCount."),
         Misconception("a mixture everywhere", _counted(
                 stored=lambda c: c.moe.num_experts, used=lambda c: c.moe.num_experts_per_tok),
             "A dense model has no mixture: its field is None and has no number of experts. "
@@ -337,14 +367,17 @@ def _flat(move):
     return lambda weight, n_heads: move(weight, 1)
 
 
-def _head_size_for_number(move):
-    """n_heads taken for the size of a head."""
-    return lambda weight, n_heads: move(weight, weight.shape[0] // n_heads)
-
-
-def _columns(move):
-    """The columns moved, where their number allows it; else an error."""
-    return lambda weight, n_heads: move(weight.T.contiguous(), n_heads).T.contiguous()
+def _by_pairs(back, out, whole=False):
+    """Row by row: out(weight) is where they are put; whole: every head, else the first alone."""
+    def move(weight, n_heads):
+        D, target = weight.shape[0] // n_heads, out(weight)
+        for start in range(0, n_heads * D if whole else D, D):
+            for i in range(D // 2):
+                pair, halves = (start + 2 * i, start + 2 * i + 1), (start + i, start + D // 2 + i)
+                for there, here in zip(*((pair, halves) if back else (halves, pair))):
+                    target[there] = weight[here]
+        return target
+    return move
 
 
 def _rotary_misconceptions(way, other, order, back):
@@ -362,10 +395,12 @@ def _rotary_misconceptions(way, other, order, back):
         Misconception("heads not separated", _flat(way),
             "Rows have moved from one head to another: the matrix was treated as a single "
             "head. Reorder inside each head."),
-        Misconception("number of heads for their size", _head_size_for_number(way),
+        Misconception("number of heads for their size", lambda weight, n_heads: _by_index(
+                order, back)(weight, weight.shape[0] // n_heads),
             "The heads were cut at the wrong places: their number was taken for their size. "
             "The first cut makes n_heads parts."),
-        Misconception("columns moved", _columns(way),
+        Misconception("columns moved", lambda weight, n_heads: _by_index(order, back)(
+                weight.T, 1).T,
             "The columns were moved. They belong to the stream, which nobody turns; the rows are "
             "what makes queries and keys."),
         Misconception("second numbers first", _by_index(
@@ -379,10 +414,21 @@ def _rotary_misconceptions(way, other, order, back):
                 0, (n_heads, -1)),
             "The order is right, but the heads still have an axis of their own. The result has "
             "the shape of the weight."),
-        Misconception("cut and joined, not swapped", lambda weight, n_heads: weight.unflatten(
-                0, (n_heads, 2, -1) if back else (n_heads, -1, 2)),
-            "The rows are cut into heads, pairs and halves, and stay there. Two axes must be "
-            "swapped, and then all joined again."),
+        Misconception("swapped, not joined", lambda weight, n_heads: weight.unflatten(
+                0, (n_heads, 2, -1) if back else (n_heads, -1, 2)).transpose(1, 2),
+            "The axes are swapped rightly, and there are still too many of them. Join all but the "
+            "last to the rows again."),
+        Misconception("rows swapped with columns", lambda weight, n_heads: weight.unflatten(
+                0, (n_heads, 2, -1) if back else (n_heads, -1, 2)).transpose(2, 3).reshape(
+                weight.shape),
+            "The last axis was swapped, so rows are torn apart. Only the two axes inside a head "
+            "change places; the numbers of a row stay together."),
+        Misconception("first head only", _by_pairs(back, Tensor.clone),
+            "Only the first head is reordered. The others have the same order, each from its own "
+            "first row on."),
+        Misconception("overwritten while read", _by_pairs(back, lambda weight: weight, whole=True),
+            "Rows were overwritten before they were read: input and result are one tensor. Write "
+            "into a new one."),
         Misconception("heads swapped with pairs", lambda weight, n_heads: weight.unflatten(
                 0, (n_heads, 2, -1) if back else (n_heads, -1, 2)).transpose(0, 1).reshape(
                 weight.shape),
@@ -499,6 +545,10 @@ def a_small_mixture_at_three_bits():
     return _config(moe=MoEConfig(5, 2)), 17, 3
 
 
+def seven_b_with_a_text_longer_than_its_window():
+    return MODELS["mistral-7b-v0.1"], 10_000, 8
+
+
 def _needed(weights=None, cache=None):
     def need(config, tokens, bits):
         w = weights(config, bits) if weights else count_parameters(config).total * bits / 8
@@ -512,7 +562,7 @@ MEMORY_NEEDED = Exercise(
     title="Will it fit?", difficulty="easy", importance="essential", minutes=5,
     reference=_needed(),
     fixtures=(mixtral_at_four_and_a_half_bits, nemo_at_sixteen_bits,
-              a_small_mixture_at_three_bits),
+              a_small_mixture_at_three_bits, seven_b_with_a_text_longer_than_its_window),
     tolerance=1e-9,
     equivalents={
         "from the bytes of 16 bits": _needed(
@@ -558,16 +608,16 @@ MEMORY_NEEDED = Exercise(
                 weights=lambda c, bits: count_parameters(c).total / bits * 8),
             "Fewer bits make your weights larger. Bits divided by eight are the bytes of one "
             "weight."),
-        Misconception("cache alone", _needed(weights=lambda c, bits: 0),
-            "That is the cache alone. The weights have to be there, too."),
-        Misconception("cache of every query head", _needed(
-                cache=lambda c, t, b: 4 * t * c.n_layers * c.n_heads * c.head_dim),
-            "The cache was counted for every query head. Only the key/value heads are kept."),
         Misconception("in GB", lambda config, tokens, bits: _needed()(config, tokens, bits) / 1e9,
             "That is in GB. Bytes are asked for; the example only says how much it is."),
-        Misconception("keys only", _needed(
-                cache=lambda c, t, b: t * cache_bytes_per_token(c) / 2),
-            "Half of the cache is missing: keys and values are kept, both in 16 bits."),
+        Misconception("all divided by eight", lambda config, tokens, bits: (
+                count_parameters(config).total * bits + tokens * cache_bytes_per_token(config)) / 8,
+            "The cache was divided by eight as well. It is in bytes already; only the weights "
+            "were in bits."),
+        Misconception("the cache ends at the window", _needed(cache=lambda c, t, b: (
+                min(t, c.sliding_window or t) * cache_bytes_per_token(c))),
+            "The cache stops at the window. A real one does, but by the task no window is "
+            "counted."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -727,8 +777,6 @@ HIDDEN_FROM_TOTAL = Exercise(
         Misconception("a fraction", _solved(whole=lambda x: x),
             "Where no whole number fits you return a fraction. By the task it is 0: a width is a "
             "whole number."),
-        Misconception("minus one", lambda *sizes: _solved()(*sizes) or -1,
-            "Where no whole number fits you return -1. By the task it is 0."),
         Misconception("None", lambda *sizes: _solved()(*sizes) or None,
             "Where no whole number fits you return nothing. By the task it is the number 0."),
         Misconception("one table", _solved(outside=lambda v, d: v * d + d),
@@ -749,6 +797,10 @@ HIDDEN_FROM_TOTAL = Exercise(
                 attention=lambda d, H, K, D: 2 * d * (d + K * (d // H))),
             "The size of a head was taken as the width over the number of heads. It is given, "
             "and for Nemo it is another number."),
+        Misconception("way back forgotten", _solved(
+                attention=lambda d, H, K, D: d * D * (H + 2 * K)),
+            "Only three matrices of attention were taken off. The fourth leads back to the "
+            "stream and is as large as that of the queries."),
         Misconception("nothing shared", _solved(attention=lambda d, H, K, D: 4 * d * H * D),
             "Keys and values were counted for every query head. They have the key/value heads "
             "only."),
@@ -784,7 +836,7 @@ def six_heads_on_two():
 
 
 def twelve_heads_on_three():
-    return _attention_of(12, 3, 10, 16, 2)
+    return _attention_of(12, 3, 10, 72, 2)
 
 
 def _converted(q=None, k=None, v=None, o=None):
@@ -816,8 +868,8 @@ CONVERT_ATTENTION = Exercise(
     misconceptions=(
         Misconception("unchanged", _converted(
                 k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], H)),
-            "The keys are still cut into as many heads as the queries. There are fewer rows, so "
-            "the pieces are too short, and rows land in wrong places."),
+            "The bug is still there: rows of one matrix stand in wrong places. Into how many heads "
+            "is each matrix cut, and how many has it?"),
         Misconception("queries with the key heads", _converted(
                 q=lambda w, H, K: unpermute_rotary(w["q_proj.weight"], K)),
             "The keys are right now, but the queries are cut into the heads of the keys. Each "
@@ -842,11 +894,6 @@ CONVERT_ATTENTION = Exercise(
                 k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K)),
             "The numbers of heads are right, but both matrices are moved from Mistral's order, "
             "and they come from Hugging Face's. The direction was right before."),
-        Misconception("other names", lambda weights, n_heads, n_kv_heads: {
-                name.removesuffix(".weight"): w for name, w in
-                _converted()(weights, n_heads, n_kv_heads).items()},
-            "The names have lost their ending. Names were right: only the numbers in one line "
-            "are wrong."),
         Misconception("values moved as well", _converted(
                 v=lambda w, H, K: unpermute_rotary(w["v_proj.weight"], K)),
             "The values have been reordered too. Nobody turns them: the line was right."),
@@ -856,15 +903,15 @@ CONVERT_ATTENTION = Exercise(
             "The values need no change; the fault is in the line of the keys, in the number of "
             "their heads."),
         Misconception("the way back moved", _converted(
-                o=lambda w, H, K: unpermute_rotary(w["o_proj.weight"].T.contiguous(), H).T),
+                o=lambda w, H, K: unpermute_rotary(w["o_proj.weight"], H)),
             "The last matrix has been reordered too. It reads what was looked up, and values are "
             "never turned: the line was right."),
+        Misconception("queries not moved", _converted(q=lambda w, H, K: w["q_proj.weight"]),
+            "The keys are right now, but the queries are no longer reordered. Their line was "
+            "right."),
         Misconception("one head", _converted(
                 k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], 1)),
             "All keys were treated as one head. Rows must stay inside their own head."),
-        Misconception("keys from the values", _converted(
-                k=lambda w, H, K: unpermute_rotary(w["v_proj.weight"], K)),
-            "The keys are made from the values. Each of the four comes from its own matrix."),
     ),
     hints=(
         Hint("I do not see the bug",
@@ -907,14 +954,15 @@ def a_matrix_of_16_bits():
 CODES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
-def _by_hand(order="little", start=None, dtype=None, shape=None, end=None):
+def _by_hand(order="little", start=None, dtype=None, shape=None, end=None, first=None):
     def read(data, name):
         length = int.from_bytes(data[:8], order)
         about = json.loads(data[8:8 + length])[name]
-        first, last = about["data_offsets"]
+        begins, last = about["data_offsets"]
+        begins = begins if first is None else first
         begin = start(length) if start else 8 + length
         kind = dtype(about) if dtype else CODES[about["dtype"]]
-        piece = bytearray(data[begin + first:begin + (end(first, last) if end else last)])
+        piece = bytearray(data[begin + begins:begin + (end(begins, last) if end else last)])
         sizes = shape(about["shape"]) if shape else about["shape"]
         return torch.frombuffer(piece, dtype=kind).reshape(sizes)
     return read
@@ -976,13 +1024,19 @@ READ_TENSOR = Exercise(
         Misconception("made wider", lambda data, name: load_bytes(data)[name].float(),
             "The numbers are right, but their dtype has changed. A tensor of 16 bits stays "
             "one."),
-        Misconception("all tensors", lambda data, name: load_bytes(data),
-            "You return every tensor of the file. Only one is asked for; that is the use of the "
-            "header."),
-        Misconception("about the tensor, not the tensor", lambda data, name: json.loads(
-                data[8:8 + int.from_bytes(data[:8], "little")])[name],
-            "That is what the header says about the tensor. The numbers themselves are asked "
-            "for."),
+        Misconception("header from the first byte", lambda data, name: json.loads(
+                data[:int.from_bytes(data[:8], "little")])[name],
+            "The header was read from the first byte on. There stands its length; the text "
+            "begins after eight bytes."),
+        Misconception("header not skipped", _by_hand(start=lambda n: 8),
+            "The offsets were counted from where the header begins, so its text was read as "
+            "numbers. They count from its end."),
+        Misconception("first offset ignored", _by_hand(first=0),
+            "The piece begins with the first tensor of the file. Yours begins at its own first "
+            "offset."),
+        Misconception("one byte too many", _by_hand(end=lambda a, b: b + 1),
+            "The piece is one byte too long. The second offset is the first byte that no longer "
+            "belongs to the tensor; a slice leaves it out by itself."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1070,12 +1124,6 @@ UNPACK_EXPERTS = Exercise(
                 lambda g, d: (g[:, :g.shape[1] // 2], d, g[:, g.shape[1] // 2:])),
             "The columns were halved. Gate and value lie above each other, so the rows are "
             "halved."),
-        Misconception("not halved", _unpacked(lambda g, d: (g, d, g)),
-            "Gate and value are both the whole parcel. Each is one half of its rows."),
-        Misconception("experts halved", lambda gate_up, down: [
-                (gate_up[e // 2], down[e], gate_up[e // 2]) for e in range(len(down))],
-            "The parcel was cut between experts. Each expert has its own gate and value, above "
-            "each other."),
         Misconception("the first expert only", lambda gate_up, down: [
                 (gate_up[0, :down.shape[2]], down[0], gate_up[0, down.shape[2]:])],
             "There is only one expert in your list. The first axis counts them."),
@@ -1087,14 +1135,10 @@ UNPACK_EXPERTS = Exercise(
                 lambda g, d: (g[:g.shape[1]], d, g[g.shape[1]:])),
             "The parcel was cut after as many rows as the stream is wide. The gate has as many "
             "rows as the hidden width: half of all."),
-        Misconception("dictionaries", lambda gate_up, down: [
-                dict(zip(("w1", "w2", "w3"), (g[:_half(g)], d, g[_half(g):])))
-                for g, d in zip(gate_up, down)],
-            "Each expert is a dictionary. The matrices are right; give them as a tuple, in the "
-            "order w1, w2, w3."),
-        Misconception("cut at seven", _unpacked(lambda g, d: (g[:7], d, g[7:])),
-            "The cut is at seven rows, the number of the example. Other experts have another "
-            "hidden width: read it from the shape."),
+        Misconception("one long list", lambda gate_up, down: [
+                m for g, d in zip(gate_up, down) for m in (g[:_half(g)], d, g[_half(g):])],
+            "All matrices lie in one long list. Each expert is a tuple of three, and the list "
+            "holds the tuples."),
         Misconception("sorted by matrix", lambda gate_up, down: [
                 tuple(gate_up[:, :down.shape[2]]), tuple(down),
                 tuple(gate_up[:, down.shape[2]:])],
@@ -1128,19 +1172,22 @@ def forty_gigabytes():
 
 
 def _judge_design(work, gigabytes):
-    """The demands on a design, each in words."""
+    """The first demand that a design does not meet, in words."""
     c = work(gigabytes)
     if not isinstance(c, ModelConfig):
         raise TypeError(f"a ModelConfig is wanted, not {type(c).__name__}")
     count, used = count_parameters(c), weight_bytes(c) / 1e9
-    fill = "too large" if used > gigabytes else "fits" if used >= 0.8 * gigabytes else "too small"
-    return {
-        "weights at 16 bits": fill,
-        "stored for each one at work": "one" if count.total == count.active else
-            "less than 3" if count.total < 3 * count.active else "3 or more",
-        "at most 64 KiB of cache for a token":
-            "yes" if cache_bytes_per_token(c) <= 64 * 1024 else "no",
-    }
+    if count.total == count.active:
+        return "everything works for every token: no expert ever rests"
+    if used > gigabytes:
+        return "the weights take more than the memory"
+    if used < 0.8 * gigabytes:
+        return "the weights fill less than 80% of the memory"
+    if count.total < 3 * count.active:
+        return "what is stored is less than three times what is at work"
+    if cache_bytes_per_token(c) > 64 * 1024:
+        return "the cache takes more than 64 KiB for a token"
+    return "every demand is met"
 
 
 def _designed(gigabytes, limit=1.0, moe=MoEConfig(8, 1), kv_heads=4, layers=24, unit=1e9,
@@ -1178,23 +1225,31 @@ DESIGN = Exercise(
         "two of sixteen": lambda gigabytes: _designed(gigabytes, moe=MoEConfig(16, 2)),
         "nine tenths are enough": lambda gigabytes: _designed(gigabytes, limit=0.9),
     },
+    compare=lambda expected, actual: None if expected == actual else actual,
     misconceptions=(
         Misconception("a dense model", lambda gigabytes: _designed(gigabytes, moe=None),
             "A dense model has everything at work for every token. A mixture stores more than it "
             "uses."),
-        Misconception("Mixtral's shares", lambda gigabytes: _designed(
-                gigabytes, moe=MoEConfig(4, 2)),
-            "Half of the experts work for each token, so what is stored is never three times "
-            "that. Fewer at work, or more of them."),
+        Misconception("Mixtral's shares", lambda gigabytes: _designed(gigabytes, moe=MoEConfig(4, 2)),
+            "What is stored is less than three times what is at work, with both budgets. Let fewer "
+            "experts work, or have more of them."),
+        Misconception("small budget, large attention", lambda gigabytes: _designed(
+                gigabytes, moe=MoEConfig(8, 2), layers=32),
+            "With 40 GB the shares are right, with 8 GB they are not: what all tokens share weighs "
+            "more in a small model. More experts, or fewer at work."),
         Misconception("one size for all budgets", lambda gigabytes: _designed(8),
             "The same model for every budget: with the larger one most of the memory stays "
             "empty. Let a size follow from the argument."),
-        Misconception("one byte for a weight", lambda gigabytes: _designed(
-                gigabytes, limit=2.0),
-            "The weights are twice too large: 16 bits are two bytes."),
+        Misconception("the large model for all budgets", lambda gigabytes: _designed(40),
+            "The model for 40 GB is right and does not fit into 8. Let a size follow from the "
+            "argument."),
+        Misconception("one byte for a weight", lambda gigabytes: _designed(gigabytes, limit=2.0),
+            "The weights take more than both budgets. 16 bits are two bytes, and a GB is a "
+            "thousand million bytes."),
         Misconception("billions of parameters for GB", lambda gigabytes: _designed(
                 gigabytes, limit=0.5),
-            "The memory is half used. Perhaps a weight was given four bytes; 16 bits are two."),
+            "The weights fill less than 80% of both budgets. Did a weight get four bytes? 16 bits "
+            "are two."),
         Misconception("no shared heads", lambda gigabytes: _designed(gigabytes, kv_heads=16),
             "The cache of a token is too large. Fewer key/value heads, smaller heads, or fewer "
             "layers make it smaller."),
