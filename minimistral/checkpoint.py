@@ -19,6 +19,7 @@ from minimistral.checkpoint_files import (
     write_weights, written_whole)
 from minimistral.checkpoint_hf import config_to_hf
 from minimistral.config import ModelConfig
+from minimistral.lora import base_of, load_adapter, merge_lora
 from minimistral.model import Transformer
 
 # ------------------------------------------------------------ two layouts
@@ -106,6 +107,9 @@ def load_model(folder_or_name, *, device=None, dtype=None) -> Transformer:
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype} must be a floating-point type such as "
                          f"torch.bfloat16; a model is quantized after it is loaded")
+    if (folder / "adapter.json").is_file():                             # chapter 13
+        base = load_model(base_of(folder), device=device, dtype=dtype)  # chapter 13
+        return merge_lora(load_adapter(base, folder))                   # chapter 13
     config, layout, stored = open_folder(folder)
     with torch.device("meta"), Undrawn():             # shapes alone, no numbers
         model = Transformer(config)

@@ -117,20 +117,42 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return remove_lora(model)
 
 
-def save_adapter(model: nn.Module, folder: str | Path) -> None:
-    """Write adapter.json and adapter.safetensors, whole or not at all."""
+def save_adapter(model: nn.Module, folder: str | Path, base: str = "") -> None:
+    """Write adapter.json and adapter.safetensors, whole or not at all.
+
+    base: name or folder of the model without adapters. With it, load_model reads
+    the adapter's folder like any model's.
+    """
     adapters = adapted(model)
     if not adapters:
         raise ValueError("the model has no adapters to save")
     first = next(iter(adapters.values()))
     rank = len(first.down)
-    about = {"rank": rank, "alpha": first.scale * rank,
+    about = {"base": base, "rank": rank, "alpha": first.scale * rank,
              "names": sorted({name.rpartition(".")[2] for name in adapters})}
     weights = {f"{name}.{part}": getattr(adapter, part).detach()
                for name, adapter in adapters.items() for part in ("down", "up")}
     with written_whole(Path(folder), "adapter") as draft:
         write_weights(draft, "adapter", weights)
         write_json(draft / "adapter.json", about)
+
+
+def read_about(folder: Path) -> dict:
+    """What adapter.json says: base, rank, alpha, names. Raises ValueError."""
+    about = read_json(folder / "adapter.json")
+    if set(about) != {"base", "rank", "alpha", "names"}:
+        raise ValueError(f"{folder / 'adapter.json'} must have base, rank, alpha and "
+                         f"names, not {sorted(about)}")
+    return about
+
+
+def base_of(folder: Path) -> str:
+    """The model that the adapter of a folder was made for: a name, or a folder."""
+    base = read_about(folder)["base"]
+    if not base:
+        raise ValueError(f"{folder / 'adapter.json'} does not say for which model it was "
+                         f"made: load that one, then load_adapter")
+    return base
 
 
 @torch.no_grad()
@@ -141,10 +163,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     were made for a model of another shape.
     """
     folder = Path(folder)
-    about = read_json(folder / "adapter.json")
-    if set(about) != {"rank", "alpha", "names"}:
-        raise ValueError(f"{folder / 'adapter.json'} must have rank, alpha and names, "
-                         f"not {sorted(about)}")
+    about = read_about(folder)
     stored = scan([folder / "adapter.safetensors"])
     wanted = {}
     for name, base in matrices(model, tuple(about["names"])).items():

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from minimistral.tales import parse_tale, sample_tale
+from minimistral.tales import Tale, parse_tale, sample_tale
 from minimistral.tales_plot import LANGUAGES
 from minimistral.tales_text import forms, render, write
 from minimistral.tales_words import GENDER, NOUNS
@@ -38,14 +38,19 @@ KINDS = ("who", "where", "person", "untold", "retell", "end")
 class Question:
     """What is said to the assistant, and what it should say.
 
-    kind: one of KINDS. `end` has many right answers: `answer` is one of them, and
-    `told` the tale so far, which a right answer ends without a contradiction.
+    kind: one of KINDS. told: the tale so far, empty where the question needs none.
+    `end` has many right answers, of which `answer` is one: whatever ends the tale
+    without a contradiction.
     """
     kind: str
     language: str
-    prompt: str
+    asked: str
     answer: str
     told: str = ""
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.told}\n{self.asked}" if self.told else self.asked
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -66,14 +71,34 @@ def ask(rng: Random, kind: str | None = None, language: str | None = None) -> Qu
         raise ValueError(f"kind {kind!r}: choose one of {', '.join(KINDS)}")
     kind = kind or rng.choice(KINDS)
     while True:
-        tale = sample_tale(rng, language)
-        told = write(tale.language, list(tale.events[:-1]))
-        found = TELL[kind](rng, tale)
-        if found:
-            question, answer = found
-            prompt = question if kind == "retell" else f"{told}\n{question}"
-            return Question(kind, tale.language, prompt, answer,
-                            told if kind == "end" else "")
+        if question := ask_about(sample_tale(rng, language), kind, rng):
+            return question
+
+
+def ask_about(tale: Tale, kind: str, rng: Random) -> Question | None:
+    """A question of this kind about a tale; None if the tale has no answer to one."""
+    found = TELL[kind](rng, tale)
+    told = write(tale.language, list(tale.events[:-1])) if kind != "retell" else ""
+    return Question(kind, tale.language, *found, told) if found else None
+
+
+def interview(rng: Random, n: int, language: str | None = None) -> list[Question]:
+    """Up to n different questions about one tale; how it ends is asked last."""
+    tale = sample_tale(rng, language)
+    drawn = [ask_about(tale, rng.choice(KINDS), rng) for _ in range(n)]
+    different = {question.asked: question for question in drawn if question}
+    return sorted(different.values(), key=lambda question: question.kind == "end")
+
+
+def as_conversation(questions: list[Question]) -> list[dict[str, str]]:
+    """Questions about one tale, with their answers; the tale is told once."""
+    messages, told = [], False
+    for question in questions:
+        said = question.asked if told else question.prompt
+        told = told or bool(question.told)
+        messages += [{"role": "user", "content": said},
+                     {"role": "assistant", "content": question.answer}]
+    return messages
 
 
 def ask_who(rng: Random, tale) -> tuple[str, str]:
@@ -146,7 +171,7 @@ def sentence_of(language: str, place: str) -> str:
 
 def ask_many(n: int, seed: int = 0, **choice) -> list[Question]:
     """n different questions. Of two seeds the questions are drawn apart; whether a
-    question of one is among those of the other, `shared` tells."""
+    tale of one is among those of the other, `shared` tells."""
     rng, found = Random(seed), {}
     while len(found) < n:
         question = ask(rng, **choice)
@@ -155,9 +180,10 @@ def ask_many(n: int, seed: int = 0, **choice) -> list[Question]:
 
 
 def shared(some: Iterable[Question], others: Iterable[Question]) -> list[Question]:
-    """The questions of `some` whose prompts are among the others'."""
-    prompts = {question.prompt for question in others}
-    return [question for question in some if question.prompt in prompts]
+    """The questions of `some` whose tale is among the others' tales; where no tale is
+    told, whose words are among theirs."""
+    seen = {question.told or question.asked for question in others}
+    return [question for question in some if (question.told or question.asked) in seen]
 
 
 def is_right(question: Question, answer: str) -> bool:

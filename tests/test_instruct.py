@@ -1,5 +1,6 @@
 """Chat formats against Mistral's own library, learning from answers, scores."""
 
+import math
 import pathlib
 from random import Random
 
@@ -19,7 +20,8 @@ from minimistral.instruct import (
     score_interval,
     tuning_batch,
 )
-from minimistral.questions import KINDS, ask, ask_many, is_right, shared
+from minimistral.preference import Preference, answer_log_probs, dpo_loss, learn_preferences
+from minimistral.questions import KINDS, as_conversation, ask, ask_many, interview, is_right, shared
 from minimistral.tokenizer import Tokenizer
 from minimistral.train import TrainConfig, next_token_nats
 
@@ -153,6 +155,19 @@ def test_questions_are_drawn_by_their_seed():
         ask(Random(0), "why")
 
 
+def test_an_interview_tells_its_tale_once_and_asks_for_the_end_last():
+    rng = Random(4)
+    for _ in range(60):
+        talk = interview(rng, 7)
+        messages = as_conversation(talk)
+        check_conversation(messages or [user("x")])
+        words = "".join(message["content"] for message in messages)
+        told = {question.told for question in talk if question.told}
+        assert len(told) <= 1 and all(words.count(tale) == 1 for tale in told)
+        assert all(question.kind != "end" for question in talk[:-1])
+        assert len({question.asked for question in talk}) == len(talk)
+
+
 # ---------------------------------------------------------------- learning
 
 
@@ -251,3 +266,29 @@ def test_intervals_hold_the_true_share_as_often_as_they_say():
     assert 0.93 < hits / 2_000 < 0.975
     with pytest.raises(ValueError, match="3 right answers of 2"):
         score_interval(3, 2)
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def test_the_loss_begins_at_ln_2_and_falls_when_the_better_rises():
+    better, worse = torch.tensor([-3.0, -9.0]), torch.tensor([-4.0, -2.0])
+    assert dpo_loss(better, worse, better, worse).item() == pytest.approx(math.log(2))
+    up = dpo_loss(better + 2, worse - 1, better, worse, beta=0.5).item()
+    assert up == pytest.approx(math.log1p(math.exp(-1.5)))
+    assert dpo_loss(better - 1, worse - 1, better, worse).item() == pytest.approx(math.log(2))
+
+
+def test_the_answers_log_probability_is_minus_their_nats(tokenizer, small):
+    messages, options = [user("Who has the key?")], ["Anna.", "Hugo has it.", "Nobody."]
+    rows = answer_rows(tokenizer, [[*messages, assistant(text)] for text in options])
+    with torch.no_grad():
+        said = answer_log_probs(small, rows)
+    assert (-said).tolist() == pytest.approx(option_nats(small, tokenizer, messages, options), rel=1e-4)
+
+
+def test_a_model_learns_which_answer_is_better(tokenizer, small):
+    pairs = [Preference(q.messages, "Anna.", "Hugo.") for q in ask_many(4, 6, kind="who", language="en")]
+    losses = learn_preferences(small, tokenizer, pairs,
+                               TrainConfig(steps=40, batch_size=4, lr=5e-3, warmup_steps=2))
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-4) and losses[-1] < 0.5 * losses[0]

@@ -134,3 +134,19 @@ def test_an_adapter_beside_bfloat16(model):
     assert all(adapter.down.dtype == torch.float32 for adapter in adapted(model).values())
     assert all(adapter(torch.zeros(1, 20, dtype=torch.bfloat16)).dtype == torch.bfloat16
                for name, adapter in adapted(model).items() if name.endswith("wq"))
+
+
+def test_a_folder_with_an_adapter_loads_like_any_model(tmp_path):
+    base = mm.load_model("tales-dense")
+    tuned = disturb(add_lora(mm.load_model("tales-dense"), rank=2))
+    ids = torch.arange(3, 12)[None]
+    save_adapter(tuned, tmp_path / "named", "tales-dense")
+    loaded = mm.load_model(tmp_path / "named")
+    assert not adapted(loaded) and loaded.config == base.config
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids), tuned(ids), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(loaded(ids), base(ids), atol=1e-2)
+    assert mm.load_model(tmp_path / "named", dtype=torch.bfloat16).output.weight.dtype == torch.bfloat16
+    save_adapter(tuned, tmp_path / "nameless")
+    with pytest.raises(ValueError, match="does not say for which model"):
+        mm.load_model(tmp_path / "nameless")

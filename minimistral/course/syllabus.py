@@ -232,6 +232,7 @@ TEACHING_MODULES = (
     "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "cleaning",
     "train", "sampling", "generate", "cache", "moe", "checkpoint", "parity", "devices",
     "fast_model", "engine", "speculative", "quantize", "lora", "questions", "instruct",
+    "preference",
 )
 
 # module -> {definition: chapter that shows it}
@@ -332,10 +333,12 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "lora": {
         "LoRALinear": 13, "adapted": 13, "matrices": 13, "add_lora": 13, "replace_module": 13,
-        "remove_lora": 13, "merge_lora": 13, "save_adapter": 13, "load_adapter": 13,
+        "remove_lora": 13, "merge_lora": 13, "save_adapter": 13, "read_about": 13, "base_of": 13,
+        "load_adapter": 13,
     },
     "questions": {
-        "Question": 13, "ask": 13, "ask_who": 13, "ask_where": 13, "ask_person": 13,
+        "Question": 13, "ask": 13, "ask_about": 13, "interview": 13, "as_conversation": 13,
+        "ask_who": 13, "ask_where": 13, "ask_person": 13,
         "ask_untold": 13, "ask_retell": 13, "says_all": 13, "ask_end": 13, "sentence_of": 13,
         "ask_many": 13, "shared": 13, "is_right": 13,
     },
@@ -343,6 +346,9 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "check_conversation": 13, "place_system": 13, "encode_chat": 13, "between": 13,
         "answer_rows": 13, "tuning_batch": 13, "fine_tune": 13, "answers": 13, "option_nats": 13,
         "last_answer": 13, "score_interval": 13,
+    },
+    "preference": {
+        "Preference": 13, "answer_log_probs": 13, "dpo_loss": 13, "learn_preferences": 13,
     },
 }
 

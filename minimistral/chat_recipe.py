@@ -1,0 +1,190 @@
+"""How tales-chat was made: python -m minimistral.chat_recipe --out folder
+
+Questions about new tales are drawn, tales-dense learns to answer them through an adapter,
+and what it answers to questions it never saw is scored. With --full the whole model learns
+from the same questions in the same order, and only the record is written: what the adapter
+is compared with. --join puts that record into the adapter's.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import nn
+
+from minimistral.checkpoint import load_model
+from minimistral.corpora import load_corpus
+from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
+from minimistral.lora import ATTENTION, add_lora, merge_lora, save_adapter
+from minimistral.questions import (
+    KINDS, Question, as_conversation, ask, interview, is_right, shared)
+from minimistral.recipes import cpu_name, say
+from minimistral.tales_plot import LANGUAGES
+from minimistral.tokenizer import Tokenizer, load_tokenizer
+from minimistral.train import TrainConfig, evaluate, validation_rows
+
+
+@dataclass(frozen=True)
+class TuningRecipe:
+    """A base, the questions it learns from, an adapter, and the two trainings.
+
+    alone: the share of interviews with a single question, as in the examination
+    each: questions of the examination for each kind and language
+    """
+    lora: TrainConfig
+    full: TrainConfig
+    base: str = "tales-dense"
+    rank: int = 4
+    alpha: float = 16.0
+    names: tuple[str, ...] = ATTENTION
+    questions: int = 7
+    alone: float = 0.3
+    longest: int = 210                  # tokens of an interview
+    seed: int = 1
+    each: int = 40
+    examination_seed: int = 77
+    val_tales: int = 300
+
+
+RECIPE = TuningRecipe(
+    lora=TrainConfig(steps=1800, batch_size=16, lr=5e-3, min_lr=0.0, warmup_steps=50,
+                     weight_decay=0.0, betas=(0.9, 0.98)),
+    full=TrainConfig(steps=1800, batch_size=16, lr=2e-3, min_lr=0.0, warmup_steps=50,
+                     weight_decay=0.0, betas=(0.9, 0.98)))
+
+
+def examination(recipe: TuningRecipe = RECIPE) -> list[Question]:
+    """The questions that score a model: as many of every kind in every language."""
+    rng, found = Random(recipe.examination_seed), {}
+    for kind, language in product(KINDS, LANGUAGES):
+        count = 0
+        while count < recipe.each:
+            question = ask(rng, kind, language)
+            count += question.prompt not in found
+            found[question.prompt] = question
+    return list(found.values())
+
+
+def interviews(recipe: TuningRecipe, count: int, tokenizer: Tokenizer) -> list[list[Question]]:
+    """What is learned from: no tale and no sentence of the examination is among it."""
+    rng, kept, forbidden = Random(recipe.seed), [], examination(recipe)
+    while len(kept) < count:
+        talk = interview(rng, 1 if rng.random() < recipe.alone else recipe.questions)
+        words = "".join(m["content"] for m in as_conversation(talk))
+        if talk and len(tokenizer.encode(words)) + 4 * len(talk) <= recipe.longest:
+            kept.append(talk)
+    spoiled = {id(q) for q in shared([q for talk in kept for q in talk], forbidden)}
+    return [clean for talk in kept if (clean := [q for q in talk if id(q) not in spoiled])]
+
+
+def measure(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe) -> dict:
+    """Right answers of all, by kind and language, with 95% intervals; and the loss on tales."""
+    asked = examination(recipe)
+    said = answers(model, tokenizer, [question.messages for question in asked], 60)
+    right = [is_right(*pair) for pair in zip(asked, said)]
+
+    def score(of) -> dict:
+        marks = [mark for question, mark in zip(asked, right) if of(question)]
+        return {"right": sum(marks), "asked": len(marks), "share": sum(marks) / len(marks),
+                "interval": score_interval(sum(marks), len(marks))}
+
+    corpus = load_corpus("tales", n_tales=1, val_tales=recipe.val_tales)
+    tales = tokenizer.encode_batch(corpus.val_documents, bos=True, eos=True)
+    nats = evaluate(model, validation_rows(tales, max(map(len, tales))))
+    return {"all": score(lambda q: True),
+            "kinds": {kind: score(lambda q: q.kind == kind) for kind in KINDS},
+            "languages": {tongue: score(lambda q: q.language == tongue) for tongue in LANGUAGES},
+            "tales_nats_per_byte": nats.per_byte(len(corpus.val.encode())),
+            "floor_nats_per_byte": corpus.floor,
+            "samples": [[q.prompt, text] for q, text in list(zip(asked, said))[::120]]}
+
+
+def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
+    """Train, measure, and write: the adapter with its tokenizer and record, or, for `full`,
+    the record alone."""
+    begun = time.time()
+    tokenizer, model = load_tokenizer(recipe.base), load_model(recipe.base, dtype=torch.float32)
+    say("measuring the base")
+    facts = {"before": measure(model, tokenizer, recipe)}
+    config = recipe.full if full else recipe.lora
+    say("drawing interviews")
+    talks = interviews(recipe, config.steps * config.batch_size, tokenizer)
+    rows = answer_rows(tokenizer, [as_conversation(talk) for talk in talks])
+    torch.manual_seed(config.seed)
+    if full:
+        model.requires_grad_(True)
+    else:
+        add_lora(model, recipe.rank, recipe.alpha, recipe.names)
+    trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    total = sum(w.numel() for w in load_model(recipe.base).parameters())
+    say(f"{len(talks)} interviews; {trained:,} of {total:,} parameters learn")
+    clock = time.time()
+    losses = fine_tune(model, rows, config)
+    minutes, every = (time.time() - clock) / 60, max(1, len(losses) // 100)
+    out.mkdir(parents=True, exist_ok=True)
+    if not full:
+        save_adapter(model, out, recipe.base)
+        tokenizer.save(out)
+        model = merge_lora(model)
+    say("measuring the tuned model")
+    facts = {
+        "name": "full" if full else "tales-chat", "date": date.today().isoformat(),
+        "command": "python -m minimistral.chat_recipe" + " --full" * full,
+        "base": recipe.base, "chat_format": tokenizer.version,
+        "adapter": None if full else {"rank": recipe.rank, "alpha": recipe.alpha,
+                                      "names": recipe.names},
+        "parameters": {"trained": trained, "total": total, "share": trained / total},
+        "training": asdict(config), "interviews": len(talks), "questions": sum(map(len, talks)),
+        "shared_with_examination": len(shared([q for talk in talks for q in talk],
+                                              examination(recipe))),
+        "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("lora", "full")},
+        **facts, "after": measure(model, tokenizer, recipe),
+        "losses": {"every": every, "nats_per_token": [
+            round(sum(losses[i:i + every]) / every, 4) for i in range(0, len(losses), every)]},
+        "minutes_of_training": round(minutes, 2), "minutes": round((time.time() - begun) / 60, 2),
+        "host": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {"torch": torch.__version__},
+    }
+    write_record(out, facts)
+    for name in ("before", "after"):
+        say(name + " " + str({kind: f"{s['share']:.3f}" for kind, s in facts[name]["kinds"].items()})
+            + f" all {facts[name]['all']['share']:.3f}"
+            + f" tales {facts[name]['tales_nats_per_byte']:.4f}")
+    return facts
+
+
+def write_record(out: Path, facts: dict) -> None:
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    (out / "record.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def join(out: Path, full: Path) -> None:
+    """Put the record of full fine-tuning into the adapter's."""
+    facts, other = (json.loads((folder / "record.json").read_text(encoding="utf-8"))
+                    for folder in (out, full))
+    write_record(out, {**facts, "full": {key: value for key, value in other.items()
+                                         if key not in ("before", "recipe")}})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minimistral.chat_recipe", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--full", action="store_true", help="train the whole model; keep the record")
+    parser.add_argument("--join", type=Path, help="folder of a --full run, to add its record")
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    if chosen.join:
+        join(chosen.out, chosen.join)
+    else:
+        tune(chosen.out, full=chosen.full)
+
+
+if __name__ == "__main__":
+    main()
