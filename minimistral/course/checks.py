@@ -353,7 +353,8 @@ def _placeholder(work) -> str:
     for node in ast.walk(tree) if tree else ():
         value = getattr(node, "value", None)
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.Expr)):
-            if isinstance(value, ast.Constant) and value.value is Ellipsis:
+            parts = value.elts if isinstance(value, ast.Tuple) and value.elts else [value]
+            if all(isinstance(part, ast.Constant) and part.value is Ellipsis for part in parts):
                 return f"There is still a ... in line {node.lineno} of it."
     return ""
 

@@ -66,16 +66,16 @@ def _as_table(value):
 
 
 def _same_routing(expected, actual) -> str | None:
-    expected, actual = _as_table(expected), _as_table(actual)
-    found = difference(expected, actual, same_dtype=True)
-    if found is None:
+    wanted, got = _as_table(expected), _as_table(actual)
+    if wanted is expected or got is actual or wanted[0] != got[0]:   # no routing, another shape
+        found = difference(expected, actual, same_dtype=True)
+        return found and found.text
+    if difference(wanted, got, same_dtype=True) is None:
         return None
-    if isinstance(actual, tuple) and isinstance(actual[0], tuple) and actual[0] == expected[0]:
-        wrong = (expected[1] - actual[1]).abs().nan_to_num(9.0).amax(1).argmax().item()
-        names = [", ".join(f"{e}: {row[e]:.2f}" for e in row.nonzero().flatten().tolist())
-                 for row in (expected[1][wrong], actual[1][wrong])]
-        return f"for token {wrong} expected {{{names[0]}}}, got {{{names[1]}}}"
-    return found.text
+    wrong = (wanted[1] - got[1]).abs().nan_to_num(9.0).amax(1).argmax().item()
+    names = [", ".join(f"{e}: {row[e]:.2f}" for e in row.nonzero().flatten().tolist())
+             for row in (wanted[1][wrong], got[1][wrong])]
+    return f"for token {wrong} expected {{{names[0]}}}, got {{{names[1]}}}"
 
 
 def _softmax_first(logits, k):
@@ -131,9 +131,14 @@ def _full_width(logits, k):
     return table, torch.arange(logits.shape[1]).expand_as(table)
 
 
-def _by_size(logits, k):
-    experts = logits.float().abs().topk(k).indices
-    return logits.float().gather(1, experts).softmax(-1), experts
+def _all_over_tokens(logits, k):
+    chosen, experts = logits.float().topk(k, dim=0)
+    return chosen.softmax(0), experts
+
+
+def _one_sum(logits, k):
+    shares, experts = logits.float().softmax(-1).topk(k, dim=-1)
+    return shares / shares.sum(), experts
 
 
 ROUTE = Exercise(
@@ -167,16 +172,18 @@ ROUTE = Exercise(
         Misconception("top-k over the tokens", _topk_over_tokens,
             "The best tokens were chosen for each expert. Here each token chooses its "
             "experts: take the top k along the last axis."),
+        Misconception("top-k and softmax over the tokens", _all_over_tokens,
+            "Choice and softmax both ran down the columns, over the tokens. One row is one token: "
+            "both belong to the last axis."),
+        Misconception("one sum for all tokens", _one_sum,
+            "You divided by one sum over all tokens. Each token has its own sum, over its k "
+            "weights: keep the axis of the tokens."),
         Misconception("the lowest", lambda logits, k: _top(
                 logits, k, lambda c: c.softmax(-1), largest=False),
             "These are the k experts with the lowest scores. The router's highest scores win."),
         Misconception("experts sorted, weights not", _sorted_experts_only,
             "Right experts and right weights, but not side by side: one was sorted without the "
             "other. Weight i belongs to expert i of the same row."),
-        Misconception("equal weights", lambda logits, k: _top(
-                logits, k, lambda c: torch.full_like(c, 1 / k)),
-            "All chosen experts got the same weight. A higher score has to count more: softmax "
-            "over the chosen."),
         Misconception("shares of the scores", lambda logits, k: _top(
                 logits, k, lambda c: c / c.sum(-1, keepdim=True)),
             "The scores were divided by their sum, without exponentials. Scores may be "
@@ -186,9 +193,6 @@ ROUTE = Exercise(
                     logits.float().softmax(-1).topk(k))),
             "The weights are too even: a softmax of a softmax. After a softmax over all, only "
             "divide by the sum of the chosen."),
-        Misconception("sigmoid", lambda logits, k: _top(logits, k, torch.sigmoid),
-            "Each score went through a sigmoid by itself, and the weights of a token do not "
-            "sum to 1. Mixtral's router is a softmax."),
         Misconception("sigmoid, renormalised", lambda logits, k: _top(
                 logits, k, lambda c: c.sigmoid() / c.sigmoid().sum(-1, keepdim=True)),
             "A sigmoid in the place of the exponential: other models route so. Mixtral takes a "
@@ -199,11 +203,10 @@ ROUTE = Exercise(
         Misconception("all experts with zeros", _full_width,
             "There is a column for every expert, with zeros. Only the k chosen are wanted, so "
             "that the others need not be computed."),
-        Misconception("by absolute size", _by_size,
-            "A very negative score was taken for a good one. Choose by the score itself, not "
-            "by its size."),
         Misconception("one expert", lambda logits, k: route(logits, 1),
             "Only one expert is chosen for each token. k says how many."),
+        Misconception("always two", lambda logits, k: route(logits, 2),
+            "Two experts are chosen whatever k says. Mixtral takes two; other models take more."),
         Misconception("half precision kept", lambda logits, k: (
                 logits.topk(k).values.softmax(-1), logits.topk(k).indices),
             "With half-precision scores the weights are half precision as well, and rounded. "
@@ -212,9 +215,6 @@ ROUTE = Exercise(
                 logits, k, lambda c: c.exp() / c.exp().sum(-1, keepdim=True)),
             "With scores near a thousand the exponential is infinite and gives NaN. The "
             "library's softmax takes care of that."),
-        Misconception("logarithms", lambda logits, k: _top(
-                logits, k, lambda c: c.log_softmax(-1)),
-            "The weights are negative: those are logarithms of shares. Shares are wanted."),
         Misconception("scores as weights", lambda logits, k: _top(logits, k, lambda c: c),
             "The scores themselves came out as weights. Make shares of the chosen scores that "
             "sum to 1."),
@@ -288,7 +288,7 @@ def thirteen_tokens_three_of_four():
 
 def all_to_the_same_two():
     experts, x, weights, _ = _job(13, 6, 4, 3, 8, 2)
-    return experts, x, weights, torch.tensor([5, 2]).repeat(8, 1)
+    return experts, x, weights, torch.tensor([5, 0]).repeat(8, 1)
 
 
 def one_expert_each():
@@ -365,19 +365,34 @@ def _in_expert_order(experts, x, weights, chosen):
     return parts.view(len(x), -1, x.shape[1]).sum(1)
 
 
-def _dropping(experts, x, weights, chosen):
-    out = torch.zeros_like(x)
-    room = chosen.numel() // len(experts)
-    for e, expert in enumerate(experts):
-        token, place = (i[:room] for i in torch.where(chosen == e))
-        if len(token):
-            out.index_add_(0, token, weights[token, place, None] * expert(x[token]))
-    return out
-
-
 def _dense_sum(experts, x, weights, chosen):
     shares = torch.zeros(len(x), len(experts)).scatter(1, chosen, weights)
     return torch.stack([expert(x) for expert in experts], 1).mul(shares[:, :, None]).sum(1)
+
+
+def _exchanged(read=False, write=False, both=False):
+    """Rows and places mixed up: where rows are read, where answers go, or everywhere."""
+    def body(out, e, expert, x, weights, chosen):
+        token, place = torch.where(chosen == e)
+        if both:
+            token, place = place, token
+        part = weights[token, place, None] * expert(x[place if read else token])
+        out[place if write else token] += part
+    return _parts(body)
+
+
+def _after_one_expert(experts, x, weights, chosen):
+    token, place = torch.where(chosen == 0)
+    return torch.zeros_like(x).index_add_(
+        0, token, weights[token, place, None] * experts[0](x[token]))
+
+
+def _begun_with_x(experts, x, weights, chosen):
+    out = x
+    for e, expert in enumerate(experts):
+        token, place = torch.where(chosen == e)
+        out[token] += weights[token, place, None] * expert(x[token])
+    return out
 
 
 def _into_the_input(experts, x, weights, chosen):
@@ -424,18 +439,10 @@ CHOSEN_EXPERTS = Exercise(
             _step(weigh=lambda w, token, place: w[token, 0, None]),
             "Every expert was weighed with the token's first weight. An expert that was named "
             "second has the second weight."),
-        Misconception("weight of the last place",
-            _step(weigh=lambda w, token, place: w[token, -1, None]),
-            "Every expert was weighed with the token's last weight. The place in which a token "
-            "names an expert decides."),
         Misconception("all weights of the token",
             _step(weigh=lambda w, token, place: w[token].sum(-1, keepdim=True)),
             "Every expert was weighed with the sum of the token's weights. Only the weight in "
             "its own place belongs to it."),
-        Misconception("weights of other tokens",
-            _step(weigh=lambda w, token, place: w[:len(token)].gather(1, place[:, None])),
-            "The weights were taken from the first tokens, not from those that chose this "
-            "expert. Index them with the same tokens."),
         Misconception("weights not cut to the place",
             _step(weigh=lambda w, token, place: w[token]),
             "All k weights of a token meet the numbers of one answer. Pick one "
@@ -452,9 +459,6 @@ CHOSEN_EXPERTS = Exercise(
                 experts, x, weights[:, :1], chosen[:, :1]),
             "Only each token's first expert was asked. A token has k of them; all their "
             "answers are added."),
-        Misconception("tokens dropped", _dropping,
-            "An expert with many tokens turned some away. Mixtral drops none: every token gets "
-            "all its k answers."),
         Misconception("every expert on every token", _dense_sum,
             "The values are right, but every expert read every token, and most answers were "
             "thrown away. Give an expert only the rows that chose it."),
@@ -477,14 +481,25 @@ CHOSEN_EXPERTS = Exercise(
                 experts, x, weights / weights.sum(-1, keepdim=True), chosen),
             "The weights were made to sum to 1 once more. That is the router's work; take them "
             "as they come."),
-        Misconception("softmax here",
-            lambda experts, x, weights, chosen: chosen_experts(
-                experts, x, weights.softmax(-1), chosen),
-            "A softmax was taken over weights that are shares already. Take them as they come."),
         Misconception("residual added",
             lambda experts, x, weights, chosen: x + chosen_experts(experts, x, weights, chosen),
             "The input was added to the result. The block does that; here only the experts' "
             "answers are summed."),
+        Misconception("rows and columns exchanged", _exchanged(both=True),
+            "Rows and columns have changed places. The first list has the rows, which are tokens; "
+            "the second has the columns, which are places."),
+        Misconception("rows read by place", _exchanged(read=True),
+            "The experts read rows of x by column number, so only the first k tokens are read. "
+            "Take the rows from the list of tokens."),
+        Misconception("answers put by place", _exchanged(write=True),
+            "Only the first k rows of the result were filled: answers went to column numbers. "
+            "Each answer goes back to its token's row."),
+        Misconception("returned within the loop", _after_one_expert,
+            "Only expert 0 was asked: the result was returned inside the loop. Return it "
+            "after all experts."),
+        Misconception("begun with x", _begun_with_x,
+            "The sum began with x itself, so x was counted too, and changed while later experts "
+            "still read it. Begin with zeros."),
         Misconception("written into the input", _into_the_input,
             "The result was written into x. Begin with zeros of the same shape."),
     ),
@@ -582,6 +597,14 @@ TOTAL_AND_ACTIVE = Exercise(
         Misconception("one router for all layers", _numbers(lambda L, d, h, E, k: (
                 L * E * 3 * d * h + d * E, L * k * 3 * d * h + d * E)),
             "The router was counted once for the whole model. Each layer has its own."),
+        Misconception("a router for every expert", _numbers(lambda L, d, h, E, k: (
+                L * E * (3 * d * h + d * E), L * k * (3 * d * h + d * E))),
+            "The router was counted once for every expert. A layer has one router, which scores "
+            "all of them."),
+        Misconception("router reads the hidden numbers", _numbers(lambda L, d, h, E, k: (
+                L * (E * 3 * d * h + h * E), L * (k * 3 * d * h + h * E))),
+            "The router was given hidden_dim numbers for each expert. It reads the token, which "
+            "has dim numbers."),
         Misconception("all active", _numbers(lambda L, d, h, E, k: (
                 L * (E * 3 * d * h + d * E),) * 2),
             "Both numbers are the total. Only k of the E experts work on a token."),
@@ -735,6 +758,33 @@ TIDY_ROUTE = Exercise(
             _tidy(lambda w, e, o: w.gather(0, o), lambda w, e, o: e.sort(dim=-1).values),
             "The order was applied along the tokens, so weights came from other rows. It belongs "
             "to the last axis."),
+        Misconception("weights indexed by the order",
+            _tidy(lambda w, e, o: w[o], lambda w, e, o: e.sort(dim=-1).values),
+            "The weights got a third axis: the order was used to pick whole rows. It names "
+            "places within each row; gather picks those."),
+        Misconception("sorted along the tokens",
+            lambda logits, k: (lambda w, e: (w.gather(0, e.argsort(dim=0)), e.sort(dim=0).values))(
+                *route(logits, k)),
+            "The columns were sorted, so experts moved to other tokens. Each row is sorted by "
+            "itself: the last axis."),
+        Misconception("falling order",
+            _tidy(lambda w, e, o: _gathered(w, o.flip(-1)),
+                  lambda w, e, o: _gathered(e, o.flip(-1))),
+            "Experts and weights move together, but the experts fall. They should rise."),
+        Misconception("sorted by weight",
+            _tidy(lambda w, e, o: w.flip(-1), lambda w, e, o: e.flip(-1)),
+            "Pairs stay together, but in the order of their weights. The experts' numbers should "
+            "rise."),
+        Misconception("scores for weights",
+            lambda logits, k: (lambda e: (logits.float().gather(1, e), e))(
+                route(logits, k)[1].sort(dim=-1).values),
+            "The scores of the chosen experts came out, not their weights. Take the weights that "
+            "route returned, in the new order."),
+        Misconception("shares of all experts",
+            lambda logits, k: (lambda e: (logits.float().softmax(-1).gather(1, e), e))(
+                route(logits, k)[1].sort(dim=-1).values),
+            "The weights were made anew from a softmax over all experts, and sum to less than 1. "
+            "Move those that route returned."),
         Misconception("experts left, weights moved",
             _tidy(lambda w, e, o: _gathered(w, o), lambda w, e, o: e),
             "Now the weights have moved and the experts have not. Apply the same order to both."),
@@ -777,6 +827,7 @@ def eleven_tokens_four_of_padding():
 def nine_tokens_of_seven_experts():
     real = torch.tensor([1, 0, 1, 1, 1, 1, 0, 1, 1]).bool()
     logits, real = _padded(22, 9, 7, real)
+    logits[real, 6] -= 9.0                          # no real token chooses the last expert
     return logits, 3, real
 
 
@@ -807,6 +858,15 @@ def _right_wanted(logits, k, real):
     return logits[real].softmax(-1).mean(0)
 
 
+def _one_number(expected, actual) -> str | None:
+    if isinstance(actual, Tensor) and actual.numel() == 1:
+        actual = actual.reshape(())
+    if isinstance(expected, Tensor) and expected.numel() == 1:
+        expected = expected.reshape(())
+    found = difference(expected, actual)
+    return found and found.text
+
+
 def _weighed_table(logits, k):
     weights, experts = route(logits, k)
     return torch.zeros(logits.shape).scatter(1, experts, weights)
@@ -817,7 +877,10 @@ BALANCE = Exercise(
     title="Padding does not count", difficulty="medium", importance="essential", minutes=12,
     reference=_balance(),
     fixtures=(eleven_tokens_four_of_padding, nine_tokens_of_seven_experts, no_padding_at_all),
+    compare=_one_number,
     equivalents={
+        "a tensor with an axis": lambda logits, k, real: balance_loss([logits[real]], k)[None],
+        "a Python number": lambda logits, k, real: balance_loss([logits[real]], k).item(),
         "the library's on what is left": lambda logits, k, real: balance_loss([logits[real]], k),
         "with a mask": lambda logits, k, real: logits.shape[1] * (
             (torch.zeros(logits.shape).scatter(1, logits.topk(k).indices, 1.0)
@@ -832,6 +895,12 @@ BALANCE = Exercise(
         Misconception("padding counts", lambda logits, k, real: balance_loss([logits], k),
             "Padding was counted like real tokens. Both shares, of the choices and of the "
             "probabilities, are taken over real tokens only."),
+        Misconception("padding set to zero",
+            lambda logits, k, real: balance_loss([logits * real[:, None]], k),
+            "The scores of padding were set to 0, but its rows are still there: they choose "
+            "experts and have probabilities. Leave the rows out."),
+        Misconception("padding only", lambda logits, k, real: balance_loss([logits[~real]], k),
+            "The loss was taken over the padding. Real tokens are those where real is True."),
         Misconception("choices of padding count",
             _balance(used=lambda x, k, r: _counted(route(x, k)[1], x.shape[1]) / len(x)),
             "The probabilities leave padding out, the choices still count it."),
@@ -847,16 +916,22 @@ BALANCE = Exercise(
                      wanted=lambda x, k, r: x[r].softmax(-1).sum(0) / len(x)),
             "Both sums over real tokens were divided by the number of all tokens. Divide by the "
             "real ones, twice."),
+        Misconception("last experts cut off",
+            _balance(used=lambda x, k, r: torch.bincount(route(x[r], k)[1].flatten()) / r.sum()),
+            "The counts end with the highest expert that was chosen, so f is shorter than P. It "
+            "needs an entry for every expert."),
+        Misconception("no mean over the tokens",
+            _balance(wanted=lambda x, k, r: x[r].softmax(-1).sum(0)),
+            "The probabilities were added over the tokens. P is their mean over the real tokens."),
         Misconception("f sums to 1",
             _balance(used=lambda x, k, r: _counted(route(x[r], k)[1], x.shape[1]) / (k * r.sum())),
             "It is k times too small: you divided by the number of choices. f is taken per "
             "token and sums to k."),
         Misconception("no factor E", _balance(join=lambda E, k, f, P: (f * P).sum()),
-            "The factor E is missing. With it even use gives k, whatever the number of experts."),
+            "It is E times too small: the factor E is missing, or a mean was taken over the "
+            "experts where their sum belongs."),
         Misconception("factor k", _balance(join=lambda E, k, f, P: k * (f * P).sum()),
             "The sum was multiplied by k instead of E, the number of experts."),
-        Misconception("mean over the experts", _balance(join=lambda E, k, f, P: (f * P).mean()),
-            "You took the mean over the experts. It is E times their sum."),
         Misconception("first choices only",
             _balance(used=lambda x, k, r: _counted(x[r].argmax(-1), x.shape[1]) / r.sum()),
             "Only each token's first choice was counted. All k choices are use of an expert."),
@@ -877,10 +952,6 @@ BALANCE = Exercise(
             _balance(wanted=lambda x, k, r: x[r].softmax(0).mean(0)),
             "The softmax ran over the tokens, which makes every P the same. It runs over the "
             "experts, row by row."),
-        Misconception("distance from even use",
-            _balance(join=lambda E, k, f, P: ((f / k - 1 / E) ** 2).sum()),
-            "That is a distance from even use, made of counts: it has no gradient. The loss is E "
-            "times the sum of f times P."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -939,11 +1010,28 @@ def _by_lists(chosen, n_experts):
     return [t for _, t, _ in rows], [p for _, _, p in rows], counts
 
 
+def _same_groups(expected, actual) -> str | None:
+    found = difference(expected, actual)
+    if found is None:
+        return None
+    try:
+        wanted, got = ([torch.as_tensor(part) for part in parts] for parts in (expected, actual))
+        groups = torch.arange(len(wanted[2])).repeat_interleave(wanted[2])
+        pairs = [sorted(zip(groups.tolist(), t.tolist(), p.tolist())) for t, p, _ in (wanted, got)]
+        if pairs[0] == pairs[1] and torch.equal(wanted[2], got[2]):
+            return ("every group has the right members, but their rows do not rise; a stable sort, "
+                    "row by row, keeps them in order")
+    except Exception:  # of another kind, or another length: the difference says it
+        pass
+    return found.text
+
+
 GROUP = Exercise(
     name="group_by_expert", chapter=9, kind="function", entry="group_by_expert",
     title="Sort once, cut into groups", difficulty="hard", importance="useful", minutes=12,
     reference=_grouped(),
     fixtures=(seven_tokens_two_idle_experts, eleven_tokens_three_choices, one_choice_each),
+    compare=_same_groups,
     equivalents={
         "where for every expert": _by_where,
         "lists": _by_lists,
@@ -960,6 +1048,19 @@ GROUP = Exercise(
                                                           place=lambda o, k: o // k),
             "Token and place are exchanged: k slots in a row belong to one token, so the token "
             "is s // k and the place s % k."),
+        Misconception("divided by the number of tokens",
+            lambda chosen, n_experts: (lambda o, n: (
+                o // n, o % n, torch.bincount(chosen.flatten(), minlength=n_experts)))(
+                    chosen.flatten().argsort(stable=True), len(chosen)),
+            "Slots were divided by the number of tokens. Row by row there are k slots for each "
+            "token: divide by k."),
+        Misconception("sorted experts for the order",
+            _grouped(order=lambda c: c.flatten().sort().values),
+            "The sorted expert numbers were used as if they were slots. The order is what argsort "
+            "returns: where each entry stood."),
+        Misconception("not grouped", _grouped(order=lambda c: torch.arange(c.numel())),
+            "The slots are still in the order of the table. All slots of expert 0 come first, "
+            "then those of expert 1."),
         Misconception("tokens and places both floored", _grouped(place=lambda o, k: o // k),
             "The places are token numbers. Within the k slots of a token the place is the "
             "remainder."),
@@ -1060,6 +1161,9 @@ EXPECTED = Exercise(
             lambda E, k, batch: E * (1 - (1 - 1 / E) ** batch),
             "It counts one choice for each token. An expert is spared by a token with "
             "probability 1 - k / E."),
+        Misconception("times for power", lambda E, k, batch: E * (1 - (1 - k / E) * batch),
+            "The probability was multiplied by the batch. That every one of the tokens spares an "
+            "expert is a product: a power."),
         Misconception("a probability", lambda E, k, batch: 1 - (1 - k / E) ** batch,
             "That is the probability for one expert. There are E of them: add up."),
         Misconception("those at rest", lambda E, k, batch: E * (1 - k / E) ** batch,
@@ -1069,9 +1173,6 @@ EXPECTED = Exercise(
             "none of them does."),
         Misconception("all tokens agree", lambda E, k, batch: E * (k / E) ** batch,
             "That counts experts chosen by every token. One token is enough to wake an expert."),
-        Misconception("batch and k exchanged",
-            lambda E, k, batch: E * (1 - (1 - min(1.0, batch / E)) ** k),
-            "k and the size of the batch have changed places."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1117,7 +1218,8 @@ def _use_experts(candidate, w1, w2, w3, parts):
     x = _random(49, 4, w1.shape[1])
     answers = [F.linear(F.silu(F.linear(x, a)) * F.linear(x, c), b) for a, b, c in experts]
     shapes = [tuple(map(tuple, (m.shape for m in expert))) for expert in experts]
-    return len(experts), shapes, sum(answers)
+    return {"the number of experts": len(experts), "the shapes": shapes,
+            "the sum of the answers": sum(answers)}
 
 
 def _cut(first=lambda w, n: w.chunk(n), second=lambda w, n: w.chunk(n, dim=1),
@@ -1148,6 +1250,9 @@ CUT = Exercise(
         Misconception("a copy for each", lambda w1, w2, w3, n: [(w1, w2, w3)] * n,
             "Every expert is the whole feed-forward, so the sum is too large by the number of "
             "experts. Each should have a part of the hidden numbers."),
+        Misconception("copies, divided", lambda w1, w2, w3, n: [(w1, w2 / n, w3)] * n,
+            "The sum is right, but every expert is the whole feed-forward, so nothing is saved. "
+            "Each should have a part of the hidden numbers."),
         Misconception("w2 cut by rows", _cut(second=lambda w, n: w.tensor_split(n)),
             "w2 was cut along the numbers that come out. The hidden numbers are the columns of "
             "w2: that is the axis to cut."),
@@ -1165,12 +1270,13 @@ CUT = Exercise(
         Misconception("w1 not cut", _cut(first=lambda w, n: [w] * n),
             "w1 is whole in every expert. Gate and value meet number by number, so both need "
             "the same rows."),
-        Misconception("other rows of w3", _cut(third=lambda w, n: w.chunk(n)[::-1]),
-            "The shapes fit, but gate and value of an expert come from different hidden numbers. "
-            "All three matrices need the same ones."),
-        Misconception("other columns of w2", _cut(second=lambda w, n: w.chunk(n, dim=1)[::-1]),
-            "The shapes fit, but the way back belongs to other hidden numbers. All three "
-            "matrices need the same ones."),
+        Misconception("w3 before w2",
+            lambda w1, w2, w3, n: [(a, c, b) for a, b, c in _cut()(w1, w2, w3, n)],
+            "The second matrix of a triple is not the way back. The order is w1, w2, w3."),
+        Misconception("three lists",
+            lambda w1, w2, w3, n: [w1.chunk(n), w2.chunk(n, dim=1), w3.chunk(n)],
+            "There are three lists, one for each matrix. Wanted is one triple for each expert: "
+            "the first pieces together, the second pieces together."),
         Misconception("w2 shared out", _cut(second=lambda w, n: [p / n for p in w.chunk(n, 1)]),
             "The sum is too small by the number of experts. The parts already add up; nothing "
             "needs to be divided."),
