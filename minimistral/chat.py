@@ -1,92 +1,64 @@
-"""A chat in the terminal: one line each, the answer as it is written."""
+"""A chat: a loop around a model. What was said so far is written down in the chat
+format, the model continues it, and what it wrote is added to what was said.
+"""
 
-import argparse
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import minimistral as mm
-from minimistral.batching import TextStream
-from minimistral.doctor import best_device
-from minimistral.instruct import encode_chat
+from minimistral.generate import stream
+from minimistral.instruct import Conversation, encode_chat
+from minimistral.streaming import TextStream
 
-HELP = "/reset begins anew, /system TEXT sets the instructions, /quit ends it; Ctrl-C stops an answer"
+
+def fit_conversation(tokenizer, messages: Conversation, longest: int) -> list[dict]:
+    """What of a conversation has at most `longest` tokens: the oldest question goes
+    first, its answer with it; the system message and the last message stay.
+
+    Raises ValueError if those two alone are too long.
+    """
+    kept = list(messages)
+    first = 1 if kept[0]["role"] == "system" else 0
+    while (length := len(encode_chat(tokenizer, kept)[0])) > longest:
+        if len(kept) == first + 1:
+            raise ValueError(f"the message has {length} tokens with its marks and "
+                             f"the instructions, and {longest} may be read: "
+                             f"shorten it")
+        del kept[first:first + 2]
+    return kept
 
 
 class Talk:
-    """A conversation with a model: `say` yields its answer piece by piece, and keeps it.
+    """A conversation with a model: `say` yields its answer piece by piece.
 
-    sampling: max_new_tokens, temperature, top_p, seed, as generate knows them
+    system      instructions for the whole talk
+    max_length  tokens that the model may read and write: old turns are left out of
+                what it reads, but not out of .turns
+    sampling    max_new_tokens, temperature, top_p, seed, as generate knows them
     """
 
-    def __init__(self, model, tokenizer, system: str = "", **sampling):
+    def __init__(self, model, tokenizer, system: str = "", max_length: int = 4096,
+                 **sampling):
         self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.sampling = sampling
+        self.max_length, self.sampling = max_length, sampling
         self.turns: list[dict[str, str]] = []
 
     def say(self, text: str) -> Iterator[str]:
-        """Raises ValueError, with nothing kept, for text that cannot be encoded."""
+        """Raises ValueError, with nothing kept, for text that can't be read."""
         asked = [*self.turns, {"role": "user", "content": text}]
         system = [{"role": "system", "content": self.system}] if self.system else []
-        prompt, _ = encode_chat(self.tokenizer, system + asked)
-        stream, said = TextStream(self.tokenizer, strip=True), ""
-        limit = self.sampling.get("max_new_tokens", 500)
-        options = {k: v for k, v in self.sampling.items() if k != "max_new_tokens"}
+        options = {"max_new_tokens": 500, **self.sampling}
+        room = self.max_length - options["max_new_tokens"]
+        prompt, _ = encode_chat(self.tokenizer, fit_conversation(
+            self.tokenizer, system + asked, room))
+        written, said = TextStream(self.tokenizer, strip=True), ""
         try:
-            for token in mm.stream(self.model, prompt, limit, stop_ids=[self.tokenizer.eos_id], **options):
-                said += (piece := stream.feed(token))
+            for token in stream(self.model, prompt, **options,
+                                stop_ids=[self.tokenizer.eos_id]):
+                said += (piece := written.feed(token))
                 yield piece
-            said += (piece := stream.finish())
+            said += (piece := written.finish())
             yield piece
-        finally:                               # what was stopped was said all the same
+        finally:                           # what was stopped was said all the same
             self.turns = [*asked, {"role": "assistant", "content": said}]
 
     def reset(self) -> None:
         self.turns = []
-
-
-def converse(talk: Talk, read: Callable[[str], str] = input, out=None) -> None:
-    """Read lines until /quit or the end of the input."""
-    out = out or sys.stdout
-    while True:
-        try:
-            line = read("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print(file=out)
-            return
-        command, _, rest = line.partition(" ")
-        if command == "/quit":
-            return
-        if command == "/reset":
-            talk.reset()
-            print("(a new conversation)", file=out)
-        elif command == "/system":
-            talk.system = rest.strip()
-            print(f"(instructions: {talk.system or 'none'})", file=out)
-        elif line.startswith("/"):
-            print(f"({HELP})", file=out)
-        elif line:
-            answer(talk, line, out)
-
-
-def answer(talk: Talk, line: str, out) -> None:
-    """Print an answer as it comes; Ctrl-C stops it, bad input is told."""
-    pieces = talk.say(line)
-    try:
-        for piece in pieces:
-            print(piece, end="", file=out, flush=True)
-    except KeyboardInterrupt:
-        pieces.close()
-        print(" (stopped)", end="", file=out)
-    except ValueError as error:
-        print(f"({error})", end="", file=out)
-    print(file=out)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """The command: arguments are those of `minimistral chat`."""
-    model = mm.load_model(arguments.model, device=arguments.device or best_device())
-    tokenizer = mm.load_tokenizer(arguments.model)
-    talk = Talk(model, tokenizer, arguments.system, max_new_tokens=arguments.max_new_tokens,
-                temperature=arguments.temperature, top_p=arguments.top_p, seed=arguments.seed)
-    print(f"{arguments.model}. {HELP}.")
-    converse(talk)

@@ -172,13 +172,14 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _add_chat(commands) -> None:
     parser = commands.add_parser(
         "chat", help="talk with a model in the terminal", formatter_class=_Help,
-        epilog="In the chat: /reset begins anew, /system TEXT sets the instructions, /quit ends it; "
-               "Ctrl-C stops an answer.",
+        epilog="In the chat: /reset begins anew, /system TEXT sets the instructions, /temperature X the "
+               "chance, /history shows what was said, /quit ends it; Ctrl-C stops an answer.",
     )
     option = parser.add_argument
     option("--model", default="tales-dense", help="a shipped model's name, or a folder")
     option("--system", default="", metavar="TEXT", help="instructions for the whole talk (default: none)")
     option("--max-new-tokens", type=int, default=500, metavar="N", help="length of an answer")
+    option("--max-length", type=int, default=4096, metavar="N", help="tokens read and written in all")
     option("--temperature", type=float, default=0.7, metavar="X", help="0: the likeliest token")
     option("--top-p", type=float, metavar="P", help="draw from the likeliest that add up to P")
     option("--seed", type=int, metavar="N", help="the same seed answers the same again")
@@ -187,9 +188,9 @@ def _add_chat(commands) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    from minimistral import chat
+    from minimistral import chat_command
 
-    chat.run(arguments)
+    chat_command.run(arguments)
 
 
 def _add_serve(commands) -> None:

@@ -15,6 +15,10 @@ import base64
 import hmac
 import json
 import os
+import re
+import secrets
+import socket
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -25,19 +29,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from minimistral.batching import Busy, Desk, Job, TextStream
+from minimistral.api import DONE, Refused, Shape, as_refusal, count_usage, event
+from minimistral.batching import Busy, Desk, Job
 from minimistral.engine import Engine
 from minimistral.instruct import encode_chat
+from minimistral.streaming import TextStream
 
 API_KEY = "MINIMISTRAL_API_KEY"          # the variable that names the key, if any
 LARGEST_BODY = 4 << 20                   # bytes
-LOOPBACK = ("localhost", "127.0.0.1")
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 # ---------------------------------------------------------------- what may be asked
@@ -70,11 +74,12 @@ class TextAsked(Asked):
         return {"temperature": temperature, "top_p": self.top_p}
 
     @property
-    def seeds(self) -> list[int | None]:
-        """One for each of the n texts; the first has the seed that was given."""
+    def seeds(self) -> list[int]:
+        """One for each of the n texts; the first has the seed that was given. Without
+        one it is drawn, so that no two requests share a source of chance."""
         seed = self.seed if self.seed is not None else self.random_seed
-        texts = range(self.n or 1)
-        return [None if seed is None else (seed + i) % 2 ** 63 for i in texts]
+        seed = secrets.randbits(63) if seed is None else seed
+        return [(seed + i) % 2 ** 63 for i in range(self.n or 1)]
 
     @property
     def stops(self) -> list[str]:
@@ -129,36 +134,7 @@ class EmbeddingAsked(Asked):
     dimensions: None = None
 
 
-# ---------------------------------------------------------------- errors
-
-
-class Refused(Exception):
-    """An answer of status 4xx or 5xx, in the public shape."""
-
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error",
-                 param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status = status
-        self.details = {"message": message, "type": kind, "param": param, "code": code}
-
-    def response(self, *_) -> JSONResponse:
-        """OpenAI's shape has the details under "error", Mistral's at the top."""
-        headers = {"Retry-After": "1"} if self.status == 429 else None
-        return JSONResponse({"object": "error", **self.details, "error": self.details},
-                            self.status, headers=headers)
-
-
-def as_refusal(error: Exception) -> Refused:
-    """What a failed job tells its client."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, Busy):
-        return Refused(429, str(error), "rate_limit_error", code="busy")
-    if isinstance(error, ValueError):
-        too_long = "do not fit into" in str(error)
-        code = "context_length_exceeded" if too_long else None
-        return Refused(400, str(error), code=code)
-    return Refused(500, f"the server failed: {type(error).__name__}", "server_error")
+# ---------------------------------------------------------------- reading a request
 
 
 async def read_asked(request: Request, kind: type[Asked]) -> Asked:
@@ -201,7 +177,7 @@ class Writing:
             except RuntimeError:                   # the loop has closed: nobody waits
                 pass
 
-        self.desk = app.state.desk
+        self.desk, self.read = app.state.desk, len(prompt_ids)
         self.job = Job(prompt_ids, limit, tell, sampling)
         self.text = TextStream(app.state.tokenizer, stops, strip)
         self.reason: str | None = None             # why it ended: "stop", "length"
@@ -249,50 +225,10 @@ def start_writing(app, asked: TextAsked, prompt_ids: list[int], strip: bool
     return texts
 
 
-def count_usage(texts: list[Writing]) -> dict[str, int]:
-    """How many tokens were read and written."""
-    read = len(texts[0].job.prompt_ids)
-    written = sum(text.written for text in texts)
-    return {"prompt_tokens": read, "completion_tokens": written,
-            "total_tokens": read + written}
-
-
-class Shape:
-    """How a text is wrapped: a chat's message, or a plain completion."""
-
-    def __init__(self, app, chat: bool):
-        self.chat = chat
-        self.head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-                     "created": int(time.time()), "model": app.state.name}
-
-    def whole(self, texts: list[Writing], written: list[str]) -> dict:
-        """The answer to a request without stream."""
-        choices = [self.choice(i, "message", text, writing.reason)
-                   for i, (writing, text) in enumerate(zip(texts, written))]
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self.head, "object": kind, "choices": choices,
-                "usage": count_usage(texts)}
-
-    def chunk(self, choices: list[dict], **more) -> str:
-        """One event of a stream."""
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        body = {**self.head, "object": kind, "choices": choices, **more}
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-    def choice(self, index: int, key: str, text: str, reason: str | None) -> dict:
-        end = {"index": index, "finish_reason": reason}
-        if self.chat:
-            said = {"role": "assistant", "content": text}
-            if key == "delta" and reason is not None:
-                said = {"content": text}
-            return {**end, key: said}
-        return {**end, "text": text, "logprobs": None}
-
-
 async def answer(request: Request, asked: TextAsked, prompt_ids: list[int], chat: bool):
     """Have the texts written and sent, whole or as server-sent events."""
     texts = start_writing(request.app, asked, prompt_ids, strip=chat)
-    shape = Shape(request.app, chat)
+    shape = Shape(request.app.state.name, chat)
     if asked.stream:
         return StreamingResponse(send_events(shape, asked, texts),
                                  media_type="text/event-stream",
@@ -344,14 +280,14 @@ async def send_events(shape: Shape, asked: TextAsked, texts: list[Writing]
         while going:
             index, piece, reason = await merged.get()
             if isinstance(piece, Refused):
-                yield f"data: {json.dumps({'error': piece.details})}\n\n"
+                yield event({"error": piece.details})
                 return
             going -= reason is not None
             more = {} if going else {"usage": count_usage(texts)}
             yield shape.chunk([shape.choice(index, "delta", piece, reason)], **more)
         if (asked.stream_options or {}).get("include_usage"):
             yield shape.chunk([], usage=count_usage(texts))
-        yield "data: [DONE]\n\n"
+        yield DONE
     finally:
         for task in pumps:
             task.cancel()
@@ -470,9 +406,30 @@ async def one_model(request: Request):
 # ---------------------------------------------------------------- the application
 
 
+def respond(refused: Refused) -> JSONResponse:
+    headers = {"Retry-After": "1"} if refused.status == 429 else None
+    return JSONResponse(refused.body, refused.status, headers=headers)
+
+
+def check_caller(request: Request, api_key: str | None, hosts: tuple[str, ...] | None) -> None:
+    """Raise Refused for a caller without the key, or from a page of another host."""
+    if hosts is not None:
+        origin = request.headers.get("origin")           # browsers name the page's
+        called = [request.headers.get("host", "")]
+        for name in [*called, origin.partition("//")[2]] if origin else called:
+            if re.sub(r":\d*$", "", name).lower() not in hosts:
+                raise Refused(403, f"this server may not be called as or from {name!r}",
+                              "permission_error", code="host_not_allowed")
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    raw = given.encode("latin-1")                          # the bytes that were sent
+    if api_key and not hmac.compare_digest(raw, api_key.encode()):
+        raise Refused(401, "the API key is missing or wrong",
+                      "authentication_error", code="invalid_api_key")
+
+
 def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
                max_length: int = 4096, max_waiting: int = 64,
-               api_key: str | None = None, hosts: tuple[str, ...] = LOOPBACK,
+               api_key: str | None = None, hosts: tuple[str, ...] | None = LOOPBACK,
                **engine_options) -> Starlette:
     """The server as an ASGI application.
 
@@ -480,8 +437,9 @@ def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
     batch_size   how many texts are written at once; max_waiting: how many may wait
     max_length   tokens of a prompt and its answer together
     api_key      what clients must send as a bearer token, if anything
-    hosts        names under which it may be called: a web page elsewhere can't reach
-                 a server on this machine under a name of its own
+    hosts        names under which it may be called, or None for any: so a web page
+                 elsewhere can't reach a server on this machine, neither under a name
+                 of its own nor from its own address
     """
     @asynccontextmanager
     async def lifespan(app):
@@ -494,11 +452,7 @@ def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
 
     def guarded(endpoint):
         async def guard(request: Request):
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            raw = given.encode("latin-1")                  # the bytes that were sent
-            if api_key and not hmac.compare_digest(raw, api_key.encode()):
-                raise Refused(401, "the API key is missing or wrong",
-                              "authentication_error", code="invalid_api_key")
+            check_caller(request, api_key, hosts)
             try:
                 return await endpoint(request)
             except ClientDisconnect:
@@ -513,15 +467,14 @@ def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
                                        ("embeddings", embeddings)))]
 
     def as_public_error(request, error: HTTPException):
-        return Refused(error.status_code, str(error.detail)).response()
+        return respond(Refused(error.status_code, str(error.detail)))
 
     async def as_server_error(request, error: Exception):
-        return as_refusal(RuntimeError()).response()
+        return respond(as_refusal(RuntimeError()))
 
     app = Starlette(
         routes=routes, lifespan=lifespan,
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
-        exception_handlers={Refused: lambda request, error: error.response(),
+        exception_handlers={Refused: lambda request, error: respond(error),
                             HTTPException: as_public_error, Exception: as_server_error})
     app.state.name, app.state.tokenizer = name, tokenizer
     app.state.created, app.state.max_length = int(time.time()), max_length
@@ -539,7 +492,39 @@ def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 800
     if not local and not key:
         raise ValueError(f"at {host} others can reach this server: set {API_KEY} to a "
                          f"key that clients must send, or stay at 127.0.0.1")
-    hosts = LOOPBACK if local else ("*",)
-    app = create_app(model, tokenizer, name=name, api_key=key, hosts=hosts, **options)
+    app = create_app(model, tokenizer, name=name, api_key=key,
+                     hosts=LOOPBACK if local else None, **options)
     uvicorn.run(app, host=host, port=port, log_level="warning",
                 timeout_graceful_shutdown=5)
+
+
+class LocalServer:
+    """The server in a thread of this program, on loopback: at .address until stop().
+
+    port  0 takes a free one;  options: those of create_app
+    """
+
+    def __init__(self, model, tokenizer, *, name: str, port: int = 0, **options):
+        import uvicorn
+
+        self.app = create_app(model, tokenizer, name=name, **options)
+        listening = socket.create_server(("127.0.0.1", port))
+        self.address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, args=([listening],), daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            if not self.thread.is_alive():
+                raise RuntimeError("the server did not start")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Refuse what is not done, and wait for the thread's end."""
+        self.server.should_exit = True
+        self.thread.join()
+
+    def __enter__(self) -> "LocalServer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()

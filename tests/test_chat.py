@@ -5,7 +5,9 @@ import io
 import pytest
 
 import minimistral as mm
-from minimistral.chat import Talk, converse
+from minimistral import chat
+from minimistral.chat import Talk, fit_conversation
+from minimistral.chat_command import converse
 from minimistral.instruct import encode_chat
 
 
@@ -53,7 +55,7 @@ def test_an_answer_can_be_stopped(talk, monkeypatch):
         yield talk.tokenizer.encode("One")[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mm, "stream", stream)
+    monkeypatch.setattr(chat, "stream", stream)
     assert "(stopped)" in hold(talk, "Hello", KeyboardInterrupt())
     assert len(talk.turns) == 2 and talk.turns[1]["content"]
 
@@ -61,3 +63,53 @@ def test_an_answer_can_be_stopped(talk, monkeypatch):
 def test_what_cannot_be_encoded_is_told_and_forgotten(talk):
     shown = hold(talk, "a\ud800", "/quit")
     assert "(" in shown and talk.turns == []
+
+
+def test_temperature_and_history(talk):
+    shown = hold(talk, "/temperature hot", "/temperature -1", "/temperature 0", "/history", "Hello", "/history")
+    assert shown.count("a number from 0") == 2 and "(temperature: 0)" in shown and "(nothing was said yet)" in shown
+    assert talk.sampling["temperature"] == 0
+    assert f"user: Hello\nassistant: {talk.turns[1]['content']}" in shown
+
+
+def test_a_chosen_temperature_and_seed_repeat_an_answer():
+    talks = [Talk(mm.load_model("tales-dense"), mm.load_tokenizer("tales-dense"), max_new_tokens=20,
+                  temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    said = ["".join(talk.say("Hello")) for talk in talks]
+    assert said[0] == said[1] != said[2]
+
+
+# ---------------------------------------------------------------- a conversation that grows
+
+
+def say(role, text):
+    return {"role": role, "content": text}
+
+
+def test_old_turns_go_first_and_whole():
+    tokenizer = mm.load_tokenizer("tales-dense")
+    told = [say("system", "Be brief."), say("user", "One"), say("assistant", "Two, three"), say("user", "Four"),
+            say("assistant", "Five"), say("user", "Six")]
+
+    def size(messages):
+        return len(encode_chat(tokenizer, messages)[0])
+
+    shorter, shortest = [told[0], *told[3:]], [told[0], told[5]]
+    assert fit_conversation(tokenizer, told, size(told)) == told
+    assert fit_conversation(tokenizer, told, size(told) - 1) == shorter
+    assert fit_conversation(tokenizer, told, size(shorter)) == shorter
+    assert fit_conversation(tokenizer, told, size(shorter) - 1) == shortest
+    assert fit_conversation(tokenizer, told[1:], size(told[3:])) == told[3:]
+    with pytest.raises(ValueError, match="shorten it"):
+        fit_conversation(tokenizer, told, size(shortest) - 1)
+
+
+def test_a_talk_goes_on_when_its_history_is_too_long():
+    tokenizer = mm.load_tokenizer("tales-dense")
+    talk = Talk(mm.load_model("tales-dense"), tokenizer, max_length=40, max_new_tokens=8, temperature=0.0)
+    for _ in range(6):
+        "".join(talk.say("Who has the key?"))
+    assert len(talk.turns) == 12 and len(encode_chat(tokenizer, talk.turns[:-1])[0]) > 40
+    with pytest.raises(ValueError, match="shorten it"):
+        next(talk.say("the key " * 40))
+    assert len(talk.turns) == 12

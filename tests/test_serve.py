@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 
@@ -17,12 +18,13 @@ import minimistral as mm
 pytest.importorskip("starlette")
 pytest.importorskip("pydantic")
 httpx = pytest.importorskip("httpx")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from minimistral.batching import Busy, Desk, Job, TextStream  # noqa: E402
+from minimistral.batching import Busy, Desk, Job  # noqa: E402
 from minimistral.engine import Engine  # noqa: E402
 from minimistral.instruct import encode_chat  # noqa: E402
-from minimistral.serve import create_app, run  # noqa: E402
+from minimistral.serve import LocalServer, run  # noqa: E402
+from minimistral.streaming import TextStream, cut_at_stop, whole_characters  # noqa: E402
 
 NAME = "tales-dense"
 LENGTH = 256
@@ -39,26 +41,11 @@ def model():
     return mm.load_model(NAME)
 
 
-class Server:
-    """An app behind a real socket of this machine."""
+class Server(LocalServer):
+    """A server on a real socket of this machine, and a way to ask it."""
 
-    def __init__(self, app):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.app, self.address = app, f"http://127.0.0.1:{port}"
-        self.server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-        self.thread.start()
-        deadline = time.monotonic() + 60
-        while not self.server.started:
-            assert self.thread.is_alive() and time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join(20)
-        assert not self.thread.is_alive()
+    def __init__(self, tokenizer, **options):
+        super().__init__(mm.load_model(NAME), tokenizer, name=NAME, compile=False, progress=False, **options)
 
     def post(self, path, body=None, **options):
         with httpx.Client(base_url=self.address, timeout=120) as client:
@@ -67,11 +54,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tokenizer):
-    app = create_app(mm.load_model(NAME), tokenizer, name=NAME, batch_size=4, max_length=LENGTH,
-                     compile=False, progress=False)
-    server = Server(app)
-    yield server
-    server.stop()
+    with Server(tokenizer, batch_size=4, max_length=LENGTH) as server:
+        yield server
+    assert not server.thread.is_alive()
 
 
 def chat(text="Who has the key?", **more):
@@ -285,22 +270,26 @@ def test_unknown_addresses_and_methods_have_the_same_shape(server):
         assert told.status_code == status and told.json()["error"]["message"]
 
 
-def test_another_host_name_is_refused(server):
-    told = server.post("/v1/completions", completion(), headers={"Host": "evil.example"})
-    assert told.status_code == 400
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"},
+                                     {"Origin": "null"}, {"Origin": "http://127.0.0.1.evil.example"}])
+def test_a_page_from_elsewhere_is_refused(server, headers):
+    told = server.post("/v1/completions", completion(), headers=headers)
+    assert told.status_code == 403 and told.json()["error"]["code"] == "host_not_allowed"
 
 
-def test_the_key_is_asked_for(model, tokenizer):
-    app = create_app(mm.load_model(NAME), tokenizer, name=NAME, api_key="sésame", compile=False, progress=False)
-    server = Server(app)
-    try:
+def test_a_page_of_this_machine_may_ask(server):
+    for origin in ("http://localhost:8888", "http://127.0.0.1:8888", "http://[::1]:8888"):
+        told = server.post("/v1/completions", completion(max_tokens=1), headers={"Origin": origin})
+        assert told.status_code == 200
+
+
+def test_the_key_is_asked_for(tokenizer):
+    with Server(tokenizer, api_key="sésame") as server:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sesame"}):
             told = httpx.get(f"{server.address}/v1/models", headers=header)
             assert told.status_code == 401 and told.json()["error"]["code"] == "invalid_api_key"
         right = {"Authorization": "Bearer sésame".encode()}
         assert httpx.get(f"{server.address}/v1/models", headers=right).status_code == 200
-    finally:
-        server.stop()
 
 
 def test_others_are_let_in_only_with_a_key(model, tokenizer, monkeypatch):
@@ -359,6 +348,73 @@ def test_a_crowd_gets_the_texts_of_a_quiet_server(server, model, tokenizer):
     while (desk.seated or desk.waiting) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not desk.seated and not desk.waiting and not server.app.state.engine.seats
+
+
+def test_without_a_seed_every_request_has_chance_of_its_own(server):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    body = completion(temperature=1.0, max_tokens=25)
+    texts = [server.post("/v1/completions", body).json()["choices"][0]["text"] for _ in range(3)]
+    assert len(set(texts)) == 3 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_who_leaves_frees_the_place_within_a_step(server):
+    """The engine waits at a gate, so that the client's leaving can be put between two steps."""
+    desk, engine = server.app.state.desk, server.app.state.engine
+    steps, gate, write = [], threading.Semaphore(0), type(engine).step
+
+    def step():
+        gate.acquire()
+        steps.append(len(engine.seats))
+        return write(engine)
+
+    engine.step = step
+    try:
+        for stream in (True, False):
+            host, port = server.address.removeprefix("http://").split(":")
+            body = json.dumps(completion(max_tokens=200, stream=stream)).encode()
+            client = socket.create_connection((host, int(port)))
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+                           + str(len(body)).encode() + b"\r\n\r\n" + body)
+            gate.release(3)
+            until(lambda: steps[-3:] == [1, 1, 1] and len(steps) % 3 == 0)
+            (job,) = desk.seated.values()
+            client.close()
+            until(lambda: job.gone)
+            written = job.written
+            gate.release()                                # the step that was on its way
+            until(lambda: not desk.seated and not engine.seats)
+            assert job.written <= written + 1
+            steps.clear()
+    finally:
+        del engine.step
+        gate.release(1000)
+
+
+def test_a_crowd_leaves_no_memory_behind(server):
+    """The same crowd four times: what the server holds afterwards does not grow with the requests."""
+    import gc
+    import tracemalloc
+
+    bodies = [completion(max_tokens=30, stream=i % 2 == 0) for i in range(12)] + [b"{broken", completion([])]
+
+    async def crowd():
+        async with httpx.AsyncClient(base_url=server.address, timeout=120) as client:
+            await asyncio.gather(*(client.post("/v1/completions", content=b if isinstance(b, bytes)
+                                               else json.dumps(b).encode()) for b in bodies))
+
+    asyncio.run(crowd())
+    tracemalloc.start()
+    try:
+        held = []
+        for _ in range(4):
+            asyncio.run(crowd())
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[0] < 200_000, held                 # a crowd's texts alone are more
+    assert not server.app.state.engine.seats and sys.getsizeof(server.app.state.desk.waiting) < 2000
 
 
 # ---------------------------------------------------------------- the desk by itself
@@ -458,6 +514,21 @@ def test_faults_stay_with_those_who_made_them():
         desk.submit(job(1))
 
 
+def test_a_long_text_and_a_late_one_are_not_starved_by_many_short_ones():
+    """Short jobs come without end; the one that came in their midst is next in turn."""
+    engine = Slow(batch_size=2)
+    desk = Desk(engine, max_waiting=50)
+    long, shorts = job(0, limit=30), [job(n, limit=2) for n in range(20, 40)]
+    late, more = job(99, limit=2), [job(n, limit=2) for n in range(100, 120)]
+    desk.submit(long, *shorts)
+    desk.submit(late, *more)
+    engine.gate.release(1000)
+    until(lambda: all(j.news[-1:] == ["length"] for j in (long, late, *shorts, *more)))
+    assert engine.admitted == [j.prompt_ids for j in (long, *shorts, late, *more)]
+    assert long.news == [7] * 30 + ["length"]
+    desk.close()
+
+
 def test_the_desk_writes_what_the_engine_writes(model, tokenizer):
     engine = Engine(mm.load_model(NAME), 3, LENGTH, compile=False, progress=False)
     desk = Desk(engine)
@@ -494,8 +565,23 @@ def test_what_may_become_a_stop_sequence_waits(tokenizer):
         pieces = [stream.feed(i) for i in ids]
         return "".join(pieces), stream.finish(), stream.stopped
 
+    assert fed("one END two", ["END"]) == ("one ", "", True)
     assert fed("aabaac", ["aac"]) == ("aab", "", True)
     assert fed("aabaa", ["aac"]) == ("aab", "aa", False)
     assert fed("xyz", ["yz", "xyz"]) == ("", "", True)
     assert fed(" hi", [], strip=True) == ("hi", "", False)
     assert fed("ab", ["b", "ab"]) == ("", "", True)
+
+
+def test_bytes_that_belong_to_no_character_are_replaced_at_once():
+    for raw, wanted in ((b"a\xc3", ("a", b"\xc3")), (b"\xe2\x82", ("", b"\xe2\x82")),
+                        (b"\xf0\x9f\x99", ("", b"\xf0\x9f\x99")), (b"\xa9b", ("\ufffdb", b"")),
+                        (b"\xe2(", ("\ufffd(", b"")), (b"", ("", b""))):
+        assert whole_characters(raw) == wanted
+
+
+def test_text_is_cut_at_the_earliest_stop_and_waits_for_the_longest_beginning():
+    assert cut_at_stop("a STOP b END", ["END", "STOP"]) == ("a ", "", True)
+    assert cut_at_stop("abab", ["abac"]) == ("ab", "ab", False)
+    assert cut_at_stop("xaba", ["bac", "abax"]) == ("x", "aba", False)
+    assert cut_at_stop("nothing", []) == ("nothing", "", False)
