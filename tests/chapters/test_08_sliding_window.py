@@ -63,6 +63,39 @@ def test_other_wrong_answers_get_a_sentence(name, work, told):
     assert not result.passed and told in result.message and len(result.message) > 10
 
 
+JOIN = "seen = [torch.cat(x, 1) for x in zip((self.keys, self.values, self.positions), (k, v, positions))]\n"
+
+
+@pytest.mark.parametrize(
+    ("branch", "named"),
+    [
+        (JOIN + "self.write(k, v, positions)\nreturn seen", None),
+        (JOIN + "return seen", "not written"),
+        ("self.write(k, v, positions)\n" + JOIN + "return seen", "written, then joined"),
+        (JOIN, "written first"),
+        ("self.write(k, v, positions)\nreturn k, v, positions", "the chunk alone"),
+        (JOIN + "self.write(k, v, positions)\nreturn [x[:, -self.used:] for x in seen]",
+         "cut to the size of the ring"),
+    ],
+)
+def test_mistakes_in_the_chapters_stub_of_update_are_named(branch, named):
+    """Around the learner's lines stands the stub, which treats single tokens already."""
+    text = SOURCE.read_text(encoding="utf-8")
+    stub = text[text.index("def update(self, k, v, positions):"):text.index('check("update"')]
+    names = {"torch": torch}
+    exec(stub.replace("...\n    self", branch.replace("\n", "\n" + 8 * " ") + "\n    self"), names)
+    result = judge(BY_NAME["update"], names["update"])
+    assert result.passed if named is None else result.matched == named
+
+
+def test_blocks_that_fetch_everything_are_refused_however_they_hide_it():
+    def one_table(q, k, v, window):
+        p = torch.arange(q.shape[-2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend(p, p, window))
+
+    assert judge(BY_NAME["look_in_blocks"], one_table).matched == "one table of all scores"
+
+
 # ---------------------------------------------------------------- window and reach
 
 
@@ -145,10 +178,22 @@ def test_the_printed_sample_leaks_and_its_repairs_do_not():
     assert changed(lambda q, k, v: own["repaired_look"](q, k, v, 5)) == list(range(9, 14))
 
 
-def test_the_second_text_never_sees_the_first():
+def test_the_second_text_token_by_token_never_sees_the_first():
     for window in (3, 5, 8):
         _, sentence, table = ch08.ring_explorer(window, 2 * window + 1, 1, 2)
         assert "sees the positions 0, 1." in sentence and len(table["holds"]) == window
+
+
+def test_a_chunk_sees_the_text_before_unless_the_cache_was_reset():
+    model = ch08.random_model(2, 5).float()
+    first, second = torch.arange(12)[None], torch.arange(20, 28)[None]
+    with torch.no_grad():
+        alone, cache = model(second), KVCache(model.config)
+        model(first, cache)
+        cache.length.zero_()                                 # a new text, nothing wiped
+        assert not torch.allclose(model(second, cache), alone, atol=1e-3)
+        cache.reset()
+        torch.testing.assert_close(model(second, cache), alone, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- claims

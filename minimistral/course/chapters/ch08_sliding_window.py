@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,8 @@ def ring_picture(positions: Sequence[int], query: int, window: int, title: str,
 def draw_ring(ax, positions, query, window, old=()):
     """One ring into the given axes."""
     slots = len(positions)
+    turn = [2 * math.pi * n / 90 for n in range(91)]
+    ax.plot([math.cos(a) for a in turn], [math.sin(a) for a in turn], color=GREY, linewidth=1, zorder=0)
     for slot, position in enumerate(positions):
         angle = math.pi / 2 - 2 * math.pi * slot / slots
         x, y = math.cos(angle), math.sin(angle)
@@ -206,7 +209,7 @@ def draw_ring(ax, positions, query, window, old=()):
                 markeredgewidth=4 if newest else 1.5)
         ax.text(x, y, str(position) if position >= 0 else "–", ha="center", va="center",
                 fontsize=13, color="white" if seen else "black")
-        ax.text(0.66 * x, 0.66 * y, f"slot {slot}", ha="center", va="center", fontsize=11,
+        ax.text(0.6 * x, 0.6 * y, f"slot {slot}", ha="center", va="center", fontsize=11,
                 color="#555555")
     ax.set(xlim=(-1.4, 1.4), ylim=(-1.35, 1.35), aspect="equal")
     ax.axis("off")
@@ -285,6 +288,17 @@ def cache_at(model: mm.Transformer, position: int) -> mm.KVCache:
     return cache
 
 
+@contextmanager
+def one_thread():
+    """One thread meanwhile: threads that wait for each other on a busy machine count as work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def milliseconds_per_token(model: mm.Transformer, places: Sequence[int], rounds: int,
                            tokens: int = 8) -> dict[int, list[float]]:
@@ -314,21 +328,6 @@ def recorded_rungs(path: Path = RUNGS) -> dict[tuple[int | None, int], list[floa
     for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
         found.setdefault((run["window"], run["steps"]), []).append(run["nats_per_byte"])
     return found
-
-
-def own_operations(look: Callable, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, int]:
-    """(the look, the numbers of the largest tensor of scores or copies that a product read)."""
-    largest = 0
-
-    def seen(x):
-        nonlocal largest
-        largest = max(largest, x.untyped_storage().nbytes() // x.element_size())
-        return x
-
-    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
-        out = look(q, k, v)
-    return out, largest
 
 
 # ---------------------------------------------------------------- pictures
@@ -388,10 +387,11 @@ def rungs_picture(rungs: dict[tuple, float], own: float | None = None):
 def best_seconds(work: Callable, repeats: int = 5) -> float:
     """Seconds of the processor that the fastest of some calls takes."""
     times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
+    with one_thread():
+        for _ in range(repeats):
+            began = time.process_time()
+            work()
+            times.append(time.process_time() - began)
     return min(times)
 
 

@@ -11,7 +11,7 @@ from minimistral.attention import attend, causal, may_attend, not_padding, withi
 from minimistral.cache import LayerCache
 from minimistral.config import ModelConfig
 
-from ..chapters.ch08_sliding_window import own_operations, pairs
+from ..chapters.ch08_sliding_window import pairs
 from ..exercises import Exercise, Hint, Misconception
 
 
@@ -93,6 +93,11 @@ WITHIN_WINDOW = Exercise(
                 query_positions, key_positions) < window,
             "Every earlier key is seen, however far back. You count the steps from query to key; "
             "count how far the key lies behind the query."),
+        Misconception("only what is further back",
+            lambda query_positions, key_positions, window: _steps(
+                query_positions, key_positions) > window,
+            "Only keys further back than W are seen. Turn the comparison round; and with exactly "
+            "W steps a key is hidden."),
         Misconception("sense turned round",
             lambda query_positions, key_positions, window: _steps(
                 query_positions, key_positions) >= window,
@@ -102,30 +107,23 @@ WITHIN_WINDOW = Exercise(
                 query_positions, key_positions) > 0) & (_steps(
                     query_positions, key_positions) < window),
             "A query does not see its own key. Zero steps are within the window, too."),
+        Misconception("W keys before its own",
+            lambda query_positions, key_positions, window: (_steps(
+                query_positions, key_positions) > 0) & (_steps(
+                    query_positions, key_positions) <= window),
+            "W keys each, but one step too far back: the query's own key is missing. The steps go "
+            "from 0 to W - 1."),
         Misconception("places in the tensor",
-            lambda query_positions, key_positions, window: (
-                torch.arange(query_positions.shape[-1])[:, None]
-                - torch.arange(key_positions.shape[-1]) < window).expand(
-                    _steps(query_positions, key_positions).shape),
+            lambda query_positions, key_positions, window: torch.arange(
+                query_positions.shape[-1])[:, None] - torch.arange(
+                    key_positions.shape[-1]) < window,
             "You used places in the tensors. The first query may stand at position 6, and a "
             "ring holds its keys in any order: use the positions."),
-        Misconception("the last W columns",
-            lambda query_positions, key_positions, window: (
-                torch.arange(key_positions.shape[-1]) >= key_positions.shape[-1] - window).expand(
-                    _steps(query_positions, key_positions).shape),
-            "Every query sees the same last W columns. Each query has a window of its own, "
-            "which ends at its own position."),
         Misconception("the same block",
             lambda query_positions, key_positions, window: (
                 query_positions // window)[..., :, None] == (key_positions // window)[..., None, :],
             "The text is cut into fixed blocks, so the first token of a block sees nothing before "
             "it. The window slides: it ends at each query."),
-        Misconception("keys before W",
-            lambda query_positions, key_positions, window: (
-                key_positions < window)[..., None, :].expand(
-                    _steps(query_positions, key_positions).shape),
-            "Only the first W positions of the text are seen, by every query. Compare the "
-            "distance between query and key with W."),
         Misconception("keys in rows",
             lambda query_positions, key_positions, window: _steps(
                 query_positions, key_positions).mT < window,
@@ -170,9 +168,9 @@ def nine_single_tokens_in_a_ring_of_four():
 def rows_of_different_length():
     k, v = _random(2, (3, 9, 2, 4), (3, 9, 2, 4))
     positions = torch.full((3, 9), -1)
-    for row, length in enumerate((9, 4, 6)):
-        positions[row, :length] = torch.arange(length)
-    return 5, k, v, positions, (3, 2, 4)
+    for row, (first, length) in enumerate(((0, 9), (0, 4), (3, 6))):   # padded at both ends
+        positions[row, first:first + length] = torch.arange(length)
+    return 5, k, v, positions, (2, 3, 4)
 
 
 def a_chunk_longer_than_the_ring():
@@ -194,7 +192,7 @@ def _run_write(work, slots, k, v, positions, sizes):
 
 
 def _put(slot=lambda p, t, S, T, last: p % S, keep=lambda p, first, last, S: 0 <= p and p > last - S,
-         key=True, value=True, mark=lambda p, s: p, row=lambda b: b):
+         value=True, mark=lambda p, s: p, row=lambda b: b):
     """write as a loop, with one step exchanged."""
     def write(self, k, v, positions):
         S, T = self.keys.shape[1], positions.shape[1]
@@ -206,8 +204,7 @@ def _put(slot=lambda p, t, S, T, last: p % S, keep=lambda p, first, last, S: 0 <
                 if not keep(p, first, last, S):
                     continue
                 s = slot(p, t, S, T, last)
-                if key:
-                    self.keys[b, s] = k[b, t]
+                self.keys[b, s] = k[b, t]
                 if value:
                     self.values[b, s] = v[b, t]
                 if mark is not None:
@@ -234,13 +231,29 @@ def _write_new_tensors(self, k, v, positions):
 
 
 def _write_shifted(self, k, v, positions):
-    """The newest at the end, everything else one place to the left."""
+    """The newest at the end, the oldest cut off."""
     S = self.keys.shape[1]
-    for b, t in (positions >= 0).nonzero().tolist():
-        for name, new in (("keys", k), ("values", v), ("positions", positions)):
-            row = getattr(self, name)[b]
-            row[:S - 1] = row[1:].clone()
-            row[S - 1] = new[b, t]
+    for name, new in (("keys", k), ("values", v), ("positions", positions)):
+        setattr(self, name, torch.cat((getattr(self, name), new), dim=1)[:, -S:])
+
+
+def _write_into_all_rows(self, k, v, positions):
+    """No index for the rows: the slots of every row, in every row."""
+    slot = positions % self.keys.shape[1]
+    self.keys[:, slot], self.values[:, slot], self.positions[:, slot] = k, v, positions
+
+
+def _write_newest_of_all(self, k, v, positions):
+    keep = (positions >= 0) & (positions > positions.max() - self.keys.shape[1])
+    row, column = torch.where(keep)
+    slot = positions[row, column] % self.keys.shape[1]
+    self.keys[row, slot], self.values[row, slot] = k[row, column], v[row, column]
+    self.positions[row, slot] = positions[row, column]
+
+
+def _write_until_padding(self, k, v, positions):
+    real = (positions >= 0).cumprod(dim=1) == 1
+    _put(keep=lambda p, f, last, S: p >= 0)(self, k, v, positions.where(real, -1))
 
 
 def _write_nothing(self, k, v, positions):
@@ -262,8 +275,8 @@ def _write_common_columns(self, k, v, positions):
     _put()(self, k[:, good], v[:, good], positions[:, good])
 
 
-def _write_exchanged(self, k, v, positions):
-    _put()(self, v, k, positions)
+def _write_keys_twice(self, k, v, positions):
+    _put()(self, k, k, positions)
 
 
 WRITE = Exercise(
@@ -284,30 +297,26 @@ WRITE = Exercise(
             _put(slot=lambda p, t, S, T, last: t % S),
             "Each chunk begins at slot 0 again: you took the place in the chunk. The slot comes "
             "from the token's position in the text."),
-        Misconception("position mod length of the chunk",
-            _put(slot=lambda p, t, S, T, last: min(p % T, S - 1)),
-            "The remainder was taken by the length of the chunk. The ring has S slots, whatever "
-            "comes in."),
-        Misconception("one slot too far",
-            _put(slot=lambda p, t, S, T, last: (p + 1) % S),
-            "Everything lies one slot too far. Position 0 lies in slot 0."),
-        Misconception("one slot too few",
-            _put(slot=lambda p, t, S, T, last: p % (S - 1)),
-            "The last slot stays empty: the remainder was taken by one less than S."),
         Misconception("the last slot for ever",
-            _put(slot=lambda p, t, S, T, last: min(p, S - 1)),
+            _put(slot=lambda p, t, S, T, last: min(p, S - 1), keep=lambda p, f, last, S: p >= 0),
             "When the ring is full, every new token goes into the last slot, and the old ones "
             "stay. After slot S - 1 comes slot 0."),
-        Misconception("full is full", _put(keep=lambda p, f, last, S: 0 <= p < S),
-            "After S tokens nothing is written any more. A ring goes on: the new token takes the "
-            "slot of the one that is S steps older."),
         Misconception("everything shifted", _write_shifted,
             "The right tokens are there, in other slots: everything was moved for each new one. "
             "Nothing moves; position p lies in slot p mod S."),
-        Misconception("padding written",
-            _put(keep=lambda p, f, last, S: p > last - S),
-            "A padded token was written, and -1 mod S is the last slot: it wiped out a real "
-            "key. Position -1 is never written."),
+        Misconception("no index for the rows", _write_into_all_rows,
+            "Each row of the batch holds the keys of another one. Slots of all rows were written "
+            "in all rows; every row writes into itself."),
+        Misconception("padding written", _put(keep=lambda p, f, last, S: True),
+            "A padded token was written, and -1 mod S is the last slot: what was there is lost. "
+            "Position -1 is never written."),
+        Misconception("position 0 left out", _put(keep=lambda p, f, last, S: p > 0),
+            "The first token of each text is missing. Padding is -1; 0 is a real position."),
+        Misconception("nothing after padding", _write_until_padding,
+            "A row that begins with padding lost its tokens. Skip what is padded and go on."),
+        Misconception("the newest of the whole batch", _write_newest_of_all,
+            "Rows that are behind the longest one lost tokens. The last S are counted for each row "
+            "by itself."),
         Misconception("the first S of a long chunk",
             _put(keep=lambda p, first, last, S: 0 <= p < first + S),
             "Of a chunk longer than the ring you kept the first S tokens. The last S are within "
@@ -320,10 +329,8 @@ WRITE = Exercise(
             "its position in the text."),
         Misconception("values forgotten", _put(value=False),
             "The values are still zeros. A token leaves a key, a value and a position."),
-        Misconception("keys forgotten", _put(key=False),
-            "The keys are still zeros. A token leaves a key, a value and a position."),
-        Misconception("keys and values exchanged", _write_exchanged,
-            "Keys and values have changed places."),
+        Misconception("keys for values", _write_keys_twice,
+            "The values are copies of the keys."),
         Misconception("slots of the first row", _write_whole_columns,
             "Every row uses the slots of the first one. The rows of a batch have positions of "
             "their own, and some are padding."),
@@ -384,15 +391,14 @@ def _run_update(work, slots, ring, q, k, v, positions, sizes):
 
 
 def _updated(give, write=True):
-    """update: give(old ring, chunk, new ring) -> what is returned; each a triple."""
+    """update: give(old ring, chunk, new ring) -> what is returned for a chunk; each a triple."""
     def update(self, k, v, positions):
+        chunk = self.ring and positions.shape[1] > 1
         old = tuple(x.clone() for x in (self.keys, self.values, self.positions))
-        if write:
+        if write or not chunk:
             self.write(k, v, positions)
         new = self.keys, self.values, self.positions
-        if not self.ring:
-            return new
-        return give(old, (k, v, positions), new)
+        return give(old, (k, v, positions), new) if chunk else new
     return update
 
 
@@ -409,15 +415,10 @@ def _guessed(old, chunk, new):
 
 
 def _read_first(self, k, v, positions):
-    """Old and new side by side, always; for a layer without a window as well."""
-    part = slice(self.used)
-    seen = _joined((self.keys[:, part], self.values[:, part], self.positions[:, part]),
-                   (k, v, positions))
-    if self.ring:
-        self.write(k, v, positions)
-        return seen
+    """Old and new side by side for single tokens as well."""
+    seen = _joined((self.keys, self.values, self.positions), (k, v, positions))
     self.write(k, v, positions)
-    return self.keys[:, part], self.values[:, part], self.positions[:, part]
+    return seen if self.ring else (self.keys, self.values, self.positions)
 
 
 def _sorted_too(old, chunk, new):
@@ -457,6 +458,11 @@ UPDATE = Exercise(
             "A chunk sees only itself. What the ring held before belongs in front of it."),
         Misconception("the old ring alone", _updated(lambda old, chunk, new: old),
             "The chunk does not see itself. Its own keys belong beside those of the old ring."),
+        Misconception("cut to the size of the ring",
+            _updated(lambda old, chunk, new: tuple(
+                x[:, -len(old[2][0]):] for x in _joined(old, chunk))),
+            "What was joined was cut to S again, and the first queries of the chunk lost keys. "
+            "Return all of it: the mask hides what is too far."),
         Misconception("positions as if in order", _updated(_guessed),
             "The keys are right and their positions are not: you counted as if the ring lay in "
             "order. It keeps its positions; hand those over."),
@@ -502,7 +508,7 @@ def a_text_shorter_than_the_window():
 
 
 def a_long_text():
-    return 16384, 4096
+    return 2048, 300
 
 
 def _plain_pairs(length, window):
@@ -522,6 +528,8 @@ ATTENDED_PAIRS = Exercise(
         "a sum over the distances": lambda length, window: sum(
             length - d for d in range(min(window, length))),
         "as a float": lambda length, window: float(pairs(length, window)),
+        "a mask, counted": lambda length, window: int(may_attend(
+            torch.arange(length), torch.arange(length), window).sum()),
     },
     misconceptions=(
         Misconception("W for each", lambda length, window: length * window,
@@ -547,9 +555,10 @@ ATTENDED_PAIRS = Exercise(
         Misconception("the start forgotten", lambda length, window: max(
                 0, length - window) * window,
             "The first W queries are missing. They see 1, 2, 3 and so on up to W keys."),
-        Misconception("the full ones forgotten", lambda length, window: min(
-                length, window) * (min(length, window) + 1) // 2,
-            "Only the first W queries are counted. Each later one adds W pairs."),
+        Misconception("a whole triangle for a short text",
+            lambda length, window: window * (window + 1) // 2 + max(0, length - window) * window,
+            "A text shorter than the window was counted as if it filled it. Then the last query "
+            "sees as many keys as the text has tokens."),
         Misconception("text shorter than the window",
             lambda length, window: window * (window + 1) // 2 + (length - window) * window,
             "A text longer than the window is right, a shorter one is not: then there are fewer "
@@ -674,9 +683,7 @@ def _by_writing(length, window):
 
 
 def _by_rolling(length, window):
-    last = torch.arange(length - window, length).clamp(min=-1)
-    return last.roll(length % window) if length >= window else torch.tensor(
-        [s if s < length else -1 for s in range(window)])
+    return torch.arange(length - window, length).clamp(min=-1).roll(length % window)
 
 
 RING_POSITIONS = Exercise(
@@ -695,12 +702,19 @@ RING_POSITIONS = Exercise(
             lambda length, window: torch.arange(length - window, length).clamp(min=-1),
             "These are the right positions in the order of the text. A ring does not lie in "
             "order: position p is in slot p mod W."),
+        Misconception("in the order of the text, no empty slots",
+            lambda length, window: torch.arange(max(0, length - window), length),
+            "These are the last positions in the order of the text. Position p lies in slot p mod "
+            "W, and a slot without a token holds -1."),
         Misconception("the first ones",
             _held(lambda s, n, w: s if s < n else -1),
             "These are the first W positions. Each slot holds the newest position that belongs "
             "there."),
         Misconception("one token too many", _held(lambda s, n, w: _newest_in(s, n + 1, w)),
             "One token too many: the newest has position length - 1."),
+        Misconception("counted from 1",
+            _held(lambda s, n, w: _newest_in(s, n + 1, w) or -1),
+            "Positions were counted from 1. The first token has position 0, the newest length - 1."),
         Misconception("one token too few",
             _held(lambda s, n, w: _newest_in(s, max(0, n - 1), w)),
             "One token is missing. The newest has position length - 1, because positions count "
@@ -709,23 +723,18 @@ RING_POSITIONS = Exercise(
             "An empty slot holds exactly -1. Yours go below, where no token was written yet."),
         Misconception("zeros in empty slots", _held(lambda s, n, w: max(_newest_in(s, n, w), 0)),
             "Empty slots hold 0, which is the position of a real token. Empty is -1."),
-        Misconception("counted from the newest", _held(
-                lambda s, n, w: n - 1 - s if n - 1 - s >= 0 else -1),
-            "Slot 0 got the newest token, slot 1 the one before. A slot is fixed by the position: "
-            "p mod W."),
         Misconception("rolled the other way",
             lambda length, window: torch.arange(length - window, length).clamp(min=-1).roll(
-                -(length % window)) if length >= window else _by_rolling(length, window),
+                -(length % window)),
             "The last W positions are there, rolled the wrong way round. Check one: position 16 "
             "with W = 5 belongs in slot 1."),
-        Misconception("remainders",
-            _held(lambda s, n, w: (n - w + s) % w if n else -1),
+        Misconception("numbers of slots", lambda length, window: torch.arange(window),
             "These are numbers of slots. The ring remembers positions in the text, which grow "
             "beyond W."),
-        Misconception("the round before", _held(
-                lambda s, n, w: _newest_in(s, n, w) - w if n > w + s else _newest_in(s, n, w)),
-            "These positions are one round too old: they were overwritten. Each slot holds the "
-            "newest one."),
+        Misconception("a round that is not there yet",
+            _held(lambda s, n, w: n // w * w + s),
+            "Some of these positions are still to come: the last round is not complete. None "
+            "reaches the length."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -811,6 +820,14 @@ LOOK_INTO_RING = Exercise(
             _ring_look(lambda ring, p, w: (ring.positions >= 0)[:, None]),
             "The first text is right. The second one sees keys of the first: its rule must "
             "compare positions, not only ask whether a slot is filled."),
+        Misconception("empty slots visible",
+            _ring_look(lambda ring, p, w: (ring.positions <= p)[:, None]),
+            "Until the ring is full, its empty slots are seen: -1 is not later than the query. An "
+            "empty slot is no key."),
+        Misconception("sorted", _ring_look(_mask_of(
+                lambda ring, p, w: ring.positions.sort(dim=1).values)),
+            "The positions were sorted, the keys were not. Each position belongs to the key in the "
+            "same slot."),
         Misconception("as if in order", _ring_look(_mask_of(
                 lambda ring, p, w: _slots(ring) + p - w + 1)),
             "You counted back from the newest as if the ring lay in order. It does so once in a "
@@ -855,11 +872,15 @@ def fewer_tokens_than_the_window():
 
 
 def _run_blocks(work, q, k, v, window):
-    """The look, and whether a product read a table of T x T scores."""
-    out, largest = own_operations(lambda q, k, v: work(q, k, v, window), q, k, v)
-    T = q.shape[-2]
-    table = T > 2 * window and largest >= q[..., 0].numel() * T
-    return {"look": out, "a table of all scores": "yes" if table else "no"}
+    """The look, and whether the second half of the text has fetched the very first key.
+
+    The value of that key becomes NaN: a weight of 0 does not hide it, only not fetching it does.
+    """
+    T, out = q.shape[-2], work(q, k, v, window)
+    spoilt = v.clone()
+    spoilt[..., 0, :] = torch.nan
+    late = work(q, k, spoilt, window)[..., T // 2:, :] if T > 4 * window else out
+    return {"look": out, "far keys were fetched": "yes" if late.isnan().any() else "no"}
 
 
 def _softly(q, k, v, mask):
@@ -867,14 +888,14 @@ def _softly(q, k, v, mask):
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
-def _blocks(before=lambda w: w - 1, after=lambda w: 0, size=lambda w: w, rule=None, scale=None):
+def _blocks(before=lambda w: w - 1, size=lambda w: 3, rule=None, scale=None):
     """look_in_blocks with one step exchanged."""
     def look_in_blocks(q, k, v, window):
         T, looks = q.shape[-2], []
         for first in range(0, T, size(window)):
             rows = torch.arange(first, min(T, first + size(window)))
             low = max(0, first - before(window))
-            keys = torch.arange(low, min(T, int(rows[-1]) + 1 + after(window)))
+            keys = torch.arange(low, int(rows[-1]) + 1)
             if rule:
                 mask = rule(rows, keys, window)
             else:
@@ -911,8 +932,18 @@ def _unfolded(q, k, v, window):
 
 
 def _last_block_lost(q, k, v, window):
-    whole = q.shape[-2] // window * window or q.shape[-2]
+    whole = q.shape[-2] // 3 * 3
     return _blocks()(*(x[..., :whole, :] for x in (q, k, v)), window)
+
+
+def _from_below_zero(q, k, v, window):
+    """The first key is not stopped at 0: a slice then begins near the end."""
+    looks = []
+    for first in range(0, q.shape[-2], 3):
+        last, low = min(q.shape[-2], first + 3), first - window + 1
+        mask = may_attend(torch.arange(first, last), torch.arange(low, last), window)
+        looks.append(_softly(q[..., first:last, :], k[..., low:last, :], v[..., low:last, :], mask))
+    return torch.cat(looks, dim=-2)
 
 
 LOOK_IN_BLOCKS = Exercise(
@@ -922,16 +953,22 @@ LOOK_IN_BLOCKS = Exercise(
     fixtures=(sixty_seven_tokens_window_five, fifty_three_tokens_window_four,
               fewer_tokens_than_the_window),
     equivalents={
-        "blocks of W queries": _blocks(),
-        "blocks of three queries": _blocks(size=lambda w: 3),
+        "blocks of W queries": _blocks(size=lambda w: w),
         "one query at a time": _one_query_at_a_time,
         "windows as views": _unfolded,
         "a whole window of keys before": _blocks(before=lambda w: w),
     },
     misconceptions=(
         Misconception("one table of all scores", _one_table,
-            "The looks are right, but a table of T times T scores was made: work for every pair, "
-            "hidden or not. Take a block of queries at a time."),
+            "The looks are right, but far keys were fetched and then hidden. A block of queries "
+            "needs W - 1 keys before its first one, no more."),
+        Misconception("below zero", _from_below_zero,
+            "For the first block the first key comes out below 0, and that counts from the end. "
+            "Stop at 0."),
+        Misconception("mask turned round", _blocks(
+                rule=lambda rows, keys, w: ~may_attend(rows, keys, w)),
+            "What a query may see is hidden, and the forbidden is seen. True means may attend: "
+            "mind what your fill does."),
         Misconception("the block alone", _blocks(before=lambda w: 0),
             "The first queries of each block see too little: their window begins before the block. "
             "Fetch the keys before it as well."),
@@ -952,9 +989,9 @@ LOOK_IN_BLOCKS = Exercise(
                 torch.arange(len(rows)), torch.arange(len(keys)), w)),
             "The first block is right. In the others queries and keys were both counted from 0, "
             "but the keys begin earlier: use positions."),
-        Misconception("W + 1 keys", _blocks(before=lambda w: w,
+        Misconception("W + 1 keys", _blocks(
                 rule=lambda rows, keys, w: may_attend(rows, keys, w + 1)),
-            "Each query sees one key too many. W counts the query's own."),
+            "Some queries of a block see one key too many. W counts the query's own."),
         Misconception("the last block lost", _last_block_lost,
             "The tokens after the last whole block are missing. The last block may be shorter."),
         Misconception("no scale", _blocks(scale=lambda q: math.sqrt(q.shape[-1])),
@@ -962,16 +999,16 @@ LOOK_IN_BLOCKS = Exercise(
     ),
     hints=(
         Hint("I do not know where to start",
-             "W = 5, queries 10 to 14. Which is the first key that query 10 needs, and which the "
+             "W = 5, queries 12, 13, 14. Which is the first key that query 12 needs, and which the "
              "last that query 14 may see?"),
         Hint("Only some queries of a block are wrong",
-             "Queries 10 to 14 need keys 6 to 14: nine keys. Query 10 sees 6 to 10, query 14 sees "
+             "Queries 12 to 14 need keys 8 to 14: seven keys. Query 12 sees 8 to 12, query 14 sees "
              "10 to 14. Positions of both decide."),
         Hint("I cannot put it together",
              "For each first query: rows up to the block's end, keys from first - W + 1 (not below "
              "0) to the last row; mask from these positions; softmax; join the looks."),
     ),
-    praise="Work in proportion to T times W, and no loop over single tokens.",
+    praise="Work in proportion to T times W: what is far away is not even fetched.",
 )
 
 
@@ -995,11 +1032,11 @@ def one_window_for_all():
     return _config(32, 5), 77, 2
 
 
-def _pattern(slots, layers=lambda c: c.n_layers, heads=lambda c: c.n_kv_heads, two=2,
+def _pattern(slots, heads=lambda c: c.n_kv_heads, two=2, width=lambda c: c.head_dim,
              size=lambda b: b):
     def pattern_bytes(config, length, number_bytes):
-        total = sum(slots(config.window(n), length) for n in range(layers(config)))
-        return two * total * heads(config) * config.head_dim * size(number_bytes)
+        total = sum(slots(config.window(n), length) for n in range(config.n_layers))
+        return two * total * heads(config) * width(config) * size(number_bytes)
     return pattern_bytes
 
 
@@ -1048,13 +1085,18 @@ PATTERN_BYTES = Exercise(
             lambda config, length, number_bytes: _pattern(
                 lambda w, n: _least(config.window(0), n))(config, length, number_bytes),
             "Every layer was counted like the first. The pattern is repeated over the layers."),
-        Misconception("the pattern once", _pattern(
-                _least, layers=lambda c: len(_entries(c.sliding_window))),
+        Misconception("the pattern once", lambda config, length, number_bytes: sum(
+                2 * _least(w, length) * config.n_kv_heads * config.head_dim * number_bytes
+                for w in config.sliding_window),
             "The pattern was counted once. It is repeated until all layers have an entry."),
         Misconception("keys only", _pattern(_least, two=1),
             "Half of it is missing: keys and values are kept."),
         Misconception("query heads", _pattern(_least, heads=lambda c: c.n_heads),
             "You counted query heads. Only the key/value heads are kept."),
+        Misconception("one head", _pattern(_least, heads=lambda c: 1),
+            "You counted one key/value head. Each of them has a key and a value in every slot."),
+        Misconception("size of a head forgotten", _pattern(_least, width=lambda c: 1),
+            "A key is not one number: it has as many as the head is wide."),
         Misconception("numbers, not bytes", _pattern(_least, size=lambda b: 1),
             "You counted numbers; each takes several bytes."),
     ),
