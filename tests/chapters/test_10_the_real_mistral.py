@@ -60,7 +60,7 @@ def test_record_is_sound(exercise):
         ("convert_attention", lambda weights, n_heads, n_kv_heads: weights, "keys"),
         ("read_tensor", lambda data, name: torch.zeros(6, 5), "xpected"),
         ("unpack_experts", lambda gate_up, down: gate_up, "xpected"),
-        ("design", lambda gigabytes: mm.MODELS["mistral-7b-v0.1"], "too large"),
+        ("design", lambda gigabytes: mm.MODELS["mixtral-8x7b-v0.1"], "more than both budgets"),
         ("design", lambda gigabytes: {}, "ModelConfig"),
     ],
 )

@@ -77,9 +77,10 @@ class Plan:
         return "\n".join([
             f"{self.name}: {self.layout} layout, {kind}",
             f"disk    {size(self.disk)}",
-            f"memory  {size(self.weights)} of weights as "
-            f"{str(self.dtype).removeprefix('torch.')}; the largest tensor on its way "
-            f"{size(self.largest)}; keys and values of {self.tokens:,} tokens {size(self.cache)}",
+            f"memory  {size(self.weights)} of weights as {str(self.dtype).removeprefix('torch.')}, "
+            f"and the larger of two:",
+            f"        {size(self.largest)}, the largest tensor on its way, while loading",
+            f"        {size(self.cache)}, keys and values of {self.tokens:,} tokens, afterwards",
             f"        {size(self.peak)} at the peak, {size(self.available)} free: {verdict}",
             f"time    some {seconds(loading)} to read at 1 GB/s, then at least "
             f"{seconds(token)} for a token",
