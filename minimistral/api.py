@@ -50,7 +50,7 @@ def as_refusal(error: Exception) -> Refused:
     return Refused(500, told, "server_error")
 
 
-def event(body: dict) -> str:
+def as_event(body: dict) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
@@ -89,7 +89,7 @@ class Shape:
     def chunk(self, choices: list[dict], **more) -> str:
         """One event of a stream."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return event({**self.head, "object": kind, "choices": choices, **more})
+        return as_event({**self.head, "object": kind, "choices": choices, **more})
 
     def choice(self, index: int, key: str, text: str, reason: str | None) -> dict:
         """One text, or a piece of it; key: "message" or "delta"."""

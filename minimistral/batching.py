@@ -94,7 +94,7 @@ class Desk(Seating):
         self.max_waiting, self.closed = max_waiting, False
         self.errands: deque[Callable[[], None]] = deque()
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=work, args=(self,), daemon=True)
+        self.thread = threading.Thread(target=work_until_closed, args=(self,), daemon=True)
         self.thread.start()
 
     def submit(self, *jobs: Job) -> None:
@@ -129,7 +129,7 @@ class Desk(Seating):
         self.thread.join()
 
 
-def work(desk: Desk) -> None:
+def work_until_closed(desk: Desk) -> None:
     """What the desk's thread does until the desk is closed: errands, then a round.
     A step that fails ends the texts that took part, and nothing else."""
     while not desk.closed:

@@ -209,6 +209,7 @@ def _add_serve(commands) -> None:
     option("--max-length", type=int, default=4096, metavar="N", help="tokens of prompt and answer")
     option("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: as stored)")
     option("--no-compile", action="store_true", help="start at once, and write slower")
+    option("--threads", type=int, metavar="N", help="cores for the model (default: all but one)")
     option("--device", help="cpu, cuda, mps (default: the best one here)")
     parser.set_defaults(run=_serve)
 
@@ -228,6 +229,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     print(f"{name} at http://{arguments.host}:{arguments.port}/v1  (Ctrl-C ends it)", file=sys.stderr)
     serve.run(model, mm.load_tokenizer(arguments.model), name=name, host=arguments.host, port=arguments.port,
               batch_size=arguments.batch_size, max_length=arguments.max_length, dtype=arguments.dtype,
+              threads=arguments.threads,
               compile=False if arguments.no_compile else "auto")
 
 

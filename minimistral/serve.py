@@ -33,7 +33,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from minimistral.api import DONE, Refused, Shape, as_refusal, count_usage, event
+from minimistral.api import DONE, Refused, Shape, as_event, as_refusal, count_usage
 from minimistral.batching import Busy, Desk, Job
 from minimistral.engine import Engine
 from minimistral.instruct import encode_chat
@@ -184,23 +184,30 @@ class Writing:
         self.written = 0                           # tokens
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The text as it is written. When nobody reads any more, its place is freed."""
+        """The text as it is written; what has come meanwhile is one piece. When nobody
+        reads any more, its place is freed."""
         try:
             while self.reason is None:
-                news = await self.arrived.get()
-                if isinstance(news, Exception):
-                    raise as_refusal(news)
-                if isinstance(news, str):
-                    self.reason, piece = news, self.text.finish()
-                else:
-                    piece = self.text.feed(news)
-                    self.written += 1
-                if self.text.stopped:
-                    self.reason = "stop"
+                piece = self.take(await self.arrived.get())
+                while self.reason is None and not self.arrived.empty():
+                    piece += self.take(self.arrived.get_nowait())
                 if piece:
                     yield piece
         finally:
             self.desk.leave(self.job)
+
+    def take(self, news) -> str:
+        """What one piece of news from the engine adds to the text. Raises Refused."""
+        if isinstance(news, Exception):
+            raise as_refusal(news)
+        if isinstance(news, str):
+            self.reason, piece = news, self.text.finish()
+        else:
+            piece = self.text.feed(news)
+            self.written += 1
+        if self.text.stopped:
+            self.reason = "stop"
+        return piece
 
 
 def start_writing(app, asked: TextAsked, prompt_ids: list[int], strip: bool
@@ -280,7 +287,7 @@ async def send_events(shape: Shape, asked: TextAsked, texts: list[Writing]
         while going:
             index, piece, reason = await merged.get()
             if isinstance(piece, Refused):
-                yield event({"error": piece.details})
+                yield as_event({"error": piece.details})
                 return
             going -= reason is not None
             more = {} if going else {"usage": count_usage(texts)}
@@ -482,9 +489,13 @@ def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
 
 
 def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 8000,
-        **options) -> None:
+        threads: int | None = None, **options) -> None:
     """Serve until stopped. The key is that of the variable MINIMISTRAL_API_KEY.
-    Raises ValueError for an address that others can reach, without a key."""
+
+    threads  cores for the model; one less than there are by default: the thread that
+             talks with the clients needs one, or it holds the others up
+    Raises ValueError for an address that others can reach, without a key.
+    """
     import uvicorn
 
     key = os.environ.get(API_KEY) or None
@@ -492,6 +503,7 @@ def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 800
     if not local and not key:
         raise ValueError(f"at {host} others can reach this server: set {API_KEY} to a "
                          f"key that clients must send, or stay at 127.0.0.1")
+    torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     app = create_app(model, tokenizer, name=name, api_key=key,
                      hosts=LOOPBACK if local else None, **options)
     uvicorn.run(app, host=host, port=port, log_level="warning",

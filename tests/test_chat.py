@@ -1,6 +1,7 @@
 """The chat in the terminal."""
 
 import io
+import threading
 
 import pytest
 
@@ -113,3 +114,77 @@ def test_a_talk_goes_on_when_its_history_is_too_long():
     with pytest.raises(ValueError, match="shorten it"):
         next(talk.say("the key " * 40))
     assert len(talk.turns) == 12
+
+
+# ---------------------------------------------------------------- the chat in the notebook
+
+
+@pytest.fixture
+def panel(talk):
+    pytest.importorskip("ipywidgets")
+    from minimistral.course.chat_panel import ChatPanel
+
+    return ChatPanel(talk, "tales")
+
+
+def test_the_panel_answers_as_the_talk_does(panel, talk):
+    said = panel.ask("Hello")
+    ids, _ = encode_chat(talk.tokenizer, [say("user", "Hello")])
+    new = mm.generate(talk.model, ids, 15, stop_ids=[talk.tokenizer.eos_id])
+    assert said == talk.tokenizer.decode(new).removeprefix(" ")
+    assert said in panel.log.value and f"tales says: {said}" in panel.status.value
+    assert repr(panel) == repr(panel.box) == f"You: Hello\ntales: {said}"
+
+
+def test_enter_sends_and_leaving_the_field_does_not(panel, talk):
+    panel.message.value = "Hello"
+    panel.message._handle_custom_msg({"event": "blur"}, [])
+    assert panel.thread is None
+    panel.message._handle_custom_msg({"event": "submit"}, [])
+    panel.thread.join()
+    assert panel.message.value == "" and talk.turns[0] == say("user", "Hello")
+    panel.message.value = "  "
+    panel.send.click()
+    assert len(talk.turns) == 2
+
+
+def test_the_panels_knobs_reach_the_model(panel, talk):
+    panel.temperature.value, panel.system.value = 1.2, " Be brief. "
+    panel.ask("Hello")
+    assert talk.sampling["temperature"] == 1.2 and talk.system == "Be brief."
+    panel.new.click()
+    assert talk.turns == [] and "new conversation" in panel.status.value
+
+
+def test_the_panel_stops_and_says_so(panel, talk, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def stream(*arguments, **options):
+        for token in talk.tokenizer.encode("One two three"):
+            yield token
+            begun.set()
+            assert go.wait(20)
+
+    monkeypatch.setattr(chat, "stream", stream)
+    panel.message.value = "Hello"
+    panel.send.click()
+    assert begun.wait(20)
+    assert not panel.start("Bye") and "stop it first" in panel.status.value
+    panel.stop.click()
+    go.set()
+    panel.thread.join(20)
+    assert panel.told.startswith("Stopped.") and len(talk.turns) == 2
+    assert len(talk.turns[1]["content"]) < len("One two three")
+
+
+def test_the_panel_tells_what_it_cannot_read_and_escapes_what_it_shows(panel, talk):
+    with pytest.raises(ValueError, match="Not sent"):
+        panel.ask("a\ud800")
+    assert talk.turns == []
+    panel.ask("<b>bold</b>")
+    assert "<b>" not in panel.log.value and "&lt;b&gt;" in panel.log.value
+
+
+def test_every_control_of_the_panel_has_a_name(panel):
+    controls = [panel.message, panel.system, panel.temperature, panel.send, panel.stop, panel.new]
+    assert all(control.description for control in controls) and not any(c.disabled for c in controls)

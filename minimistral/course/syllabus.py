@@ -177,7 +177,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         14, "le_chat", "Le Chat and La Plateforme",
         "What stands between a model and a product?",
-        ("serve",), 45, 100, (13,),
+        ("streaming", "chat", "api", "batching"), 45, 100, (6, 13),
         (
             Headline(15, "The cloud makes AI slow and unsafe for data; on the device it is fast."),
             Headline(25, "Le Chat is the newest language model."),
@@ -233,6 +233,7 @@ TEACHING_MODULES = (
     "train", "sampling", "generate", "cache", "moe", "checkpoint", "parity", "devices",
     "fast_model", "engine", "speculative", "quantize", "lora", "questions", "instruct",
     "preference",
+    "streaming", "chat", "api", "batching",
 )
 
 # module -> {definition: chapter that shows it}
@@ -349,6 +350,18 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "preference": {
         "Preference": 13, "answer_log_probs": 13, "dpo_loss": 13, "learn_preferences": 13,
+    },
+    "streaming": {
+        "whole_characters": 14, "cut_at_stop": 14, "TextStream": 14,
+    },
+    "chat": {
+        "fit_conversation": 14, "Talk": 14,
+    },
+    "api": {
+        "Refused": 14, "as_refusal": 14, "as_event": 14, "Told": 14, "count_usage": 14, "Shape": 14,
+    },
+    "batching": {
+        "Busy": 14, "Job": 14, "Seating": 14, "Desk": 14, "work_until_closed": 14, "end_all": 14,
     },
 }
 
