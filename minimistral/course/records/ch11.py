@@ -1,0 +1,983 @@
+"""Chapter 11, GPU inference: the bytes of a step, its core piece and its exercises."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import torch
+from torch import Tensor
+
+from minimistral.config import (MODELS, ModelConfig, MoEConfig, cache_bytes_per_token,
+                                count_parameters)
+from minimistral.speculative import accept, draw_one
+
+from ..chapters.ch11_gpu_inference import (FakeDevice, ToyModel, cache_bytes, count_up, step_bytes,
+                                           step_operations)
+from ..exercises import Exercise, Hint, Misconception
+
+# ---------------------------------------------------------------- the bytes of a step
+
+WINDOWED = ModelConfig(24, 5, 6, 2, 8, 40, 70, sliding_window=48)
+PATTERN = ModelConfig(40, 6, 10, 2, 4, 56, 90, sliding_window=(None, 30, 30), tied_embeddings=True)
+MIXED = ModelConfig(32, 3, 4, 2, 12, 36, 110, moe=MoEConfig(7, 2))
+
+
+def three_texts_longer_than_the_window():
+    return WINDOWED, 3, 700, 16
+
+
+def five_texts_for_a_mixture():
+    return MIXED, 5, 60, 8
+
+
+def one_long_text_for_a_mixture():
+    return MIXED, 1, 900, 4
+
+
+def windows_in_a_pattern_and_one_table():
+    return PATTERN, 4, 80, 16
+
+
+def mistral_7b():
+    return MODELS["mistral-7b-v0.2"], 8, 2000, 16
+
+
+def _step(weights=None, touched=None, cache=None, table=None, read=1.0):
+    """step_bytes with one part exchanged."""
+    def step_bytes(config, batch, length, bits=16):
+        count = count_parameters(config)
+        numbers = weights(count) if weights else count.active
+        rows = 0 if config.tied_embeddings else config.vocab_size * config.dim
+        numbers -= table(config) if table else rows
+        if config.moe and weights is None:
+            E, k = config.moe.num_experts, config.moe.num_experts_per_tok
+            woken = touched(E, k, batch) if touched else E * (1 - (1 - k / E) ** batch)
+            numbers += (woken - k) * 3 * config.dim * config.hidden_dim * config.n_layers
+        kept = cache(config, batch, length, bits) if cache else batch * cache_bytes(config, length)
+        return numbers * bits / 8 * (batch if read != 1.0 else 1) + kept
+    return step_bytes
+
+
+def _step_by_layers(config, batch, length, bits=16):
+    """All of it counted part by part."""
+    c, total, cached = config, config.dim, 0
+    for layer in range(c.n_layers):
+        attention = 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads)
+        one = 3 * c.dim * c.hidden_dim
+        if c.moe:
+            E, k = c.moe.num_experts, c.moe.num_experts_per_tok
+            missed = ((E - k) / E) ** batch
+            total += E * (1 - missed) * one + c.dim * E
+        else:
+            total += one
+        total += attention + 2 * c.dim
+        window = c.window(layer)
+        cached += (length if window is None else min(window, length)) * 2 * c.n_kv_heads * c.head_dim
+    total += c.vocab_size * c.dim
+    return total * bits / 8 + batch * cached * 2
+
+
+def _no_window(config, batch, length, bits):
+    return batch * length * cache_bytes_per_token(config)
+
+
+STEP_BYTES = Exercise(
+    name="step_bytes", chapter=11, kind="function", entry="step_bytes",
+    title="The bytes of a step", difficulty="medium", importance="essential", minutes=8,
+    reference=step_bytes,
+    fixtures=(three_texts_longer_than_the_window, five_texts_for_a_mixture,
+              one_long_text_for_a_mixture, windows_in_a_pattern_and_one_table, mistral_7b),
+    equivalents={"layer by layer": _step_by_layers, "in parts": _step()},
+    misconceptions=(
+        Misconception("the input table counted whole", _step(table=lambda config: 0),
+            "Too many bytes: the whole table of token embeddings is in it. A step looks up one row "
+            "for each text."),
+        Misconception("the table taken off although it is shared",
+            _step(table=lambda config: config.vocab_size * config.dim),
+            "With tied embeddings the one table is also the output layer, which is read whole. "
+            "Then there is nothing to take off."),
+        Misconception("weights read for each text", _step(read=2.0),
+            "The weights were multiplied by the batch. They are read once, for all texts of a step."),
+        Misconception("the cache forgotten", _step(cache=lambda *_: 0),
+            "Only weights were counted. Each text also reads its keys and values."),
+        Misconception("the cache of one text",
+            _step(cache=lambda config, batch, length, bits: cache_bytes(config, length)),
+            "The cache was counted once. Each text of the batch has its own."),
+        Misconception("the window forgotten", _step(cache=_no_window),
+            "A layer with a window reads at most a window of keys and values, however long the "
+            "text."),
+        Misconception("the window of layer 0 for all",
+            _step(cache=lambda config, batch, length, bits: batch * cache_bytes_per_token(config)
+                  * min(length, config.window(0) or length)),
+            "Layers may differ in their windows. Ask each layer for its own."),
+        Misconception("the cache in the weights' bits",
+            _step(cache=lambda config, batch, length, bits:
+                  batch * cache_bytes(config, length) * bits / 16),
+            "The cache changed with the bits of the weights. It keeps 16 bits for each number."),
+        Misconception("two experts whatever the batch", _step(touched=lambda E, k, batch: k),
+            "A mixture's bytes do not grow with the batch. Several texts wake up more experts than "
+            "one does."),
+        Misconception("k experts for each text",
+            _step(touched=lambda E, k, batch: min(E, k * batch)),
+            "Experts were counted as k for each text. Texts share some of their experts: count "
+            "those that at least one text chose."),
+        Misconception("all experts", _step(weights=lambda count: count.total),
+            "All experts were counted. A step reads those that at least one of its texts chose; "
+            "others stay unread."),
+        Misconception("choices with repetition",
+            _step(touched=lambda E, k, batch: E * (1 - (1 - 1 / E) ** (k * batch))),
+            "Nearly: the k experts of one text differ from each other. An expert is left out by "
+            "one text with probability 1 - k / E."),
+        Misconception("the share of left-out experts",
+            _step(touched=lambda E, k, batch: E * (1 - k / E) ** batch),
+            "You counted the experts that nobody chose. Those chosen are the rest."),
+        Misconception("bits not divided by 8",
+            lambda config, batch, length, bits=16: 8 * (
+                step_bytes(config, batch, length, bits) - batch * cache_bytes(config, length))
+            + batch * cache_bytes(config, length),
+            "The weights are 8 times too large: bits were added as if they were bytes."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Take a dense model, one text of no length. Which of its matrices does a step read "
+             "whole, and which one not?"),
+        Hint("Dense is right, the mixture is not",
+             "One text leaves an expert out with probability 1 - k / E, B texts all do with its "
+             "B-th power. The chosen rest is read; k of them are in the active count already."),
+        Hint("The cache is not right",
+             "For each layer: the smaller of length and window. Their sum over the layers, times "
+             "the bytes for one token divided by the number of layers, times the batch."),
+    ),
+    praise="The first of the two numbers that tell a speed before it is measured.",
+)
+
+
+# ---------------------------------------------------------------- piece: accept
+
+P = torch.tensor([[0.60, 0.35, 0.03, 0.01, 0.01], [0.45, 0.20, 0.30, 0.03, 0.02],
+                  [0.70, 0.10, 0.10, 0.05, 0.05], [0.50, 0.40, 0.06, 0.02, 0.02],
+                  [0.05, 0.05, 0.20, 0.10, 0.60]])
+Q = torch.tensor([[0.02, 0.95, 0.01, 0.01, 0.01], [0.02, 0.60, 0.34, 0.02, 0.02],
+                  [0.05, 0.45, 0.45, 0.03, 0.02], [0.60, 0.10, 0.20, 0.05, 0.05]])
+
+
+def three_proposals_the_first_always_accepted():
+    return [1, 2, 1], Q[[3, 2, 1]], P[[3, 2, 1, 4]], 400
+
+
+def three_proposals_the_first_often_rejected():
+    return [1, 1, 2], Q[[0, 3, 2]], P[[0, 3, 2, 1]], 400
+
+
+def two_proposals():
+    return [1, 1], Q[[1, 3]], P[[1, 3, 4]], 400
+
+
+def two_proposals_that_are_always_right():
+    return [0, 1], P[[2, 3]], P[[2, 3, 4]], 200
+
+
+def no_proposals():
+    return [], Q[:0], P[1:2], 200
+
+
+def greedy_choice_a_wrong_proposal():
+    hot = torch.eye(5)
+    return [2, 1], hot[[2, 1]], hot[[2, 4, 0]], 3
+
+
+_seen: dict[tuple, Tensor] = {}  # of the record's own functions, which never change
+
+
+def _run_accept(candidate, proposed, q, p, times):
+    key = candidate, tuple(proposed), times
+    if key in _seen:
+        return _seen[key]
+    shares = _shares(candidate, proposed, q, p, times)
+    if getattr(candidate, "__module__", "") in (__name__, accept.__module__):
+        _seen[key] = shares
+    return shares
+
+
+def _shares(candidate, proposed, q, p, times):
+    """Shares of the outcomes: a row for each number of tokens, a column for the last one, and how
+    often the tokens before it were not the proposed ones."""
+    chance = torch.Generator().manual_seed(11)
+    found, odd = torch.zeros(len(proposed) + 2, p.shape[1]), 0
+    for _ in range(times):
+        tokens = list(candidate(list(proposed), q.clone(), p.clone(), chance))
+        if len(tokens) > len(proposed) + 1:
+            raise ValueError(f"{len(tokens)} tokens for {len(proposed)} proposals")
+        if tokens:
+            found[len(tokens), int(tokens[-1])] += 1
+            odd += [int(t) for t in tokens[:-1]] != proposed[:len(tokens) - 1]
+        else:
+            found[0] += 1 / p.shape[1]
+    return torch.cat([found.flatten() / times, torch.tensor([odd / times])])
+
+
+def _close_shares(expected, actual):
+    """Shares of 200 to 400 draws: the standard error of a difference is at most 0.05 and mostly
+    below 0.035, so 0.15 is four of them. Draws made as the course makes them are equal."""
+    gap = (expected - actual).abs()
+    if gap.max() < 0.15:
+        return None
+    V, place = 5, int(gap.argmax())
+    if place == len(gap) - 1:
+        return f"tokens before the last one are not the proposed ones in {actual[-1]:.2f} of all calls"
+    return (f"{place // V} tokens, the last of them {place % V}: expected in "
+            f"{expected[place]:.2f} of all calls, got {actual[place]:.2f}")
+
+
+def _accepts(chance=None, rest=None, bonus=None, row=0, stop=True, last=True, ratio=None,
+             pick=draw_one):
+    """accept with one part exchanged."""
+    def accept(proposed, q, p, generator):
+        kept = []
+        for i, token in enumerate(proposed):
+            now = p[min(i + row, len(p) - 1)]
+            u = float(torch.rand((), generator=generator))
+            if ratio:
+                fine = ratio(u, now, q[i], token)
+            else:
+                fine = u < float(now[token] / q[i, token])
+            if fine:
+                kept.append(token)
+                continue
+            if not stop:
+                continue
+            left = rest(now, q[i], token) if rest else (now - q[i]).clamp(min=0)
+            left = left if left.sum() > 0 else now
+            return kept + ([pick(left, generator)] if last else [])
+        if bonus is None:
+            return kept + [draw_one(p[-1], generator)]
+        return kept + bonus(kept, q, p, generator)
+    return accept
+
+
+def _accept_by_multinomial(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand(1, generator=generator).item() > min(1.0, (p[i, token] / q[i, token]).item()):
+            residual = torch.relu(p[i] - q[i])
+            if residual.sum() == 0:
+                residual = p[i]
+            residual = residual / residual.sum()
+            return proposed[:i] + [torch.multinomial(residual, 1, generator=generator).item()]
+    return proposed + [torch.multinomial(p[len(proposed)], 1, generator=generator).item()]
+
+
+def _accept_all_at_once(proposed, q, p, generator):
+    n = len(proposed)
+    if n:
+        at = torch.arange(n), torch.tensor(proposed)
+        fine = torch.rand(n, generator=generator) * q[at] < p[:-1][at]
+        n = int(fine.long().cumprod(0).sum())
+    weights = p[n] if n == len(proposed) else torch.maximum(p[n] - q[n], torch.zeros(()))
+    return proposed[:n] + [draw_one(weights, generator)]
+
+
+def _not_normalised(weights, generator):
+    u = torch.rand((), generator=generator)
+    return min(int((weights.cumsum(0) <= u).sum()), len(weights) - 1)
+
+
+def _rejected_returned(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return found if len(found) > len(proposed) else proposed[:len(found)]
+
+
+ACCEPT = Exercise(
+    name="accept", chapter=11, kind="piece", piece="speculative.accept", entry="accept",
+    title="Accept or draw again", difficulty="medium", importance="essential", minutes=9,
+    reference=accept, run=_run_accept, compare=_close_shares,
+    fixtures=(three_proposals_the_first_always_accepted,
+              three_proposals_the_first_often_rejected, two_proposals,
+              two_proposals_that_are_always_right, no_proposals, greedy_choice_a_wrong_proposal),
+    equivalents={"ratio": _accepts(), "multinomial": _accept_by_multinomial,
+                 "all at once": _accept_all_at_once},
+    misconceptions=(
+        Misconception("drawn from p after a rejection", _accepts(rest=lambda p, q, token: p),
+            "After a rejection you draw from all of p. What the draft proposes too seldom must be "
+            "made up for: draw from what p has more than q."),
+        Misconception("the rejected token excluded instead",
+            _accepts(rest=lambda p, q, token: p * (torch.arange(len(p)) != token)),
+            "Only the rejected token was taken out of p. The rest has to be p minus q, wherever "
+            "that is above zero."),
+        Misconception("difference without its sign", _accepts(rest=lambda p, q, token: (p - q).abs()),
+            "Tokens that the draft proposes too often are drawn again. Where p is below q, the "
+            "rest is 0."),
+        Misconception("difference the wrong way round",
+            _accepts(rest=lambda p, q, token: (q - p).clamp(min=0)),
+            "The rest is turned round: it must be what p has more than q, not q more than p."),
+        Misconception("ratio upside down",
+            _accepts(ratio=lambda u, p, q, token: u < float(q[token] / p[token])),
+            "Proposals that the model likes are rejected. A token is accepted with probability p "
+            "over q, not q over p."),
+        Misconception("accepted with probability p",
+            _accepts(ratio=lambda u, p, q, token: u < float(p[token])),
+            "Too few are accepted. The draft proposed the token with probability q already: the "
+            "chance is p over q, and certain where p is larger."),
+        Misconception("no chance at all",
+            _accepts(ratio=lambda u, p, q, token: bool(p[token] >= q[token])),
+            "A token with p below q is never accepted. It has to be, in the share p over q of the "
+            "cases."),
+        Misconception("accepted only if it is the likeliest",
+            _accepts(ratio=lambda u, p, q, token: int(p.argmax()) == token),
+            "Only the model's favourite is accepted. That is right for greedy choice alone; here "
+            "chance decides, with p over q."),
+        Misconception("goes on after a rejection", _accepts(stop=False),
+            "Tokens after a rejected one are still used. They were proposed for another text; the "
+            "first rejection ends it."),
+        Misconception("no token after the last", _accepts(bonus=lambda *_: []),
+            "All proposals accepted, and nothing more comes. The last row of p is one further "
+            "token, for nothing."),
+        Misconception("no token in place of a rejected one", _accepts(last=False),
+            "A rejection gives no token. One is drawn in its place, so that every step writes at "
+            "least one."),
+        Misconception("the rejected token stays", _rejected_returned,
+            "The rejected token is returned. In its place comes one drawn from what p has more "
+            "than q."),
+        Misconception("the further token from the row before",
+            _accepts(bonus=lambda kept, q, p, g: [draw_one(p[-2] if len(p) > 1 else p[-1], g)]),
+            "The token after the last proposal comes from the wrong row. p has one row more than "
+            "there are proposals."),
+        Misconception("p one row too late", _accepts(row=1),
+            "Each token is held against the row after its own. Row 0 of p is for the first "
+            "proposal."),
+        Misconception("not normalised", _accepts(pick=_not_normalised),
+            "After a rejection the last token comes far too often: the rest sums to less than 1. "
+            "Divide by its sum before you draw."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "One proposal, p = 0.3 and q = 0.7 for it. With which probability may it stay? With p = "
+             "0.5 and q = 0.2?"),
+        Hint("What happens at the first rejection?",
+             "Take p minus q, set what is below 0 to 0, draw one token in proportion to the rest, "
+             "and return: the accepted ones and this token."),
+        Hint("And if none is rejected?",
+             "Then one more token is drawn, from the last row of p. So the result is never empty, "
+             "and has at most one token more than was proposed."),
+    ),
+    praise="Whatever the draft proposes, the text is the model's own.", seconds=20,
+)
+
+
+# ---------------------------------------------------------------- 1: a benchmark (bug)
+
+
+def a_slow_start_and_one_disturbance():
+    return [0.5, 0.05] + 4 * [0.002] + [0.040] + [0.003] * 6, 7, 2
+
+
+def nothing_to_warm_up():
+    return [0.004, 0.006, 0.005], 3, 0
+
+
+def a_long_warm_up():
+    return [1.0, 0.6, 0.3, 0.2, 0.1, 0.007, 0.009, 0.008, 0.050, 0.0075], 5, 5
+
+
+def _run_timer(candidate, durations, rounds, warm_up):
+    return candidate(FakeDevice(durations), rounds, warm_up)
+
+
+def _timer(before=True, inside=True, warm=True, late=False, sum_up=statistics.median, skip=0):
+    def time_it(device, rounds, warm_up):
+        for _ in range(warm_up if warm else 0):
+            device.run()
+        if before:
+            device.wait()
+        samples = []
+        for _ in range(rounds):
+            begun = device.clock()
+            device.run()
+            if inside:
+                device.wait()
+            samples.append(device.clock() - begun)
+            if late:
+                device.wait()
+        return sum_up(samples[skip:])
+    return time_it
+
+
+def _timer_in_one_loop(device, rounds, warm_up):
+    samples = []
+    for _ in range(warm_up + rounds):
+        device.wait()
+        begun = device.clock()
+        device.run()
+        device.wait()
+        samples.append(device.clock() - begun)
+    kept = sorted(samples[warm_up:])
+    half = len(kept) // 2
+    return kept[half] if len(kept) % 2 else (kept[half - 1] + kept[half]) / 2
+
+
+def _whole_loop(device, rounds, warm_up):
+    for _ in range(warm_up):
+        device.run()
+    device.wait()
+    begun = device.clock()
+    for _ in range(rounds):
+        device.run()
+    device.wait()
+    return (device.clock() - begun) / rounds
+
+
+def _mean(samples):
+    return sum(samples) / len(samples)
+
+
+TIMER = Exercise(
+    name="time_it", chapter=11, kind="bug", entry="time_it",
+    title="A benchmark that fools itself", difficulty="easy", importance="essential", minutes=8,
+    reference=_timer(), run=_run_timer, may_change_inputs=True,
+    fixtures=(a_slow_start_and_one_disturbance, nothing_to_warm_up, a_long_warm_up),
+    equivalents={"one loop": _timer_in_one_loop, "wait after each": _timer(late=True)},
+    misconceptions=(
+        Misconception("unchanged", _timer(before=False, inside=False, warm=False, sum_up=_mean),
+            "You measure how long it takes to start the work. Wait for the device before reading the "
+            "clock again; then look at the first samples and the disturbed one."),
+        Misconception("only the waiting repaired", _timer(before=False, warm=False, sum_up=_mean),
+            "Each sample is a real time now. The first ones still hold the slow start, and one "
+            "disturbance moves the mean."),
+        Misconception("no warm-up", _timer(before=False, warm=False),
+            "The first runs are among the samples. Run the given number of times before you "
+            "measure."),
+        Misconception("mean instead of median", _timer(sum_up=_mean),
+            "One disturbed sample moves the result. The median is the one in the middle, whatever "
+            "the largest is."),
+        Misconception("smallest instead of median", _timer(sum_up=min),
+            "You take the best sample. The task asks for the usual one, the median."),
+        Misconception("the warm-up runs on into the first sample", _timer(before=False),
+            "The first sample waits for the warm-up, too. Let the device finish before the "
+            "measurement begins."),
+        Misconception("the whole loop divided", _whole_loop,
+            "The time of all rounds over their number is a mean. Each round needs its own "
+            "sample, and waiting inside."),
+        Misconception("warm-up taken from the rounds", lambda device, rounds, warm_up: _timer(
+            warm=False, before=False, skip=min(warm_up, rounds - 1))(device, rounds, 0),
+            "The warm-up was cut from the rounds. It comes before them: the number of samples "
+            "stays."),
+    ),
+    hints=(
+        Hint("The time is far too short",
+             "The device starts its work and returns at once. What has to happen before the clock "
+             "is read the second time?"),
+        Hint("The time is far too long",
+             "The first runs are slow on every device. Run warm_up times, wait, and only then "
+             "measure."),
+        Hint("One fixture is still off",
+             "One sample was disturbed. statistics.median takes the middle one."),
+    ),
+    praise="Warm up, wait, take the median: three lines that most wrong benchmarks lack.",
+)
+
+
+# ---------------------------------------------------------------- 2: a step in order
+
+ORDER = Exercise(
+    name="speculative_step_in_order", chapter=11, kind="order",
+    title="One step of speculative decoding", difficulty="easy", importance="essential", minutes=4,
+    lines=("proposed, q = draft.propose(text, 4, distribution, chance)",
+           "logits = check_drafts(engine, text, proposed, 4)",
+           "p = distribution(logits)",
+           "found = accept(proposed, q, p, chance)",
+           "text += found",
+           "engine.fast.forget(0, len(text) - 1)"),
+    distractors=("text += proposed",),
+    misconceptions=(
+        Misconception("proposals believed", (0, 1, 2, 3, 6, 5),
+            "The proposals went into the text unchecked. Only what the check found may."),
+        Misconception("both added", (0, 1, 2, 3, 6, 4, 5),
+            "The accepted proposals stand in the text twice: what was found contains them."),
+        Misconception("taken back before the text grew", (0, 1, 2, 3, 5, 4),
+            "Taken back too far: the accepted tokens are gone from the cache. The text has to grow "
+            "first."),
+        Misconception("taken back before it was known how far", (0, 1, 2, 5, 3, 4),
+            "How much is taken back depends on what was accepted. Decide first."),
+        Misconception("checked before proposed", (1, 0, 2, 3, 4, 5),
+            "There is nothing to check yet. The draft comes first."),
+        Misconception("accepted before the model spoke", (0, 3, 1, 2, 4, 5),
+            "Accepting needs the model's distribution. The check comes before."),
+        Misconception("distribution before the logits", (0, 2, 1, 3, 4, 5),
+            "The distribution is made from the logits of the check."),
+    ),
+    hints=(
+        Hint("Where does it begin?", "Who speaks first, the cheap draft or the model?"),
+        Hint("The middle", "Proposals, the model's logits after each of them, its distribution, the "
+             "decision."),
+        Hint("The end", "The text grows by what was found. Its last token was never run, so the "
+             "cache keeps one less than the text has."),
+    ),
+    praise="Propose, check, decide, take back.",
+)
+
+
+# ---------------------------------------------------------------- 3: where arithmetic takes over
+
+
+def a_dense_model_in_8_bits():
+    return WINDOWED, 2.0e9, 150e9, 8
+
+
+def a_mixture_in_16_bits():
+    return MIXED, 3.0e9, 130e9, 16
+
+
+def mixtral_on_an_h200():
+    return MODELS["mixtral-8x7b-v0.1"], 4800e9, 989e12, 16
+
+
+def seven_b_on_an_a100_in_4_bits():
+    return MODELS["mistral-7b-v0.2"], 2039e9, 312e12, 4
+
+
+def _from(read=None, work=None, give=lambda batch: batch):
+    def arithmetic_from(config, speed, rate, bits):
+        read_, work_ = read or step_bytes, work or step_operations
+        batch = 1
+        while work_(config, batch, 0) / rate < read_(config, batch, 0, bits) / speed:
+            batch += 1
+            if batch > 2_000:
+                break
+        return give(batch)
+    return arithmetic_from
+
+
+def _by_halving(config, speed, rate, bits):
+    low, high = 0, 1
+    def slow(batch):
+        return step_operations(config, batch, 0) / rate >= step_bytes(config, batch, 0, bits) / speed
+    while not slow(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if slow(middle) else (middle, high)
+    return high
+
+
+TURN = Exercise(
+    name="arithmetic_from", chapter=11, kind="function", entry="arithmetic_from",
+    title="Where arithmetic takes over", difficulty="medium", importance="useful", minutes=8,
+    reference=_from(),
+    fixtures=(a_dense_model_in_8_bits, a_mixture_in_16_bits, mixtral_on_an_h200,
+              seven_b_on_an_a100_in_4_bits),
+    equivalents={"a loop": _from(), "by halving": _by_halving},
+    misconceptions=(
+        Misconception("reading of one text for all batches",
+            _from(read=lambda config, batch, length, bits: step_bytes(config, 1, length, bits)),
+            "Right for dense models, too small for mixtures: they read more as the batch grows, while "
+            "each text computes with its k experts only."),
+        Misconception("16 bits whatever is asked",
+            _from(read=lambda config, batch, length, bits: step_bytes(config, batch, length, 16)),
+            "The bits have no effect. Fewer bits are read sooner, so arithmetic takes over "
+            "earlier."),
+        Misconception("one operation for each weight",
+            _from(work=lambda config, batch, length: step_operations(config, batch, length) / 2),
+            "Twice too large: a weight costs two operations, a multiplication and an addition."),
+        Misconception("operations of one text",
+            _from(work=lambda config, batch, length: step_operations(config, 1, length)),
+            "The loop never ends by itself: the operations have to grow with the batch."),
+        Misconception("the last batch limited by reading", _from(give=lambda batch: batch - 1),
+            "One too small: that is the last batch limited by reading. The next one is asked for."),
+        Misconception("the operations for each byte", lambda config, speed, rate, bits: rate / speed,
+            "You return how many operations fit into the time of a byte. How many texts is that, "
+            "with these bits?"),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "For one text, which is longer on an H200: reading the weights, or computing with "
+             "them? And for 1,000 texts?"),
+        Hint("Which two times?",
+             "step_bytes over speed, and step_operations over rate, both for this batch and "
+             "length 0. Raise the batch until the second is at least the first."),
+        Hint("It takes long", "Some thousand turns of the loop are fine; nothing needs a model."),
+    ),
+    praise="Dense models turn at a batch that only the device and the bits decide; mixtures later.",
+)
+
+
+# ---------------------------------------------------------------- 4: how many texts fit
+
+
+def a_window_shorter_than_the_text():
+    return WINDOWED, 900_000, 300, 16
+
+
+def a_mixture_with_4_bits():
+    return MIXED, 220_000, 130, 4
+
+
+def tied_tables_and_a_pattern():
+    return PATTERN, 1_000_000, 100, 8
+
+
+def seven_b_on_24_gb():
+    return MODELS["mistral-7b-v0.2"], 24_000_000_000, 4096, 16
+
+
+def weights_that_do_not_fit():
+    return MODELS["mixtral-8x7b-v0.1"], 80_000_000_000, 1000, 16
+
+
+def _fits(weights=None, cache=None, down=math.floor, least=0):
+    def texts_that_fit(config, memory, length, bits):
+        held = weights(config, bits) if weights else count_parameters(config).total * bits / 8
+        each = cache(config, length, bits) if cache else cache_bytes(config, length)
+        number = down((memory - held) / each)
+        return number if least is None else max(least, number)
+    return texts_that_fit
+
+
+def _fits_by_adding(config, memory, length, bits):
+    used, texts = count_parameters(config).total * bits / 8, 0
+    while used + cache_bytes(config, length) <= memory:
+        used += cache_bytes(config, length)
+        texts += 1
+    return texts
+
+
+FIT = Exercise(
+    name="texts_that_fit", chapter=11, kind="function", entry="texts_that_fit",
+    title="How many texts fit", difficulty="easy", importance="useful", minutes=6,
+    reference=_fits(),
+    fixtures=(a_window_shorter_than_the_text, a_mixture_with_4_bits, tied_tables_and_a_pattern,
+              seven_b_on_24_gb, weights_that_do_not_fit),
+    equivalents={"by division": lambda config, memory, length, bits: int(max(
+        0, (memory - count_parameters(config).total * bits / 8) // cache_bytes(config, length))),
+        "one after the other": _fits_by_adding},
+    misconceptions=(
+        Misconception("active weights only",
+            _fits(weights=lambda config, bits: count_parameters(config).active * bits / 8),
+            "Too many for a mixture: all its experts have to be in memory, though a text uses a "
+            "few."),
+        Misconception("what a step reads",
+            _fits(weights=lambda config, bits: step_bytes(config, 1, 0, bits)),
+            "Bytes read by a step are not bytes held. In memory is the whole model, the table of "
+            "embeddings included."),
+        Misconception("the window forgotten",
+            _fits(cache=lambda config, length, bits: length * cache_bytes_per_token(config)),
+            "A layer with a window holds at most a window of tokens. The caches are smaller than "
+            "you think."),
+        Misconception("the cache in the weights' bits",
+            _fits(cache=lambda config, length, bits: cache_bytes(config, length) * bits / 16),
+            "The cache has 16 bits for each number, whatever the weights have."),
+        Misconception("keys without values",
+            _fits(cache=lambda config, length, bits: cache_bytes(config, length) / 2),
+            "Twice too many: both keys and values are kept."),
+        Misconception("rounded up", _fits(down=math.ceil),
+            "The last text does not fit whole. Round down."),
+        Misconception("rounded to the nearest", _fits(down=round),
+            "A text that fits by half does not fit. Round down."),
+        Misconception("a negative number of texts", _fits(least=None),
+            "If the weights alone are too large, the answer is 0, not a negative number."),
+        Misconception("bits taken for bytes",
+            _fits(weights=lambda config, bits: count_parameters(config).total * bits),
+            "The weights are 8 times too large: 8 bits are a byte."),
+        Misconception("the weights forgotten", _fits(weights=lambda config, bits: 0),
+            "The caches share the memory with the weights. Take those off first."),
+    ),
+    hints=(
+        Hint("I do not know where to start", "What is in memory once, and what once for each text?"),
+        Hint("Which bytes?", "Total parameters times bits over 8, once. Then ch11.cache_bytes for "
+             "each text; the rest of the memory over that."),
+        Hint("One fixture is wrong", "Whole texts only, so round down, and never below 0."),
+    ),
+    praise="Memory, not speed, sets the largest batch of most machines.",
+)
+
+
+# ---------------------------------------------------------------- 5: what proposals can gain
+
+
+def four_proposals_of_a_cheap_draft():
+    return 0.7, 4, 0.05
+
+
+def six_proposals_of_a_dear_draft():
+    return 0.55, 6, 0.3
+
+
+def all_accepted():
+    return 1.0, 3, 0.1
+
+
+def none_accepted():
+    return 0.0, 5, 0.2
+
+
+def one_proposal_for_nothing():
+    return 0.8, 1, 0.0
+
+
+def _gains(tokens=None, price=None):
+    def speed_up(acceptance, drafts, cost):
+        written = tokens(acceptance, drafts) if tokens else sum(
+            acceptance**i for i in range(drafts + 1))
+        return written / (price(drafts, cost) if price else 1 + drafts * cost)
+    return speed_up
+
+
+def _gain_closed(acceptance, drafts, cost):
+    if acceptance == 1:
+        return (drafts + 1) / (1 + drafts * cost)
+    return (1 - acceptance ** (drafts + 1)) / (1 - acceptance) / (1 + drafts * cost)
+
+
+def _gain_by_cases(acceptance, drafts, cost):
+    written = sum((i + 1) * acceptance**i * (1 - acceptance) for i in range(drafts))
+    return (written + (drafts + 1) * acceptance**drafts) / (1 + cost * drafts)
+
+
+GAIN = Exercise(
+    name="speed_up", chapter=11, kind="function", entry="speed_up",
+    title="What proposals can gain", difficulty="medium", importance="useful", minutes=8,
+    reference=_gains(),
+    fixtures=(four_proposals_of_a_cheap_draft, six_proposals_of_a_dear_draft, all_accepted,
+              none_accepted, one_proposal_for_nothing),
+    equivalents={"closed form": _gain_closed, "by cases": _gain_by_cases},
+    misconceptions=(
+        Misconception("the further token forgotten",
+            _gains(tokens=lambda a, n: sum(a**i for i in range(1, n + 1))),
+            "You count accepted proposals only. Every step writes one token more, whatever was "
+            "accepted."),
+        Misconception("each proposal for itself", _gains(tokens=lambda a, n: 1 + n * a),
+            "Too many: a proposal counts only if all before it were accepted."),
+        Misconception("one power too few", _gains(tokens=lambda a, n: sum(a**i for i in range(n))),
+            "The last case is missing: all proposals accepted, and one more token."),
+        Misconception("all or nothing", _gains(tokens=lambda a, n: 1 + n * a**n),
+            "Too few: a step in which the third proposal fails keeps the first two."),
+        Misconception("the draft paid once", _gains(price=lambda n, cost: 1 + cost),
+            "The draft runs once for each proposal, so its cost counts that often."),
+        Misconception("the model's own step forgotten",
+            _gains(price=lambda n, cost: n * cost if n * cost > 0 else 1),
+            "You divide by the draft's time alone. The model's own step is 1 and counts, too."),
+        Misconception("the draft for nothing", _gains(price=lambda n, cost: 1),
+            "The draft's time is missing: each proposal costs its share of a step."),
+        Misconception("the model steps for each proposal", _gains(price=lambda n, cost: 1 + n),
+            "Checking all proposals is one step of the model, not one for each."),
+        Misconception("divided by zero", lambda acceptance, drafts, cost: (
+            1 - acceptance ** (drafts + 1)) / (1 - acceptance) / (1 + drafts * cost),
+            "If everything is accepted, the closed formula divides by zero. Then a step writes all "
+            "proposals and one more."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Two proposals, each accepted with probability 0.5. How often does a step write one "
+             "token, two, three?"),
+        Hint("How many tokens?", "The first token is certain; the second needs one acceptance, the "
+             "third two in a row: 1 + a + a² + ..., as many terms as proposals and one."),
+        Hint("How long does it take?", "One step of the model is 1, each proposal costs more: "
+             "1 + drafts · cost. Plain writing takes 1 for each token."),
+    ),
+    praise="A draft pays if it is often right and nearly free.",
+)
+
+
+# ---------------------------------------------------------------- 6: a cache not taken back (bug)
+
+
+def proposals_often_wrong():
+    return ToyModel, [3, 1, 4], 40, 4, 3
+
+
+def proposals_usually_right():
+    return ToyModel, [5, 9, 2, 6], 37, 3, 8
+
+
+def one_proposal_at_a_time():
+    return ToyModel, [8], 25, 1, 3
+
+
+def _run_toy(candidate, toy, prompt, n, drafts, sure):
+    model = toy(sure)
+    written = candidate(model, count_up, list(prompt), n, drafts)
+    return [[int(token) for token in written], model.steps]
+
+
+def _writes(compare=None, grow=None, keep=None, cut=True):
+    def speculate_greedy(model, propose, prompt, n, drafts):
+        text = list(prompt)
+        text.append(model.run(text)[-1])
+        while len(text) < len(prompt) + n:
+            proposed = propose(text, drafts)
+            told = model.run([text[-1], *proposed])
+            right = 0
+            while right < len(proposed) and (compare or _same)(proposed, told, right):
+                right += 1
+            text += grow(proposed, told, right) if grow else [*proposed[:right], told[right]]
+            (keep or _keep)(model, text)
+            if model.steps > 500:
+                break
+        return text[len(prompt):len(prompt) + n] if cut else text[len(prompt):]
+    return speculate_greedy
+
+
+def _same(proposed, told, i):
+    return proposed[i] == told[i]
+
+
+def _keep(model, text):
+    model.keep(len(text) - 1)
+
+
+def _no_keep(model, text):
+    pass
+
+
+def _no_bonus(proposed, told, right):
+    return proposed[:right] or told[:1]
+
+
+def _write_by_zip(model, propose, prompt, n, drafts):
+    text = [*prompt, model.run(prompt)[-1]]
+    while len(text) - len(prompt) < n:
+        known = len(text) - 1
+        guesses = propose(text, drafts)
+        answers = model.run(text[-1:] + guesses)
+        for guess, answer in zip(guesses + [None], answers):
+            text.append(answer)
+            if guess != answer:
+                break
+        model.keep(known + len(text) - known - 1)
+    return text[len(prompt):][:n]
+
+
+ROLL_BACK = Exercise(
+    name="speculate_greedy", chapter=11, kind="bug", entry="speculate_greedy",
+    title="Fast, and not the same text", difficulty="hard", importance="essential", minutes=12,
+    reference=_writes(), run=_run_toy, may_change_inputs=True,
+    fixtures=(proposals_often_wrong, proposals_usually_right, one_proposal_at_a_time),
+    equivalents={"zip": _write_by_zip},
+    misconceptions=(
+        Misconception("unchanged", _writes(grow=_no_bonus, keep=_no_keep),
+            "Both slips are still there: the text differs from the model's own, and the steps are "
+            "too many."),
+        Misconception("only the taking back repaired", _writes(grow=_no_bonus),
+            "The text is right now. But the model's own next token, known after every check, is "
+            "thrown away, so there are too many steps."),
+        Misconception("only the further token repaired", _writes(keep=_no_keep),
+            "The steps are few, and the text is wrong: rejected tokens are still in the cache. Keep "
+            "only what belongs to the text."),
+        Misconception("one token too many kept",
+            _writes(keep=lambda model, text: model.keep(len(text))),
+            "A rejected token stays in the cache. The last token of the text was never run: keep one "
+            "less than the text has."),
+        Misconception("one token too few kept",
+            _writes(keep=lambda model, text: model.keep(len(text) - 2)),
+            "A token of the text is missing in the cache. Only the last one has not been run yet."),
+        Misconception("all taken back to the prompt", lambda model, propose, prompt, n, drafts: _writes(
+            keep=lambda model, text: model.keep(len(prompt)))(model, propose, prompt, n, drafts),
+            "All but the prompt was forgotten, accepted tokens as well. Keep what the text has, less "
+            "the last one."),
+        Misconception("only complete sets of proposals", _writes(
+            grow=lambda proposed, told, right: [*proposed, told[-1]] if right == len(proposed)
+            else told[:1]),
+            "Right text, too many steps: if the third proposal is wrong, the first two still "
+            "count."),
+        Misconception("the last answer instead of the right one", _writes(
+            grow=lambda proposed, told, right: [*proposed[:right], told[-1]]),
+            "After a rejection you take the answer to the last proposal. The one that counts stands "
+            "at the first wrong place."),
+        Misconception("proposals believed", _writes(
+            grow=lambda proposed, told, right: [*proposed, told[-1]]),
+            "All proposals went into the text, wrong ones as well."),
+        Misconception("more tokens than asked for", _writes(cut=False),
+            "The last step writes past the end. Return n tokens."),
+    ),
+    hints=(
+        Hint("The text is wrong", "After a rejection, which tokens does the model still hold that "
+             "are not in the text?"),
+        Hint("How many may it keep?", "All of the text but its last token, which has not been run: "
+             "len(text) - 1."),
+        Hint("Too many steps", "A check answers one question more than there are proposals. At the "
+             "first wrong place stands the right token: take it, also when nothing was wrong."),
+    ),
+    praise="The same text in fewer steps.",
+)
+
+
+# ---------------------------------------------------------------- 7: a draft from counts (open)
+
+
+def _counts(seed: int, size: int) -> Tensor:
+    chance = torch.Generator().manual_seed(seed)
+    return torch.rand(size, size, generator=chance) * 50
+
+
+def eleven_tokens():
+    return _counts(3, 11), [4, 0, 7], 5
+
+
+def a_long_text():
+    return _counts(4, 17), [1, 16, 3, 3, 9, 12], 3
+
+
+def nothing_wanted():
+    return _counts(5, 8), [2, 5], 0
+
+
+def _drafts(row=None, pick=None, number=lambda count: count):
+    def bigram_draft(counts, text, count):
+        found, token = [], text[-1]
+        for _ in range(number(count)):
+            line = row(counts, token) if row else counts[token]
+            token = int(pick(line) if pick else line.argmax())
+            found.append(token)
+        return found
+    return bigram_draft
+
+
+def _draft_by_text(counts, text, count):
+    longer = list(text)
+    for _ in range(count):
+        longer.append(counts[longer[-1]].max(dim=0).indices.item())
+    return longer[len(text):]
+
+
+DRAFT = Exercise(
+    name="bigram_draft", chapter=11, kind="open", entry="bigram_draft",
+    title="A draft of your own", difficulty="medium", importance="optional", minutes=15,
+    reference=_drafts(), fixtures=(eleven_tokens, a_long_text, nothing_wanted),
+    equivalents={"on a copy": _draft_by_text, "a table first": lambda counts, text, count: (
+        lambda following: [t := following[t if i else text[-1]] for i in range(count)])(
+            counts.argmax(1).tolist())},
+    misconceptions=(
+        Misconception("the same successor again and again",
+            lambda counts, text, count: [int(counts[text[-1]].argmax())] * count,
+            "All proposals are the same token. Each one follows the one before it."),
+        Misconception("the best successors of one token",
+            lambda counts, text, count: counts[text[-1]].topk(min(count, len(counts))).indices.tolist(),
+            "These are the likeliest tokens for one place. Proposals stand one after the other."),
+        Misconception("columns for rows", _drafts(row=lambda counts, token: counts[:, token]),
+            "You look up what comes before. A row belongs to a token, its columns to what follows."),
+        Misconception("the first token of the text",
+            lambda counts, text, count: _drafts()(counts, text[::-1], count),
+            "The chain begins at the wrong end. It continues the last token of the text."),
+        Misconception("the last token repeated",
+            lambda counts, text, count: [text[-1], *_drafts()(counts, text, count)][:count],
+            "The first proposal is the text's last token. Propose what follows it."),
+        Misconception("the whole text returned",
+            lambda counts, text, count: [*text, *_drafts()(counts, text, count)],
+            "Return the proposals only, without the text."),
+        Misconception("one too many", _drafts(number=lambda count: count + 1),
+            "One proposal too many. Make exactly as many as are asked for."),
+        Misconception("the rarest", _drafts(pick=lambda line: line.argmin()),
+            "You follow the rarest pairs. The largest count is the likeliest successor."),
+    ),
+    hints=(
+        Hint("I do not know where to start", "Which row of the counts belongs to the last token of "
+             "the text, and where is its largest number?"),
+        Hint("And the second proposal?", "It follows the first one: look up the row of the token "
+             "just proposed."),
+        Hint("As a loop", "token = text[-1]; count times: token = place of the largest count in its "
+             "row, and remember it."),
+    ),
+    praise="It costs nothing. How often is it right?",
+)
+
+
+EXERCISES = [STEP_BYTES, ACCEPT, TIMER, ORDER, TURN, FIT, GAIN, ROLL_BACK, DRAFT]
