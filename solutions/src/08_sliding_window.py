@@ -38,10 +38,10 @@ from minimistral.course.chapters import ch08_sliding_window as ch08
 def attended_pairs(length, window):
     """Pairs of a query and a key that it may see."""
     ### BEGIN SOLUTION
-    w = min(length, window)               # queries before the window is full
+    w = min(length, window)               # queries that see 1, 2, 3 ... keys
     return w * (w + 1) // 2 + (length - w) * w
     ### STUB
-    # w = ...             # how many queries see fewer keys than the last one
+    # w = ...             # how many queries see 1, 2, 3 ... keys
     # return ...
     ### END SOLUTION
 
@@ -154,8 +154,8 @@ check("look_into_ring", look_into_ring)
 #
 # The look of a whole text with a window, without the table of T × T scores: a block of queries at a time,
 # each block with the keys that it needs. Choose another size of block than the chapter: three queries, whatever
-# W is. `may_attend` is allowed; the check refuses a table of all scores. T may be smaller than W, and
-# need not be a multiple of 3.
+# W is. `may_attend` is allowed; the check refuses blocks that fetch keys from far outside their windows. T may
+# be smaller than W, and need not be a multiple of 3.
 #
 # Example: W = 5, queries 9, 10, 11 need the keys 5 to 11.
 
@@ -190,7 +190,8 @@ check("look_in_blocks", look_in_blocks)
 #
 # An open task. First a function: the bytes of keys and values that a text of `length` tokens leaves in the cache
 # of a model whose layers have different windows. `config.window(n)` is the window of layer n, or None for a
-# layer that keeps everything. `config` has `n_layers`, `n_kv_heads` and `head_dim`.
+# layer that keeps everything. `config` has `n_layers`, `n_kv_heads` and `head_dim`. Count only slots that hold
+# something.
 #
 # Example: 8 layers with windows None, 64, 64, 64, None, 64, 64, 64 and 1,000 tokens: 2 · 1,000 + 6 · 64
 # = 2,384 slots, each with a key and a value for every key/value head.
