@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercises 9: Mixture of experts
 #
-# Seven exercises on chapter 9, about an hour and twenty minutes in all. The two core pieces, `route` and
+# Seven exercises on chapter 9, about an hour and a quarter in all. The two core pieces, `route` and
 # `chosen_experts`, are written inside the chapter itself; here you count, order, repair, generalise and
 # convert.
 #

@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +78,32 @@ def test_the_order_within_a_row_is_free_and_a_lost_pair_is_not():
         return weights, experts.flip(-1)
     assert judge(BY_NAME["route"], upside_down).passed
     assert not judge(BY_NAME["route"], torn).passed
+
+
+def test_half_a_routing_is_told_as_it_is_and_not_as_the_comparison_sees_it():
+    for wrong, told in (
+        (lambda logits, k: library.route(logits, k)[0], "xpected tuple of 2"),
+        (lambda logits, k: tuple(part.float() for part in library.route(logits, k)), "int64"),
+        (lambda logits, k: (library.route(logits, k)[0].half(), logits.topk(k)[1]), "float16"),
+    ):
+        assert told in judge(BY_NAME["route"], wrong).message
+
+
+def test_groups_in_another_order_within_are_told_so():
+    def backwards(chosen, n_experts):
+        rows = sorted((e, -t, p) for t, row in enumerate(chosen.tolist())
+                      for p, e in enumerate(row))
+        counts = torch.bincount(chosen.flatten(), minlength=n_experts)
+        return [-t for _, t, _ in rows], [p for _, _, p in rows], counts
+    assert "do not rise" in judge(BY_NAME["group_by_expert"], backwards).message
+
+
+def test_an_unchanged_first_exercise_is_not_written_yet():
+    def total_and_active(config):
+        E, k = config.moe.num_experts, config.moe.num_experts_per_tok
+        expert, router = ..., ...
+        return ..., ...
+    assert judge(BY_NAME["total_and_active"], total_and_active).status == "not written yet"
 
 
 # ---------------------------------------------------------------- the library
@@ -193,6 +220,35 @@ def test_distinct_experts_follow_the_formula_when_choices_are_even():
         wanted = ch09.expected_distinct(8, 2, batch)
         assert ch09.distinct(chosen, batch, draws=1500) == pytest.approx(wanted, abs=0.1)
     assert ch09.expected_distinct(8, 2, 2) == 3.5
+
+
+def test_neighbours_are_rows_that_follow_each_other():
+    chosen = torch.arange(40).repeat_interleave(2).view(-1, 2)     # row n names n twice
+    assert ch09.distinct(chosen, 5, neighbours=True) == 5
+    assert ch09.distinct(chosen, 5) < 5                            # drawn with repetition
+    pairs = torch.tensor([[0, 1], [2, 3]]).repeat_interleave(50, 0)
+    assert ch09.distinct(pairs, 2, neighbours=True) < 2.2 < ch09.distinct(pairs, 2)
+
+
+def test_what_the_chosen_keep_is_the_sum_of_their_shares():
+    model = small_mixture()
+    ids = torch.arange(14).view(2, 7)
+    positions = torch.arange(7).repeat(2, 1)
+    positions[1, 4:] = -1
+    rows = SimpleNamespace(inputs=ids, positions=positions)
+    for part in model.layers:
+        torch.nn.init.zeros_(part.feed_forward.gate.weight)
+    assert ch09.kept_by_the_chosen(model, rows) == pytest.approx([2 / 5, 2 / 5])
+
+
+def test_the_table_of_costs_counts_arithmetic_by_choices_and_bytes_by_experts():
+    run = {"tokens": 16, "dim": 512, "hidden_dim": 1024, "chosen": 2, "experts": 8, "distinct": 7,
+           "medians": {"dense": 0.001, "chosen experts": 0.002, "all experts": 0.003}}
+    dense, chosen, everything = ch09.cost_table(run)
+    assert dense[1] == chosen[1] == pytest.approx(2 * 16 * 2 * 3 * 512 * 1024 / 1e9)
+    assert everything[1] == pytest.approx(4 * dense[1])
+    assert chosen[2] == pytest.approx(3.5 * dense[2]) and everything[2] == pytest.approx(4 * dense[2])
+    assert [row[3] for row in (dense, chosen, everything)] == pytest.approx([1, 2, 3])
 
 
 def test_guessing_knows_what_it_was_told_and_no_more():

@@ -120,14 +120,30 @@ def usage(model: nn.Module, rows=None) -> list[Tensor]:
     return [shares(c, n_experts) for c in choices(model, rows.inputs, rows.positions)]
 
 
-def distinct(chosen: Tensor, batch: int, draws: int = 200, seed: int = 0) -> float:
-    """Mean number of different experts that ``batch`` tokens, drawn at random, touch.
+@torch.no_grad()
+def kept_by_the_chosen(model: nn.Module, rows) -> list[float]:
+    """How much of a softmax over all experts the chosen ones have, on average, layer by layer."""
+    with record_routing(model) as seen:
+        model(rows.inputs, positions=rows.positions)
+    real, k = (rows.positions >= 0).flatten(), model.config.moe.num_experts_per_tok
+    return [logits[real].float().softmax(-1).topk(k).values.sum(-1).mean().item()
+            for logits in seen]
+
+
+def distinct(chosen: Tensor, batch: int, draws: int = 200, seed: int = 0,
+             neighbours: bool = False) -> float:
+    """Mean number of different experts that ``batch`` tokens touch, drawn at random or, as
+    ``neighbours``, one after the other in a text.
 
     chosen: (N, k)
     """
     chance = torch.Generator().manual_seed(seed)
-    picked = chosen[torch.randint(len(chosen), (draws, batch), generator=chance)].flatten(1)
-    return sum(len(set(row)) for row in picked.tolist()) / draws
+    if neighbours:
+        first = torch.randint(len(chosen) - batch + 1, (draws, 1), generator=chance)
+        places = first + torch.arange(batch)
+    else:
+        places = torch.randint(len(chosen), (draws, batch), generator=chance)
+    return sum(len(set(row)) for row in chosen[places].flatten(1).tolist()) / draws
 
 
 def expected_distinct(n_experts: int, k: int, batch: int) -> float:
@@ -242,6 +258,19 @@ def total_nats(model, rows) -> float:
 TINTS = ("#cfe3f5", "#f9d9c3", "#cdebdf", "#f3d9e6", "#e3e3e3", "#fff0a8", "#d9d2f3", "#c9e9ee")
 
 
+def cost_table(run: dict) -> list[tuple[str, float, float, float]]:
+    """What one recorded run of the layers cost: name, GFLOP, MB of weights read, milliseconds.
+
+    A multiplication and an addition are two operations; a weight has 4 bytes. The router is
+    left out: it has dim numbers for each expert.
+    """
+    one = 3 * run["dim"] * run["hidden_dim"]                 # the weights of one expert
+    works = {"dense": run["chosen"], "chosen experts": run["chosen"], "all experts": run["experts"]}
+    reads = works | {"chosen experts": run["distinct"]}
+    return [(name, 2e-9 * run["tokens"] * works[name] * one, 4e-6 * reads[name] * one,
+             1e3 * run["medians"][name]) for name in works]
+
+
 def layer_picture(n_experts: int = 8, chosen: Sequence[int] = (2, 5)):
     """A dense layer and a mixture, side by side, for one token."""
     from matplotlib.patches import Rectangle
@@ -334,6 +363,7 @@ def shares_picture(runs: dict[str, list[list[float]]], k: int = CHOSEN):
                    hatch=HATCHES[n], label=name)
         even = 100 / len(ordered)
         ax.axhline(even, color=BLACK, linewidth=1, linestyle="--")
+        ax.text(len(ordered) - 0.4, even, "even", ha="right", va="bottom")
         ax.set(title=f"layer {layer}", xlabel="experts, the busiest first",
                ylabel="% of all choices" if layer == 0 else "")
         ax.set_xticks(range(len(ordered)), [str(x + 1) for x in range(len(ordered))])
@@ -343,15 +373,14 @@ def shares_picture(runs: dict[str, list[list[float]]], k: int = CHOSEN):
 
 
 def quality_picture(losses: dict[str, list[float]], floor: float, title: str):
-    """Loss of every seed, a row for each model, and the floor."""
+    """Loss of every seed, a row for each model; the floor, far to the left, is only named."""
     figure, ax = new_figure(7.6, 2.9)
     for n, (name, values) in enumerate(losses.items()):
         ax.scatter(values, [n] * len(values), s=60, marker=MARKERS[n],
                    color=(BLACK, ORANGE, BLUE)[n], zorder=3)
         ax.plot([sorted(values)[len(values) // 2]] * 2, [n - 0.25, n + 0.25], color=GREY,
                 linestyle="-", linewidth=2)
-    ax.axvline(floor, color=GREEN, linestyle="--", linewidth=2)
-    ax.text(floor, len(losses) - 0.45, " floor", color=GREEN, va="bottom")
+    ax.text(0.01, 0.04, f"\u2190 the floor, {floor:.3f}", color="#006E50", transform=ax.transAxes)
     ax.set_yticks(range(len(losses)), list(losses))
     ax.set(title=title, xlabel="loss (nats per byte); a mark for each seed, a bar at the median",
            ylim=(len(losses) - 0.3, -0.6))
@@ -370,7 +399,9 @@ def speed_picture(runs: Sequence[dict]):
     ax.set_xscale("log", base=4)
     ax.set_yscale("log", base=2)
     ax.set_xticks(tokens, [f"{t:,}" for t in tokens])
-    ax.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    top = max(run["medians"]["all experts"] / run["medians"]["dense"] for run in runs)
+    ticks = [2 ** n for n in range(10) if 2 ** n <= top]
+    ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set(title="With many tokens, 2 of 8 experts cost what their arithmetic costs",
            xlabel="tokens in one go", ylabel="times a dense layer of\nequal active parameters")

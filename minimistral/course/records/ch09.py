@@ -295,6 +295,11 @@ def one_expert_each():
     return _job(14, 5, 6, 4, 9, 1)
 
 
+def tokens_in_bfloat16():
+    experts, x, weights, chosen = _job(15, 4, 6, 5, 9, 2)
+    return experts.bfloat16(), x.bfloat16(), weights.bfloat16(), chosen
+
+
 def _with_count(candidate, experts, x, weights, chosen):
     out = candidate(experts, x, weights, chosen)
     rows = sum(expert.rows for expert in experts)
@@ -366,7 +371,7 @@ def _in_expert_order(experts, x, weights, chosen):
 
 
 def _dense_sum(experts, x, weights, chosen):
-    shares = torch.zeros(len(x), len(experts)).scatter(1, chosen, weights)
+    shares = weights.new_zeros(len(x), len(experts)).scatter(1, chosen, weights)
     return torch.stack([expert(x) for expert in experts], 1).mul(shares[:, :, None]).sum(1)
 
 
@@ -389,6 +394,14 @@ def _after_one_expert(experts, x, weights, chosen):
 
 def _begun_with_x(experts, x, weights, chosen):
     out = x
+    for e, expert in enumerate(experts):
+        token, place = torch.where(chosen == e)
+        out[token] += weights[token, place, None] * expert(x[token])
+    return out
+
+
+def _zeros_of_float32(experts, x, weights, chosen):
+    out = torch.zeros(x.shape)
     for e, expert in enumerate(experts):
         token, place = torch.where(chosen == e)
         out[token] += weights[token, place, None] * expert(x[token])
@@ -419,7 +432,7 @@ CHOSEN_EXPERTS = Exercise(
     importance="essential", minutes=12,
     reference=chosen_experts, run=_with_count,
     fixtures=(seven_tokens_and_an_idle_expert, thirteen_tokens_three_of_four,
-              all_to_the_same_two, one_expert_each),
+              all_to_the_same_two, one_expert_each, tokens_in_bfloat16),
     equivalents={
         "token by token": _token_by_token,
         "place by place": _place_by_place,
@@ -500,6 +513,9 @@ CHOSEN_EXPERTS = Exercise(
         Misconception("begun with x", _begun_with_x,
             "The sum began with x itself, so x was counted too, and changed while later experts "
             "still read it. Begin with zeros."),
+        Misconception("zeros of float32", _zeros_of_float32,
+            "For tokens in half precision the sum is float32: the zeros have the shape of x, but "
+            "not its type."),
         Misconception("written into the input", _into_the_input,
             "The result was written into x. Begin with zeros of the same shape."),
     ),
@@ -664,9 +680,6 @@ MIXTURE_IN_ORDER = Exercise(
         Misconception("weights of the first k experts", (0, 1, 2, 9, 4, 5, 6, 7, 8),
             "One line takes the shares of experts 0 to k - 1, whoever was chosen. The weights "
             "belong to the chosen scores."),
-        Misconception("weights of the first k, zeros early", (0, 4, 1, 2, 9, 5, 6, 7, 8),
-            "One line takes the shares of the first k experts, chosen or not. Take the line "
-            "that uses the best scores."),
         Misconception("zeros for every expert", (0, 1, 2, 3, 5, 4, 6, 7, 8),
             "The sum begins anew with each expert, so only the last one's answers survive. Make "
             "the zeros once, before the loop."),
