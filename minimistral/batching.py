@@ -94,7 +94,8 @@ class Desk(Seating):
         self.max_waiting, self.closed = max_waiting, False
         self.errands: deque[Callable[[], None]] = deque()
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=work_until_closed, args=(self,), daemon=True)
+        self.thread = threading.Thread(target=work_until_closed, args=(self,),
+                                       daemon=True)
         self.thread.start()
 
     def submit(self, *jobs: Job) -> None:

@@ -21,7 +21,10 @@ room.stream = slowly""",
 
 @pytest.fixture
 def page(lab, tab, tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in CELLS])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(text) for text in CELLS],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
     nbformat.write(notebook, tmp_path / "chat.ipynb")
     lab.open(tab, tmp_path / "chat.ipynb")
     return tab
