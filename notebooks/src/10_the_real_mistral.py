@@ -547,7 +547,7 @@ reveal("sixteen", "A", "And only just: what the system itself needs may be too "
 
 # %% tags=["try"]
 # NBVAL_IGNORE_OUTPUT: says what this machine has, and whether there is a checkpoint
-folder = "" or os.environ.get("MINIMISTRAL_MODEL", "")
+folder = os.path.expanduser("" or os.environ.get("MINIMISTRAL_MODEL", ""))
 plan = ch10.plan(folder) if folder else None
 print(plan or ch10.NO_FOLDER)
 if plan and plan.fits:

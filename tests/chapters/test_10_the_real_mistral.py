@@ -154,6 +154,20 @@ def test_mine_loads_and_runs_with_pieces_that_were_saved(tmp_path):
     assert "no longer passes" in str(mine(folder).problems)
 
 
+def test_a_piece_that_asks_the_library_is_not_saved(tmp_path):
+    """It would replace what it calls, and call itself for ever."""
+    (tmp_path / "asks.py").write_text("import minimistral as mm\n\n\n"
+                                      "def count_parameters(config):\n"
+                                      "    return mm.count_parameters(config)\n", encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("asks", tmp_path / "asks.py")
+    asks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(asks)
+    result = check("count_parameters", asks.count_parameters)
+    assert result.passed and "meant to replace" in str(result.notes)
+    assert not (progress.work_folder() / "mine" / "config.py").exists()
+    assert mine("tales-dense").pieces == {}
+
+
 PIECES = '''import torch
 
 def permute_rotary(weight, n_heads):
