@@ -77,7 +77,7 @@ def interviews(recipe: TuningRecipe, count: int, tokenizer: Tokenizer) -> list[l
     while len(kept) < count:
         talk = interview(rng, 1 if rng.random() < recipe.alone else recipe.questions)
         words = "".join(m["content"] for m in as_conversation(talk))
-        if talk and len(tokenizer.encode(words)) + 4 * len(talk) <= recipe.longest:
+        if len(tokenizer.encode(words)) + 4 * len(talk) <= recipe.longest:
             kept.append(talk)
     spoiled = {id(q) for q in shared([q for talk in kept for q in talk], forbidden)}
     return [clean for talk in kept if (clean := [q for q in talk if id(q) not in spoiled])]

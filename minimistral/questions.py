@@ -1,9 +1,9 @@
 """Questions about the tales, each with the one right answer.
 
 A tale is told up to its last sentence, and something is asked that its listener can
-know: who has a thing, where a thing or a person is; what the tale has not told; how a
-sentence is said in another language; how the tale may end. The tales' own program
-knows the answers, so they can be scored exactly.
+know: who has a thing, where a thing or a person is; what the tale has not told; how it
+may end. The tales' own program knows the answers, so they can be scored exactly, and
+answers are sentences that tales have.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from random import Random
 
 from minimistral.tales import Tale, parse_tale, sample_tale
-from minimistral.tales_plot import LANGUAGES
 from minimistral.tales_text import forms, render, write
 from minimistral.tales_words import GENDER, NOUNS
 
@@ -20,27 +19,21 @@ ASK = {                       # kind of question: its words in each language
             "es": "¿Quién tiene {thing}?", "it": "Chi ha {thing}?"},
     "where": {"en": "Where is {it}?", "fr": "Où est {it} ?", "de": "Wo ist {it}?",
               "es": "¿Dónde está {it}?", "it": "Dov'è {it}?"},
-    "retell": {"en": "Tell it in English: ", "fr": "Tell it in French: ",
-               "de": "Tell it in German: ", "es": "Tell it in Spanish: ",
-               "it": "Tell it in Italian: "},
     "end": {"en": "How does it end?", "fr": "Comment cela finit-il ?",
             "de": "Wie geht es aus?", "es": "¿Cómo termina?", "it": "Come finisce?"},
 }
-NOBODY = {"en": "Nobody.", "fr": "Personne.", "de": "Niemand.", "es": "Nadie.",
-          "it": "Nessuno."}
 NOT_TOLD = {"en": "That is not told.", "fr": "Cela n'est pas dit.",
             "de": "Das wird nicht erzählt.", "es": "Eso no se cuenta.",
             "it": "Questo non si dice."}
-KINDS = ("who", "where", "person", "untold", "retell", "end")
+KINDS = ("who", "where", "person", "untold", "end")
 
 
 @dataclass(frozen=True)
 class Question:
     """What is said to the assistant, and what it should say.
 
-    kind: one of KINDS. told: the tale so far, empty where the question needs none.
-    `end` has many right answers, of which `answer` is one: whatever ends the tale
-    without a contradiction.
+    kind: one of KINDS. told: the tale so far. `end` has many right answers, of which `answer` is one: whatever ends the tale without a
+    contradiction.
     """
     kind: str
     language: str
@@ -50,7 +43,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        return f"{self.told}\n{self.asked}" if self.told else self.asked
+        return f"{self.told}\n{self.asked}"
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -70,60 +63,63 @@ def ask(rng: Random, kind: str | None = None, language: str | None = None) -> Qu
     if kind not in (None, *KINDS):
         raise ValueError(f"kind {kind!r}: choose one of {', '.join(KINDS)}")
     kind = kind or rng.choice(KINDS)
-    while True:
-        if question := ask_about(sample_tale(rng, language), kind, rng):
-            return question
+    return ask_about(sample_tale(rng, language), kind, rng)
 
 
-def ask_about(tale: Tale, kind: str, rng: Random) -> Question | None:
-    """A question of this kind about a tale; None if the tale has no answer to one."""
-    found = TELL[kind](rng, tale)
-    told = write(tale.language, list(tale.events[:-1])) if kind != "retell" else ""
-    return Question(kind, tale.language, *found, told) if found else None
+def ask_about(tale: Tale, kind: str, rng: Random) -> Question:
+    """A question of this kind about a tale, which is told but for its last sentence."""
+    asked, answer = TELL[kind](rng, tale)
+    told = write(tale.language, list(tale.events[:-1]))
+    return Question(kind, tale.language, asked, answer, told)
 
 
 def interview(rng: Random, n: int, language: str | None = None) -> list[Question]:
     """Up to n different questions about one tale; how it ends is asked last."""
     tale = sample_tale(rng, language)
     drawn = [ask_about(tale, rng.choice(KINDS), rng) for _ in range(n)]
-    different = {question.asked: question for question in drawn if question}
+    different = {question.asked: question for question in drawn}
     return sorted(different.values(), key=lambda question: question.kind == "end")
 
 
 def as_conversation(questions: list[Question]) -> list[dict[str, str]]:
     """Questions about one tale, with their answers; the tale is told once."""
-    messages, told = [], False
-    for question in questions:
-        said = question.asked if told else question.prompt
-        told = told or bool(question.told)
-        messages += [{"role": "user", "content": said},
-                     {"role": "assistant", "content": question.answer}]
-    return messages
+    messages = [message for question in questions for message in (
+        {"role": "user", "content": question.asked},
+        {"role": "assistant", "content": question.answer})]
+    return [*questions[0].messages, *messages[1:]]
 
 
 def ask_who(rng: Random, tale) -> tuple[str, str]:
-    """Who has a thing of the tale? Nobody, if it lies somewhere."""
+    """Who has a thing of the tale? If nobody has it, the answer says where it lies."""
     thing = rng.choice(sorted(tale.holders))
     asked = ASK["who"][tale.language].format(
         thing=forms(tale.language, "thing", "acc")[thing])
     holder = tale.holders[thing]
-    return asked, f"{holder}." if holder in GENDER else NOBODY[tale.language]
+    kind = "end_held" if holder in GENDER else "end_lying"
+    return asked, say(tale, kind, thing=thing, who=holder, place=holder)
 
 
 def ask_where(rng: Random, tale) -> tuple[str, str]:
     """Where is a thing? Where it lies, or where the one is who has it: two steps."""
     thing = rng.choice(sorted(tale.holders))
-    place = tale.places.get(tale.holders[thing], tale.holders[thing])
+    holder = tale.holders[thing]
     asked = ASK["where"][tale.language].format(
         it=forms(tale.language, "thing", "the")[thing])
-    return asked, sentence_of(tale.language, place)
+    kind = "end_with" if holder in GENDER else "end_lying"
+    place = tale.places.get(holder, holder)
+    return asked, say(tale, kind, thing=thing, who=holder, place=place)
 
 
 def ask_person(rng: Random, tale) -> tuple[str, str]:
     """Where is somebody of the tale?"""
     who = rng.choice(sorted(tale.places))
     asked = ASK["where"][tale.language].format(it=who)
-    return asked, sentence_of(tale.language, tale.places[who])
+    return asked, say(tale, "arrive", who=who, place=tale.places[who])
+
+
+def say(tale: Tale, kind: str, **decisions: str) -> str:
+    """An answer in a sentence that the tales have for it, in the tale's language."""
+    return render(tale.language, {"kind": kind, "variant": 0, **decisions})
 
 
 def ask_untold(rng: Random, tale) -> tuple[str, str]:
@@ -137,36 +133,13 @@ def ask_untold(rng: Random, tale) -> tuple[str, str]:
     return asked, NOT_TOLD[tale.language]
 
 
-def ask_retell(rng: Random, tale) -> tuple[str, str]:
-    """A sentence of the tale in another language. Sentences with a pronoun or with
-    words whose translation depends on more than the sentence are left out."""
-    sentences = [event for event in tale.events[1:-1] if says_all(tale.language, event)]
-    if not sentences:
-        return ()
-    event = rng.choice(sentences)
-    other = rng.choice([language for language in LANGUAGES if language != tale.language])
-    return ASK["retell"][other] + render(tale.language, event), render(other, event)
-
-
-def says_all(language: str, event: dict) -> bool:
-    """Whether the sentence alone says all that its telling in any language needs."""
-    texts = {render(language, {**event, "who": name}) for name in GENDER}
-    return "who" not in event or len(texts) == len(GENDER)
-
-
 def ask_end(rng: Random, tale) -> tuple[str, str]:
     """The last sentence: any that is true will do."""
     return ASK["end"][tale.language], render(tale.language, tale.events[-1])
 
 
 TELL = {"who": ask_who, "where": ask_where, "person": ask_person, "untold": ask_untold,
-        "retell": ask_retell, "end": ask_end}
-
-
-def sentence_of(language: str, place: str) -> str:
-    """A place as an answer: "In the garden."."""
-    words = forms(language, "place", "in")[place]
-    return words[0].upper() + words[1:] + "."
+        "end": ask_end}
 
 
 def ask_many(n: int, seed: int = 0, **choice) -> list[Question]:
@@ -180,10 +153,9 @@ def ask_many(n: int, seed: int = 0, **choice) -> list[Question]:
 
 
 def shared(some: Iterable[Question], others: Iterable[Question]) -> list[Question]:
-    """The questions of `some` whose tale is among the others' tales; where no tale is
-    told, whose words are among theirs."""
-    seen = {question.told or question.asked for question in others}
-    return [question for question in some if (question.told or question.asked) in seen]
+    """The questions of `some` whose tale is among the others' tales."""
+    seen = {question.told for question in others}
+    return [question for question in some if question.told in seen]
 
 
 def is_right(question: Question, answer: str) -> bool:

@@ -1,0 +1,932 @@
+"""Chapter 13, fine-tuning and evaluation: its two core pieces and its exercises."""
+
+from __future__ import annotations
+
+from functools import cache
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minimistral.config import ModelConfig
+from minimistral.instruct import answer_rows, encode_chat
+from minimistral.lora import LoRALinear
+from minimistral.questions import Question, as_conversation, ask, interview
+from minimistral.tokenizer import load_tokenizer
+from minimistral.train import IGNORE, Rows
+
+from ..exercises import Exercise, Hint, Misconception
+from .fixtures import random_tensor, random_tensors
+
+
+@cache
+def _tokenizer():
+    return load_tokenizer("tales-dense")
+
+
+def _user(text):
+    return {"role": "user", "content": text}
+
+
+def _assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+# ---------------------------------------------------------------- piece: answer_rows
+
+
+def two_turns_and_one_of_other_lengths():
+    return _tokenizer(), [
+        [_user("Who has the key?"), _assistant("Anna."), _user("Où est-elle ?"), _assistant("Au moulin.")],
+        [_user("Hello"), _assistant("Good morning to you")],
+        [_user("Where is the very old lantern?"), _assistant("Nobody.")],
+    ]
+
+
+def interviews_about_tales():
+    rng = Random(2)
+    return _tokenizer(), [as_conversation(interview(rng, n)) for n in (3, 1, 5)]
+
+
+def a_system_message_before_the_question():
+    return _tokenizer(), [
+        [{"role": "system", "content": "Be brief."}, _user("Where is Leo?"), _assistant("At school.")],
+        [_user("a"), _assistant("b"), _user("c"), _assistant("d e"), _user("f"), _assistant("g")],
+    ]
+
+
+def _rows(shift=True, mask="targets", first="inputs", pad=IGNORE, longest=None, count=None, keep=None,
+          positions=None, fill=0):
+    """answer_rows with one step exchanged."""
+    def answer_rows(tokenizer, conversations):
+        encoded = [encode_chat(tokenizer, messages) for messages in conversations]
+        if keep:
+            encoded = [keep(tokenizer, ids, learned) for ids, learned in encoded]
+        size = max(len(ids) for ids, _ in encoded) - (1 if shift else 0)
+        shape = len(encoded), size
+        inputs = torch.full(shape, fill)
+        targets = torch.full(shape, pad)
+        places = torch.full(shape, -1)
+        for r, (ids, learned) in enumerate(encoded):
+            n = len(ids) - (1 if shift else 0)
+            inputs[r, :n] = torch.tensor(ids[:n])
+            aims = torch.tensor(ids[1:] if shift else ids)
+            flags = learned[1:] if mask == "targets" else learned[:-1]
+            if not shift:
+                flags = learned
+            counted = torch.tensor(flags) if mask else torch.ones(n, dtype=torch.bool)
+            targets[r, :n] = aims.masked_fill(~counted, IGNORE)
+            places[r, :n] = torch.arange(n) if positions is None else positions(n, size)
+        return Rows(inputs, targets, places)
+    return answer_rows
+
+
+def _answer_rows_by_pad(tokenizer, conversations):
+    from torch.nn.utils.rnn import pad_sequence
+
+    pairs = [encode_chat(tokenizer, c) for c in conversations]
+    ids = [torch.tensor(i) for i, _ in pairs]
+    aims = [torch.where(torch.tensor(l), i, IGNORE)[1:] for i, (_, l) in zip(ids, pairs)]
+    return Rows(pad_sequence([i[:-1] for i in ids], batch_first=True),
+                pad_sequence(aims, batch_first=True, padding_value=IGNORE),
+                pad_sequence([torch.arange(len(a)) for a in aims], batch_first=True, padding_value=-1))
+
+
+def _answer_rows_by_lists(tokenizer, conversations):
+    rows, longest = [], 0
+    for messages in conversations:
+        ids, learned = encode_chat(tokenizer, messages)
+        aims = [token if yes else IGNORE for token, yes in zip(ids[1:], learned[1:])]
+        rows.append((ids[:-1], aims, list(range(len(aims)))))
+        longest = max(longest, len(aims))
+    filled = [[row[k] + [(0, IGNORE, -1)[k]] * (longest - len(row[k])) for row in rows] for k in range(3)]
+    return Rows(*(torch.tensor(part) for part in filled))
+
+
+def _left_padded(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    out = [torch.full_like(x, value) for x, value in zip(rows, (0, IGNORE, -1))]
+    for r, places in enumerate(rows.positions):
+        n = int((places >= 0).sum())
+        for new, old in zip(out, rows):
+            new[r, -n:] = old[r, :n]
+    return Rows(*out)
+
+
+def _without_end(tokenizer, ids, learned):
+    return ids, [yes and token != tokenizer.eos_id for token, yes in zip(ids, learned)]
+
+
+def _last_answer_only(tokenizer, ids, learned):
+    last = max(i for i, (a, b) in enumerate(zip([False, *learned], learned)) if b and not a)
+    return ids, [yes and i >= last for i, yes in enumerate(learned)]
+
+
+def _zero_where_ignored(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(rows.inputs, rows.targets.masked_fill(rows.targets == IGNORE, 0), rows.positions)
+
+
+def _positions_go_on(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    count, longest = rows.inputs.shape
+    return Rows(rows.inputs, rows.targets, torch.arange(longest).repeat(count, 1))
+
+
+def _cut_to_the_shortest(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    n = int((rows.positions >= 0).sum(1).min())
+    return Rows(*(x[:, :n] for x in rows))
+
+
+ANSWER_ROWS = Exercise(
+    name="answer_rows", chapter=13, kind="piece", piece="instruct.answer_rows", entry="answer_rows",
+    title="Rows of answers", difficulty="medium", importance="essential", minutes=9,
+    reference=answer_rows,
+    fixtures=(two_turns_and_one_of_other_lengths, interviews_about_tales,
+              a_system_message_before_the_question),
+    equivalents={"pad_sequence": _answer_rows_by_pad, "lists": _answer_rows_by_lists},
+    misconceptions=(
+        Misconception("loss on the prompt", _rows(mask=None),
+            "Questions are targets too. Where what comes next is not learned, the target is IGNORE."),
+        Misconception("shift forgotten", _rows(shift=False),
+            "Each position has itself as its target, which it can copy. Inputs leave out the last "
+            "token, targets the first."),
+        Misconception("learned of the inputs", _rows(mask="inputs"),
+            "The first word of each answer is not learned, and what follows its end is. The flags "
+            "belong to the targets, one place further."),
+        Misconception("end token not learned", _rows(keep=_without_end),
+            "The end token has no target. It belongs to the answer: without it the model never "
+            "learns to stop."),
+        Misconception("only the last answer", _rows(keep=_last_answer_only),
+            "Only the last answer of a conversation is learned. Earlier ones are flagged as well: "
+            "each is a target."),
+        Misconception("padding is a target", _rows(pad=0),
+            "Padding counts in the loss: its targets are 0, a token like any other. Start from "
+            "rows full of IGNORE."),
+        Misconception("prompt targets are 0", _zero_where_ignored,
+            "Where nothing is to be learned, the target is 0, which is a token. It has to be IGNORE."),
+        Misconception("padded with IGNORE in the inputs", _rows(fill=IGNORE),
+            "The inputs hold IGNORE, and no embedding has that number. Padded inputs are 0."),
+        Misconception("positions of padding go on",
+            _positions_go_on,
+            "Padding has positions like real tokens. It has position -1, by which attention knows it."),
+        Misconception("positions begin at 1", _rows(positions=lambda n, size: torch.arange(1, n + 1)),
+            "Positions are one too large. They count from 0; only padding has -1."),
+        Misconception("padding on the left", _left_padded,
+            "The padding is on the left. Here it is on the right, where no token looks back to it."),
+        Misconception("cut to the shortest", _cut_to_the_shortest,
+            "Rows are cut to the shortest conversation, and long answers are lost. Pad the short ones "
+            "to the longest."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Take one conversation with five ids. How many inputs does it have, and how many targets? "
+             "Which id is never an input?"),
+        Hint("My targets are off by one",
+             "With n ids: inputs are ids 0 to n - 2, targets are ids 1 to n - 1, and the flags that "
+             "belong to the targets are flags 1 to n - 1."),
+        Hint("My rows have different lengths",
+             "Make three full tensors first, (R, T) with T = longest - 1: zeros, IGNORE, -1. Then write "
+             "into the first n - 1 places of row r; masked_fill puts IGNORE where a flag is False."),
+    ),
+    praise="Any conversation can now be learned from.",
+)
+
+
+# ---------------------------------------------------------------- piece: LoRALinear
+
+
+def _layer(seed: int, outputs: int, inputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=False)
+    layer.weight.data = random_tensor(seed, outputs, inputs)
+    return layer
+
+
+def rank_three_alpha_seven():
+    return _layer(1, 5, 8), 3, 7.0, random_tensor(2, 2, 4, 8)
+
+
+def one_row_and_rank_two():
+    return _layer(3, 9, 6), 2, 1.0, random_tensor(4, 7, 6)
+
+
+def a_wide_layer():
+    return _layer(5, 4, 256), 4, 10.0, random_tensor(6, 3, 256)
+
+
+def _use_layer(candidate, base, rank, alpha, x):
+    """What a layer gives at first, after a step, which parts learn, and how down was drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(17)
+        layer = candidate(base, rank, alpha)
+    at_first = layer(x)
+    (layer(x) - 1).square().sum().backward()
+    learns = {name: float(w.grad is not None and w.grad.norm() > 0)
+              for name, w in sorted(layer.named_parameters()) if w.requires_grad}
+    spread = float(layer.down.detach().std() * base.in_features ** 0.5)
+    shapes = tuple(layer.down.shape), tuple(layer.up.shape)
+    fresh = random_tensors(18, tuple(layer.down.shape), tuple(layer.up.shape))
+    with torch.no_grad():
+        layer.down.copy_(fresh[0])
+        layer.up.copy_(fresh[1])
+        after = layer(x)
+    return {"shapes of down and up": shapes, "what it gives at first": at_first.detach(),
+            "with other numbers in down and up": after.detach(), "scale": float(layer.scale),
+            "what learns": learns, "base frozen": not any(w.requires_grad for w in base.parameters()),
+            "down as spread as it should be": 0.6 < spread < 1.5,
+            "base kept": layer.base is base}
+
+
+def _lora(scale=lambda alpha, rank: alpha / rank, init="right", freeze=True, forward=None,
+          parameter=nn.Parameter, shapes=None, std=None):
+    class Layer(nn.Module):
+        def __init__(self, base, rank, alpha):
+            super().__init__()
+            self.base = base.requires_grad_(False) if freeze else base
+            self.scale = scale(alpha, rank)
+            spread = base.in_features ** -0.5 if std is None else std(base, rank)
+            down = torch.randn(rank, base.in_features) * spread
+            up = torch.randn(base.out_features, rank) * spread
+            if init in ("right", "both zero"):
+                up = torch.zeros_like(up)
+            if init in ("both zero", "wrong one zero"):
+                down = torch.zeros_like(down)
+            self.down, self.up = parameter(down), parameter(up)
+
+        def forward(self, x):
+            if forward:
+                return forward(self, x)
+            return self.base(x) + self.scale * (x @ self.down.T) @ self.up.T
+    return Layer
+
+
+class _ByMatrices(nn.Module):
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.base = base
+        for weight in self.base.parameters():
+            weight.requires_grad = False
+        self.scale = alpha / rank
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features ** 0.5)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x):
+        change = self.up @ self.down                              # (out, in)
+        return self.base(x) + self.scale * torch.einsum("oi,...i->...o", change, x)
+
+
+class _Transposed(nn.Module):
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.base, self.scale = base.requires_grad_(False), alpha / rank
+        self.down = nn.Parameter(torch.randn(base.in_features, rank) * base.in_features ** -0.5)
+        self.up = nn.Parameter(torch.zeros(rank, base.out_features))
+
+    def forward(self, x):
+        return self.base(x) + self.scale * x @ self.down @ self.up
+
+
+class _Merged(nn.Module):
+    """Adds the change to the base's weight at every call."""
+
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.base, self.scale = base.requires_grad_(False), alpha / rank
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) * base.in_features ** -0.5)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x):
+        self.base.weight.data += (self.scale * self.up @ self.down).detach()
+        return self.base(x) + 0 * self.scale * F.linear(F.linear(x, self.down), self.up)
+
+
+LORA_LINEAR = Exercise(
+    name="LoRALinear", chapter=13, kind="piece", piece="lora.LoRALinear", entry="LoRALinear",
+    title="A layer with an adapter", difficulty="medium", importance="essential", minutes=10,
+    reference=LoRALinear, run=_use_layer, may_change_inputs=True,
+    fixtures=(rank_three_alpha_seven, one_row_and_rank_two, a_wide_layer),
+    equivalents={
+        "products with transposes": _lora(), "a matrix of the change": _ByMatrices,
+        "F.linear": _lora(forward=lambda s, x: s.base(x)
+                          + F.linear(F.linear(x, s.down), s.up) * s.scale),
+    },
+    misconceptions=(
+        Misconception("scale forgotten", _lora(forward=lambda s, x: s.base(x)
+                                               + (x @ s.down.T) @ s.up.T),
+            "The change comes in unscaled. It is multiplied by alpha over rank."),
+        Misconception("alpha without rank", _lora(scale=lambda alpha, rank: alpha),
+            "The scale is alpha alone. It is alpha over rank, so that another rank needs no other "
+            "learning rate."),
+        Misconception("rank over alpha", _lora(scale=lambda alpha, rank: rank / alpha),
+            "The scale is the wrong way up: alpha over rank."),
+        Misconception("both zero", _lora(init="both zero"),
+            "Nothing can learn: with both matrices zero, both gradients are zero for ever. Draw down "
+            "at random."),
+        Misconception("both random", _lora(init="both random"),
+            "The layer gives something else before any training. One matrix, up, starts at zero."),
+        Misconception("the wrong one zero", _lora(init="wrong one zero"),
+            "Here down is zero and up is random. It would learn, but the agreed start is the "
+            "other way round."),
+        Misconception("base not frozen", _lora(freeze=False),
+            "The base learns too. Freeze its parameters; only down and up learn."),
+        Misconception("down and up are buffers",
+            _lora(parameter=lambda w: w.requires_grad_()),
+            "The module does not know down and up, so no optimiser finds them. Make them parameters."),
+        Misconception("base left out", _lora(forward=lambda s, x: s.scale * (x @ s.down.T) @ s.up.T),
+            "The layer gives the change alone, zero at first. The base's own result is added to it."),
+        Misconception("base scaled as well", _lora(forward=lambda s, x: s.scale * (
+                s.base(x) + (x @ s.down.T) @ s.up.T)),
+            "The base's result is scaled, too. Only the change is multiplied by alpha over rank."),
+        Misconception("transposed shapes", _Transposed,
+            "The numbers are right, the shapes are transposed: down is (rank, in) and up is "
+            "(out, rank), as the library merges them."),
+        Misconception("spread of one", _lora(std=lambda base, rank: 1.0),
+            "The numbers in down are too large. Their standard deviation is one over the root of the "
+            "number of inputs."),
+        Misconception("a nonlinearity between", _lora(forward=lambda s, x: s.base(x)
+                + s.scale * torch.relu(x @ s.down.T) @ s.up.T),
+            "There is a nonlinearity between down and up. Without one, the change is a matrix that "
+            "can be merged."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "x has 8 numbers, the rank is 3, the layer gives 5. What shapes must down and up have, so "
+             "that 8 become 3 and 3 become 5?"),
+        Hint("It gives the wrong numbers",
+             "base(x), plus alpha over rank times what up makes of what down makes of x. For a matrix "
+             "(out, in), the product is x times its transpose."),
+        Hint("It does not learn, or is wrong at first",
+             "Both have to be nn.Parameter; down from torch.randn times in_features ** -0.5, up from "
+             "torch.zeros; the base with requires_grad_(False)."),
+    ),
+    praise="A matrix that learns, and stays what it was.",
+)
+
+
+# ---------------------------------------------------------------- 1: a format by hand
+
+
+def one_question():
+    return _tokenizer(), [_user("Who has the key?")]
+
+
+def two_turns_with_spaces():
+    return _tokenizer(), [_user(" two  spaces "), _assistant("x = [INST] 1  "), _user("Où est-elle ?\n"),
+                          _assistant("Au moulin.")]
+
+
+def three_questions():
+    return _tokenizer(), [_user("Hello"), _assistant("Hi there"), _user("Bye"), _assistant("So long"),
+                          _user("日本")]
+
+
+def _chat(question=None, answer=None, begin=True, end="always", join=None):
+    def chat_ids(tokenizer, messages):
+        first, last = (tokenizer.control_tokens[m] for m in ("[INST]", "[/INST]"))
+        ids = [tokenizer.bos_id] if begin else []
+        for n, message in enumerate(messages):
+            text = message["content"]
+            if message["role"] == "user":
+                ids += question(tokenizer, first, last, text, n) if question else [
+                    first, *tokenizer.encode(text), last]
+            else:
+                words = answer(text) if answer else text.rstrip(" ")
+                closed = end == "always" or end == "last" and n == len(messages) - 1
+                ids += [*tokenizer.encode(words), *([tokenizer.eos_id] if closed else [])]
+        return ids
+    return chat_ids
+
+
+CHAT_IDS = Exercise(
+    name="chat_ids", chapter=13, kind="complete", entry="chat_ids",
+    title="A format by hand", difficulty="easy", importance="essential", minutes=10,
+    reference=_chat(),
+    fixtures=(one_question, two_turns_with_spaces, three_questions),
+    equivalents={"the library's": lambda tokenizer, messages: encode_chat(tokenizer, messages)[0]},
+    misconceptions=(
+        Misconception("space after [INST]", _chat(lambda t, a, b, text, n: [a, *t.encode(" " + text), b]),
+            "A space was put before the question. This tokenizer gets the text as it is; the other "
+            "kind adds its space by itself."),
+        Misconception("spaces on both sides",
+            _chat(lambda t, a, b, text, n: [a, *t.encode(f" {text} "), b]),
+            "The question has a space on both sides, as in v1. With Tekken there is none beside the "
+            "marks."),
+        Misconception("space before the answer", _chat(answer=lambda text: " " + text.rstrip(" ")),
+            "A space was put before the answer. The answer begins right after the mark."),
+        Misconception("marks as plain text",
+            _chat(lambda t, a, b, text, n: t.encode(f"[INST]{text}[/INST]")),
+            "The marks became several tokens of plain text. They are control tokens, with numbers of "
+            "their own."),
+        Misconception("no end after answers", _chat(end="never"),
+            "Answers do not end. After each of them comes the end token."),
+        Misconception("end after the last answer only", _chat(end="last"),
+            "Only a last answer ends. Every answer in the history ends with its own end token."),
+        Misconception("no beginning", _chat(begin=False),
+            "The beginning token is missing. It stands once, before everything."),
+        Misconception("beginning at every question",
+            _chat(lambda t, a, b, text, n: [t.bos_id] * (n > 0) + [a, *t.encode(text), b]),
+            "The beginning token stands before every question. It stands once, at the very start."),
+        Misconception("answers not stripped", _chat(answer=lambda text: text),
+            "An answer kept the spaces at its end. They are taken off."),
+        Misconception("everything stripped",
+            _chat(lambda t, a, b, text, n: [a, *t.encode(text.strip()), b],
+                  lambda text: text.strip()),
+            "The question lost its spaces. Only spaces at the end of an answer are taken off."),
+        Misconception("end after the question",
+            _chat(lambda t, a, b, text, n: [a, *t.encode(text), b, t.eos_id]),
+            "There is an end token after the question. Then the answer would begin a new text."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Write the tokens of: Hello, Hi there, Bye. How many of them are control tokens?"),
+        Hint("My ids differ from the first one on",
+             "In this order: the beginning once; for a question its mark, the text, the closing mark; for "
+             "an answer its text without spaces at the end, then the end token."),
+        Hint("My ids are longer than expected",
+             "encode turns the letters of a mark into several tokens. Put the numbers begin and end "
+             "around the list that encode gives."),
+    ),
+    praise="Token for token what Mistral's own library writes.",
+)
+
+
+# ---------------------------------------------------------------- 2: in order
+
+TUNING_IN_ORDER = Exercise(
+    name="tuning_in_order", chapter=13, kind="order",
+    title="One run of tuning, in order", difficulty="easy", importance="essential", minutes=5,
+    lines=(
+        "model = mm.load_model('tales-dense')",
+        "lora.add_lora(model, rank=4)                     # freezes everything else",
+        "rows = instruct.answer_rows(tokenizer, lesson)",
+        "losses = instruct.fine_tune(model, rows, config)  # makes its own optimiser",
+        "lora.save_adapter(model, folder, 'tales-dense')",
+        "lora.merge_lora(model)",
+    ),
+    distractors=("model.requires_grad_(True)",),
+    equivalents={"rows before the adapter": (0, 2, 1, 3, 4, 5), "rows first": (2, 0, 1, 3, 4, 5)},
+    misconceptions=(
+        Misconception("merged before it was saved", (0, 1, 2, 3, 5, 4),
+            "After merging there is no adapter left to save. Save first, then merge."),
+        Misconception("trained before the adapter", (0, 2, 3, 1, 4, 5),
+            "The whole model was trained, and the adapter saved is still the empty one. First the "
+            "adapter, then the training."),
+        Misconception("merged before it learned", (0, 1, 2, 5, 3, 4),
+            "An adapter that has not learned anything was merged, and then all parameters were "
+            "trained. Merging comes last."),
+        Misconception("everything made trainable", (0, 1, 6, 2, 3, 4, 5),
+            "One line makes all parameters learn again. Then it is full fine-tuning, and only a part "
+            "of it is saved."),
+    ),
+    hints=(
+        Hint("I do not know where to start", "Which line needs nothing from the others?"),
+        Hint("Where does merging belong?",
+             "merge_lora adds the change to the weights and takes the adapters off. What can no longer "
+             "be done after that?"),
+        Hint("Which line stays out?",
+             "add_lora froze the model on purpose. One line would undo that."),
+    ),
+    praise="Load, add, learn, save, merge.",
+)
+
+
+# ---------------------------------------------------------------- 3: an adapter in numbers
+
+
+def _config(**changes) -> ModelConfig:
+    return ModelConfig(**{**dict(dim=24, n_layers=5, n_heads=6, n_kv_heads=2, head_dim=8, hidden_dim=68,
+                                 vocab_size=50), **changes})
+
+
+def shared_heads_rank_three():
+    return _config(), 3, ("wq", "wk", "wo", "w2")
+
+
+def all_seven():
+    return _config(n_kv_heads=3, n_layers=3, hidden_dim=40), 4, ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+
+
+def a_single_matrix():
+    return _config(dim=64), 1, ("w1",)
+
+
+def _sizes(q=None, kv=None, other=None, layers=None, per=None):
+    def adapter_size(config, rank, names):
+        heads = q(config) if q else config.n_heads * config.head_dim
+        shared = kv(config) if kv else config.n_kv_heads * config.head_dim
+        side = {"wq": heads, "wk": shared, "wv": shared, "wo": heads, "w1": config.hidden_dim,
+                "w2": config.hidden_dim, "w3": config.hidden_dim}
+        one = per or (lambda a, b: rank * (a + b))
+        n = layers(config) if layers else config.n_layers
+        if per:
+            return n * sum(per(rank, side[name], config.dim) for name in names)
+        return n * sum(one(side[name], config.dim) for name in names)
+    return adapter_size
+
+
+def _size_by_loops(config, rank, names):
+    total = 0
+    for _ in range(config.n_layers):
+        for name in names:
+            if name in ("wq", "wo"):
+                out = config.n_heads * config.head_dim
+            elif name in ("wk", "wv"):
+                out = config.n_kv_heads * config.head_dim
+            else:
+                out = config.hidden_dim
+            total += rank * config.dim + out * rank
+    return total
+
+
+ADAPTER_SIZE = Exercise(
+    name="adapter_size", chapter=13, kind="function", entry="adapter_size",
+    title="An adapter in numbers", difficulty="easy", importance="useful", minutes=8,
+    reference=_sizes(), fixtures=(shared_heads_rank_three, all_seven, a_single_matrix),
+    equivalents={"loops": _size_by_loops},
+    misconceptions=(
+        Misconception("one layer", _sizes(layers=lambda c: 1),
+            "This is one layer. Every layer has matrices of these names."),
+        Misconception("all matrices square", _sizes(q=lambda c: c.dim, kv=lambda c: c.dim),
+            "Attention's matrices were taken as square. Their other side is heads times the size of "
+            "a head."),
+        Misconception("all heads for keys and values", _sizes(kv=lambda c: c.n_heads * c.head_dim),
+            "Keys and values have fewer heads than queries. Count n_kv_heads for them."),
+        Misconception("the whole matrix", _sizes(per=lambda r, a, b: a * b),
+            "These are the matrices themselves. An adapter has two narrow ones, one for each side."),
+        Misconception("rank times the whole matrix", _sizes(per=lambda r, a, b: r * a * b),
+            "The two sides were multiplied. Down has rank times in, up has out times rank: add them."),
+        Misconception("only one of the two", _sizes(per=lambda r, a, b: r * a),
+            "Only one of the two matrices was counted. There is down as well as up."),
+        Misconception("both of the same side", _sizes(per=lambda r, a, b: 2 * r * b),
+            "Both matrices were counted with dim. One has the other side: heads or hidden."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "A matrix of 5 × 8 with rank 3: what shapes have down and up, and how many numbers?"),
+        Hint("It is right for some names only",
+             "wq and wo: n_heads times head_dim; wk and wv: n_kv_heads times head_dim; w1, w2, w3: "
+             "hidden_dim. The other side is always dim."),
+        Hint("Too small by a whole factor",
+             "Sum over the names, times the rank, times the number of layers."),
+    ),
+    praise="Small enough to send by mail.",
+)
+
+
+# ---------------------------------------------------------------- 4: merge, and take it out
+
+
+def rank_two_of_a_wide_matrix():
+    weight, down, up = random_tensors(31, (5, 9), (2, 9), (5, 2))
+    return weight, down, up, 7.0
+
+
+def taken_out_again():
+    weight, down, up = random_tensors(32, (8, 6), (3, 6), (8, 3))
+    return weight, down, up, 2.0, -1
+
+
+def a_rank_of_four():
+    weight, down, up = random_tensors(33, (6, 6), (4, 6), (6, 4))
+    return weight, down, up, 16.0
+
+
+def _merge_and_look(candidate, weight, *arguments):
+    """The merged weight, and what has become of the one that was given."""
+    return {"merged": candidate(weight, *arguments), "the weight that was given": weight}
+
+
+def _merges(scale=None, product=None, signed=True, in_place=False):
+    def merged(weight, down, up, alpha, sign=1):
+        s = scale(alpha, down, up) if scale else alpha / down.shape[0]
+        change = s * (product(down, up) if product else up @ down)
+        change = sign * change if signed else change
+        if in_place:
+            weight += change
+            return weight
+        return weight + change
+    return merged
+
+
+def _merged_twice_over(weight, down, up, alpha, sign=1):
+    return weight + 2 * sign * alpha / down.shape[0] * (up @ down)
+
+
+MERGED = Exercise(
+    name="merged", chapter=13, kind="bug", entry="merged",
+    title="Merge, and take it out again", difficulty="medium", importance="essential", minutes=12,
+    reference=_merges(), run=_merge_and_look, may_change_inputs=True,
+    fixtures=(rank_two_of_a_wide_matrix, taken_out_again, a_rank_of_four),
+    equivalents={
+        "clone first": lambda weight, down, up, alpha, sign=1: weight.clone().add_(
+            (up @ down) * (sign * alpha / up.shape[1])),
+        "addmm": lambda weight, down, up, alpha, sign=1: torch.addmm(
+            weight, up, down, alpha=sign * alpha / len(down)),
+    },
+    misconceptions=(
+        Misconception("unchanged", _merges(scale=lambda a, d, u: a / u.shape[0], in_place=True),
+            "Both bugs are still there. Which side of up is the rank? And whose weight does the last "
+            "step change?"),
+        Misconception("only the weight repaired", _merges(scale=lambda a, d, u: a / u.shape[0]),
+            "The old weight is left alone now. But the change is divided by the wrong side of up: the "
+            "rank is the narrow one."),
+        Misconception("only the scale repaired", _merges(in_place=True),
+            "The scale is right now. But the weight that was given is written into, so a second call "
+            "adds the change once more."),
+        Misconception("inputs taken for the rank", _merges(scale=lambda a, d, u: a / d.shape[1]),
+            "The change is divided by the number of inputs. The rank is the other side of down."),
+        Misconception("alpha alone", _merges(scale=lambda a, d, u: a),
+            "The change is too large by the rank. Its factor is alpha over rank."),
+        Misconception("no scale", _merges(scale=lambda a, d, u: 1.0),
+            "The change comes in unscaled. Its factor is alpha over rank."),
+        Misconception("sign forgotten", _merges(signed=False),
+            "Taking out adds once more. The sign belongs to the change."),
+        Misconception("added twice", _merged_twice_over,
+            "The change counts twice. It is added once."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "up is (out, r) and down is (r, in). Which two of these four numbers are the rank?"),
+        Hint("Merged and beside differ",
+             "The change is alpha over rank, times up times down. In the cell above the rank is 2, and "
+             "up has 5 rows."),
+        Hint("The weight changes",
+             "A sum with + makes a new tensor; += writes into the old one."),
+    ),
+    praise="In and out again, as often as you like.",
+)
+
+
+# ---------------------------------------------------------------- 5: nats of an answer
+
+
+def rows_of_unequal_answers():
+    logits = random_tensor(41, 4, 7, 11, scale=2.0)
+    chance = torch.Generator().manual_seed(42)
+    targets = torch.randint(11, (4, 7), generator=chance)
+    targets[0, :3], targets[1, :5], targets[1, 6] = IGNORE, IGNORE, IGNORE
+    targets[2, 0] = IGNORE
+    targets[3, 2:5] = IGNORE
+    return logits, targets
+
+
+def a_row_without_an_answer():
+    logits, targets = rows_of_unequal_answers()
+    targets = targets.clone()
+    targets[2] = IGNORE
+    return 3 * logits.flip(0), targets
+
+
+def large_logits():
+    logits, targets = rows_of_unequal_answers()
+    return 90 * logits, targets
+
+
+def _nats(mean="own", log=None, clamp=True, shift=0, keep=None, sign=-1):
+    def answer_nats(logits, targets):
+        counted = targets != IGNORE
+        log_probs = log(logits) if log else logits.log_softmax(-1)
+        if shift:
+            log_probs, targets, counted = log_probs[:, :-1], targets[:, 1:], counted[:, 1:]
+        said = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        used = torch.ones_like(said) if keep == "all" else counted.float()
+        nats = sign * (said * used).sum(-1)
+        number = counted.sum(-1)
+        if mean == "own":
+            return nats / number.clamp(min=1)
+        if mean == "bare":
+            return nats / number
+        if mean == "columns":
+            return nats / targets.shape[1]
+        if mean == "together":
+            return nats / number.sum() * len(nats)
+        return nats
+    return answer_nats
+
+
+def _nats_by_loop(logits, targets):
+    out = []
+    for row, aims in zip(logits, targets):
+        places = (aims != IGNORE).nonzero().flatten()
+        each = [-row[t].log_softmax(0)[aims[t]] for t in places]
+        out.append(torch.stack(each).mean() if each else torch.tensor(0.0))
+    return torch.stack(out)
+
+
+def _nats_by_cross_entropy(logits, targets):
+    each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+    return each.sum(1) / (targets != IGNORE).sum(1).clamp(min=1)
+
+
+ANSWER_NATS = Exercise(
+    name="answer_nats", chapter=13, kind="function", entry="answer_nats",
+    title="Nats of an answer", difficulty="medium", importance="essential", minutes=14,
+    reference=_nats(), tolerance=1e-4,
+    fixtures=(rows_of_unequal_answers, a_row_without_an_answer, large_logits),
+    equivalents={"loop": _nats_by_loop, "cross_entropy": _nats_by_cross_entropy},
+    misconceptions=(
+        Misconception("shifted again", _nats(shift=1),
+            "Each target is scored by the prediction one step before. The rows are shifted already: "
+            "logits and targets of one column belong together."),
+        Misconception("sum instead of mean", _nats(mean="sum"),
+            "These are sums, so long answers look unlikely. Divide by the number of counted targets."),
+        Misconception("over all columns", _nats(mean="columns"),
+            "The sum was divided by all columns. Ignored targets do not count."),
+        Misconception("mean over the batch", _nats(mean="together"),
+            "Every row was divided by the mean number of targets. Each row has its own number."),
+        Misconception("0 / 0", _nats(mean="bare"),
+            "A row without any target gives 0 / 0. It should get 0."),
+        Misconception("prompt counted", _nats(keep="all"),
+            "Ignored targets are in the sum, as if they were token 0. Leave them out."),
+        Misconception("log of softmax", _nats(log=lambda x: x.softmax(-1).log()),
+            "Very unlikely tokens give infinity: their probability was rounded to 0 before the "
+            "logarithm. Take the logarithm of the softmax in one step."),
+        Misconception("logits as they are", _nats(log=lambda x: x),
+            "Logits are not logarithms of probabilities yet: they do not sum to 1. A log-softmax over "
+            "the vocabulary is missing."),
+        Misconception("softmax over positions", _nats(log=lambda x: x.log_softmax(1)),
+            "The softmax runs over positions. Probabilities belong to the vocabulary, the last axis."),
+        Misconception("sign lost", _nats(sign=1),
+            "The numbers are negative. Nats are minus the logarithm of the probability."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "One row, one counted target, p = 0.5: how many nats? And with two such targets?"),
+        Hint("How do I get ln p of the targets?",
+             "log_softmax over the last axis, then gather at the targets. -100 is no index: clamp it "
+             "to 0 first, and leave it out after."),
+        Hint("A row gives nan or the wrong mean",
+             "Multiply by the mask, sum over the last axis, and divide by the row's own number of "
+             "counted targets, at least 1."),
+    ),
+    praise="That is how a benchmark lets a model choose.",
+)
+
+
+# ---------------------------------------------------------------- 6: a score and its uncertainty
+
+
+def two_kinds_of_unequal_size():
+    return ({"who": [True] * 17 + [False] * 3, "where": [True, False, True, False, False]},)
+
+
+def three_right_of_four():
+    return ({"who": [True, True], "end": [True, False]},)
+
+
+def all_right():
+    return ({"who": [True] * 9, "where": [True] * 2, "untold": [True]},)
+
+
+def none_right_of_thirty():
+    return ({"who": [False] * 21, "where": [False] * 9},)
+
+
+def _overalls(share=None, size=None, z=1.96, middle=None, spread=None, below=None, clip=False, scale=1):
+    def overall(marks):
+        answers = [mark for kind in marks.values() for mark in kind]
+        n = size(marks) if size else len(answers)
+        p = share(marks) if share else sum(answers) / len(answers)
+        center = middle(p, n) if middle else p + z * z / (2 * n)
+        wide = spread(p, n) if spread else z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        whole = below(n) if below else 1 + z * z / n
+        low, high = (center - wide) / whole, (center + wide) / whole
+        if clip:
+            low, high = max(0.0, low), min(1.0, high)
+        return scale * p, scale * low, scale * high
+    return overall
+
+
+def _kind_means(marks):
+    return sum(sum(m) / len(m) for m in marks.values()) / len(marks)
+
+
+OVERALL = Exercise(
+    name="overall", chapter=13, kind="function", entry="overall",
+    title="A score and its uncertainty", difficulty="medium", importance="essential", minutes=14,
+    reference=_overalls(), tolerance=1e-4,
+    fixtures=(two_kinds_of_unequal_size, three_right_of_four, all_right, none_right_of_thirty),
+    equivalents={"clipped to 0 and 1": _overalls(clip=True)},
+    misconceptions=(
+        Misconception("mean of the kinds' means", _overalls(share=_kind_means),
+            "This is the mean of the kinds' shares: a question of a rare kind counts more. Put all "
+            "questions together first."),
+        Misconception("n is the number of kinds", _overalls(size=len),
+            "The interval is far too wide: n is the number of questions, not of kinds."),
+        Misconception("n is the number of right answers",
+            _overalls(size=lambda m: max(1, sum(x for k in m.values() for x in k))),
+            "The interval uses the number of right answers. n is the number of all questions."),
+        Misconception("the simple interval", _overalls(middle=lambda p, n: p,
+                spread=lambda p, n: 1.96 * (p * (1 - p) / n) ** 0.5, below=lambda n: 1.0),
+            "With all answers right this interval has no width at all. Wilson's formula has more terms, "
+            "in the middle and under the root."),
+        Misconception("one standard error", _overalls(z=1.0),
+            "The interval is too narrow: that is one standard error. For 95% it is z = 1.96."),
+        Misconception("root of n only",
+            _overalls(spread=lambda p, n: 1.96 * (p * (1 - p) + 1.96**2 / (4 * n)) ** 0.5),
+            "The interval is far too wide: under the root, the first term is divided by n and the second by n twice."),
+        Misconception("not divided at the end", _overalls(below=lambda n: 1.0),
+            "The interval lies too high: everything is divided by 1 + z² / n at the end."),
+        Misconception("in per cent", _overalls(scale=100),
+            "These are per cent. Return shares, from 0 to 1."),
+        Misconception("plus and minus exchanged",
+            lambda marks: tuple(_overalls()(marks)[i] for i in (0, 2, 1)),
+            "The ends are exchanged: first the share, then the low end, then the high one."),
+    ),
+    hints=(
+        Hint("I do not know where to start",
+             "Two kinds, 20 and 5 questions. What is n? And the share, if 17 and 2 are right?"),
+        Hint("My share is right, the interval is not",
+             "Three parts: p + z²/(2n); z times the root of p(1-p)/n + z²/(4n²); and both over 1 + z²/n."),
+        Hint("The example does not come out",
+             "p = 0.75, n = 4, z = 1.96: the middle is 1.2302, the spread 0.6447, the divisor 1.9604."),
+    ),
+    praise="Now a score says how far off it may be.",
+)
+
+
+# ---------------------------------------------------------------- 7: your own house style
+
+
+def _asked(seed: int, repeat: bool) -> list[Question]:
+    rng = Random(seed)
+    tales = [ask(rng, kind, "en") for kind in ("who", "person", "end", "who", "where", "person", "who")]
+    if not repeat:
+        return tales
+    again = [Question("where", "en", "Where is Nora?", "At school.", q.told) for q in (tales[5], tales[1])]
+    return [tales[6], *again, *tales]
+
+
+def tales_that_come_back():
+    return _asked(51, True), 4
+
+
+def one_question_in_the_examination():
+    return _asked(52, True), 1
+
+
+def nothing_shared():
+    return _asked(53, False), 2
+
+
+def _splits(exam=None, rest=None, key=None):
+    def split(asked, n):
+        last = exam(asked, n) if exam else asked[-n:]
+        others = rest(asked, n) if rest else asked[:-n]
+        take = key or (lambda q: q.told)
+        seen = {take(q) for q in last}
+        return [q for q in others if take(q) not in seen], last
+    return split
+
+
+def _split_by_loop(asked, n):
+    learn, exam = [], list(asked[len(asked) - n:])
+    for question in asked[:len(asked) - n]:
+        if all(question.told != other.told for other in exam):
+            learn.append(question)
+    return learn, exam
+
+
+SPLIT = Exercise(
+    name="split", chapter=13, kind="open", entry="split",
+    title="Your own house style", difficulty="medium", importance="useful", minutes=25,
+    reference=_splits(),
+    fixtures=(tales_that_come_back, one_question_in_the_examination, nothing_shared),
+    equivalents={"loop": _split_by_loop},
+    misconceptions=(
+        Misconception("tales not looked at", lambda asked, n: (asked[:-n], asked[-n:]),
+            "A tale of the examination is among those to learn from. Leave such questions out."),
+        Misconception("whole questions compared", _splits(key=lambda q: q),
+            "Another question about a tale of the examination is still learned from. Compare the "
+            "tales, not the questions."),
+        Misconception("first instead of last",
+            _splits(exam=lambda a, n: a[:n], rest=lambda a, n: a[n:]),
+            "The examination took the first questions. It is the last n."),
+        Misconception("exchanged", lambda asked, n: _splits()(asked, n)[::-1],
+            "The two lists are exchanged: first what is learned from, then the examination."),
+        Misconception("examination left in", lambda asked, n: (asked, asked[-n:]),
+            "The examination itself is among what is learned from. Take its questions out, and all "
+            "others about its tales."),
+        Misconception("taken out of the examination",
+            lambda asked, n: (asked[:-n], [q for q in asked[-n:]
+                                           if q.told not in {o.told for o in asked[:-n]}]),
+            "The examination lost questions. It stays whole; what is learned from gives way."),
+        Misconception("order lost", lambda asked, n: tuple(
+                sorted(part, key=lambda q: q.prompt) for part in _splits()(asked, n)),
+            "The questions are there, in another order. Keep the order they came in."),
+    ),
+    hints=(
+        Hint("I do not know where to start", "With ten questions and n = 3: which are the examination?"),
+        Hint("Something is still shared",
+             "Collect the tales of the examination in a set: question.told of each. Then go through the "
+             "others and keep those whose tale is not in it."),
+        Hint("The shape of the answer",
+             "Two lists, in a tuple: learn, exam. Slices with -n take the end."),
+    ),
+    praise="What it learned from and what it is asked are apart.",
+)
+
+EXERCISES = [ANSWER_ROWS, LORA_LINEAR, CHAT_IDS, TUNING_IN_ORDER, ADAPTER_SIZE, MERGED, ANSWER_NATS,
+             OVERALL, SPLIT]
