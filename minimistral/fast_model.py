@@ -9,7 +9,9 @@ that the engine can compile a whole step.
 
 import math
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -17,29 +19,35 @@ from torch import Tensor, nn
 
 from minimistral.attention import may_attend
 from minimistral.moe import MoE, chosen_experts, route
+from minimistral.quantize import Int4Linear, QuantizedLinear
 from minimistral.rope import rotary_angles, rotate
 
 DEFAULT_SLOTS = 4096                # of a layer without a window
-FEW = 16                            # queries for which scores are written out
+FEW = 16                            # rows, or queries, that have ways of their own
 
 
 # ------------------------------------------------------------ products
 
 
 def product(x: Tensor, weight: Tensor, parts: int) -> Tensor:
-    """F.linear(x, weight), also fast for a single row on the CPU.
+    """F.linear(x, weight), also fast for few rows on the CPU.
 
     x: (..., in), weight: (out, in), parts dividing out -> (..., out)
     There PyTorch gives the product of one row and a float32 matrix to one core, but
     a batch of products to all: so the matrix is read as parts, one for each core.
-    Compiled, both become a loop of their own, shared by all cores.
+    For a few rows it would first copy the matrix into another order, unless the
+    matrix comes first. Compiled, one row becomes a loop of its own, shared by all
+    cores.
     """
-    if x.device.type == "cpu" and x.numel() == x.shape[-1]:
+    rows = x.numel() // x.shape[-1]
+    if x.device.type == "cpu" and rows <= FEW:
+        if x.dtype == torch.float32 and rows > 1:
+            return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
         if x.dtype == torch.float32 and parts > 1:
-            rows = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
-            out = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), rows)
+            matrices = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
+            out = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), matrices)
             return out.view(*x.shape[:-1], -1)
-        if x.dtype != torch.float32 and torch.compiler.is_compiling():
+        if x.dtype != torch.float32 and rows == 1 and torch.compiler.is_compiling():
             wide = weight.float() * x.flatten().float()      # one loop, no copy
             return wide.sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
@@ -69,13 +77,13 @@ def join_weights(layers: Sequence[nn.Module]) -> Tensor:
 
 class Joint:
     """Several linear layers of the same input as one product. Layers of another
-    kind than nn.Linear, such as quantized ones, are called one by one.
+    kind than nn.Linear are called one by one, quantized ones as they stand.
 
     x: (..., in) -> a tuple of (..., out), one for each layer
     """
 
     def __init__(self, *layers: nn.Module):
-        self.layers, self.weight = layers, None
+        self.calls, self.weight = [as_it_stands(layer) for layer in layers], None
         if is_plain(*layers):
             self.weight = join_weights(layers)
             self.rows = [len(layer.weight) for layer in layers]
@@ -83,7 +91,7 @@ class Joint:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.weight is None:
-            return tuple(layer(x) for layer in self.layers)
+            return tuple(layer(x) for layer in self.calls)
         return product(x, self.weight, self.parts).split(self.rows, dim=-1)
 
 
@@ -91,6 +99,44 @@ def is_plain(*layers: nn.Module) -> bool:
     """Whether the layers are nothing but a weight matrix each."""
     return all(type(layer) in (nn.Linear, nn.Embedding)
                and getattr(layer, "bias", None) is None for layer in layers)
+
+
+def as_it_stands(layer: nn.Module):
+    """How a layer is called: one with kernels for few bits so that the compiler does
+    not look into it, as its own ways of these fail (torch 2.13)."""
+    if isinstance(layer, QuantizedLinear):
+        return OpaqueLayer(layer, len(layer.scales))
+    if isinstance(layer, Int4Linear):
+        return OpaqueLayer(layer, layer.pairs.shape[1])
+    return layer
+
+
+class OpaqueLayer:
+    """A layer that the compiler calls and does not look into.
+
+    x: (..., in) -> (..., width)
+    """
+    known: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+    numbers = count()
+
+    def __init__(self, layer: nn.Module, width: int):
+        self.layer, self.width, self.number = layer, width, next(self.numbers)
+        self.known[self.number] = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return call_opaque(x, self.number, self.width)
+        return self.layer(x)
+
+
+@torch.library.custom_op("minimistral::call_opaque", mutates_args=())
+def call_opaque(x: Tensor, number: int, width: int) -> Tensor:
+    return OpaqueLayer.known[number](x)
+
+
+@call_opaque.register_fake
+def shape_of_opaque(x: Tensor, number: int, width: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], width)
 
 
 # ------------------------------------------------------------ the cache
@@ -137,7 +183,10 @@ class Ring:
         slots = torch.where(kept, positions % self.slots, self.slots)
         length = positions.shape[1]
         beside = length > self.spare + 1
-        seen = min(self.slots, self.slots if end is None else end - beside * length)
+        # Without an end all slots are read, even the bin: no part of a tensor has
+        # to be copied for a product, as bfloat16 products would.
+        seen = self.slots + 1 if end is None else min(
+            self.slots, end - beside * length)
         before = torch.cat((held[:, :seen], positions), dim=1) if beside else None
         self.positions[place, slots] = torch.where(kept, positions, -1)
         keys = before if beside else held[:, :seen]
@@ -246,8 +295,7 @@ class FastExperts:
 
     def __init__(self, moe: MoE):
         self.moe, self.gate = moe, Joint(moe.gate)
-        # Its steps depend on the data. (Naming it loads the compiler: not before.)
-        self.one_by_one = torch.compiler.disable(chosen_experts)
+        self.opaque = OpaqueLayer(moe, moe.gate.in_features)
         self.plain = all(is_plain(e.w1, e.w2, e.w3) for e in moe.experts)
         if self.plain:
             w13 = join_weights([w for e in moe.experts for w in (e.w1, e.w3)])
@@ -256,16 +304,17 @@ class FastExperts:
             self.w2 = w2.view(len(moe.experts), -1, w2.shape[1])
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not self.plain:
+            return self.opaque(x)
         tokens = x.flatten(0, -2)                                    # (N, dim)
         weights, chosen = route(self.gate(tokens)[0], self.moe.k)        # (N, k)
         weights = weights.type_as(x)
-        compiling = torch.compiler.is_compiling()
-        if self.plain and (compiling or chosen.numel() < 64):
+        if torch.compiler.is_compiling() or chosen.numel() < 64:
             # The CPU's caches hold an expert that several tokens read in turn.
             few = chosen.numel() <= len(self.w13) * (1 if x.is_cuda else 4)
             run = gathered_experts if few else stacked_experts
             return run(self.w13, self.w2, tokens, weights, chosen).view_as(x)
-        return self.one_by_one(self.moe.experts, tokens, weights, chosen).view_as(x)
+        return chosen_experts(self.moe.experts, tokens, weights, chosen).view_as(x)
 
 
 def gathered_experts(w13: Tensor, w2: Tensor, x: Tensor, weights: Tensor,
