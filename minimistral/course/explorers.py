@@ -46,7 +46,11 @@ class Slider:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values in a drop-down list."""
+    """One of several values, all of them in view.
+
+    Radio buttons: Tab reaches each, Space chooses it. A drop-down list would need the arrow keys,
+    which JupyterLab takes to move between cells.
+    """
 
     options: Sequence
     start: Any = None
@@ -57,8 +61,10 @@ class Choice:
     def widget(self, description):
         import ipywidgets
 
-        return ipywidgets.Dropdown(options=list(self.options), value=self.first(),
-                                   description=description, style=_label_style(), layout=_wide())
+        across = sum(len(str(option)) + 4 for option in self.options) < 60
+        return ipywidgets.RadioButtons(options=list(self.options), value=self.first(),
+                                       orientation="horizontal" if across else "vertical",
+                                       description=description, style=_label_style(), layout=_wide())
 
 
 @dataclass(frozen=True)
