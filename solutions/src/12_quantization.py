@@ -51,8 +51,8 @@ check("affine", affine)
 
 # %% [markdown] tags=["solution"]
 # Sixteen levels have fifteen steps between them, so the divisor is 2^bits - 1. Nothing needs a sign: numbers count
-# from the smallest weight up. Weights of a trained model lie around zero, so absmax loses little, and the way
-# back is one multiplication with nothing to add.
+# from the smallest weight up. Weights of a trained model lie around zero, so the gain is small, and it is paid for
+# with a second number for each row and an addition on the way back.
 
 # %% [markdown]
 # How much does the zero point gain on a real matrix? Compare with absmax.
@@ -99,10 +99,10 @@ check("plain_product_in_order", order)
 #
 # Difficulty: easy · importance: essential · 6 minutes
 #
-# How many bytes does a quantized matrix of `shape` (rows, columns) take, scales included? Numbers of `bits`
-# bits are packed without a gap; each group of `group` neighbours in a row has one scale of `scale_bits` bits;
-# `group` None means one scale for each row. `group` divides the columns. Return a whole number; a part of a
-# byte counts as a whole one.
+# How many bytes does a quantized matrix of `shape` (rows, columns) take? It holds numbers of `bits` bits, and
+# a scale of `scale_bits` bits for each group of `group` neighbours in a row (`group` divides the columns; None
+# means one scale for each row). All is packed without a gap, from the first number to the last scale. A last byte
+# that is only filled in part counts as a whole one.
 #
 # Example: `(2, 64), 4, 32, 16` are 128 · 4 + 4 · 16 = 576 bits, which is 72 bytes.
 
@@ -126,7 +126,7 @@ check("stored_bytes", stored_bytes)
 
 # %% [markdown]
 # Mistral 7B in an imagined format: 3 bits, groups of 16, scales of 16 bits. How many GB? Take all weights as one
-# matrix.
+# matrix. Which of the two formats below is smaller? Guess first.
 
 # %%
 try:
@@ -149,7 +149,7 @@ except (NotImplementedError, TypeError):
 #
 # `x` (..., in) is float32, `packed` uint8 (out, in / 2) as in the chapter, `scales` bfloat16 (out, n) with n
 # groups in a row. Return x times the transposed weight, (..., out), float32. You may use `unpack`. Do it
-# without making the matrix of weights.
+# without making the matrix of weights (the check sees results only, not how you got them).
 
 
 # %%
@@ -275,7 +275,8 @@ except (NotImplementedError, TypeError, AttributeError):
 # An open task. First write the tool: a **copy** of a model in which each kind of matrix went to its own number of
 # bits and back, with one scale for each row (`quantize` and `dequantize`). `bits_of` maps kinds to bits, for
 # instance `{"w2": 4, "output": 8}`; the kind of `layers.1.feed_forward.w2.weight` is `w2`, that of
-# `output.weight` is `output`. All other weights stay as they are, and so does the model itself.
+# `output.weight` is `output`, that of `tok_embeddings.weight` is `tok_embeddings`. All other weights stay as
+# they are, and so does the model itself.
 
 
 # %%
@@ -295,8 +296,9 @@ def with_bits(model, bits_of):
 check("with_bits", with_bits)
 
 # %% [markdown]
-# Then use it. You have 3.5 bits for a weight on the average, over all kinds in the list. Who gets 6, who gets 3?
-# Write down what you expect, measure, and try to beat "3 bits for all, 6 for the output layer".
+# Then use it. "3 bits for all, 6 for the output layer" makes 3.6 bits for a weight on the average, over the kinds in
+# the list. Who should get more, who less? Write down what you expect, measure, and try to beat it without
+# spending more bits.
 
 # %%
 plan = {kind: 3 for kind in ch12.LAYERS} | {"output": 6}

@@ -90,7 +90,7 @@ def lines_over_bits(bits: Sequence[int], series: dict[str, Sequence[float]], flo
     ax.axhline(whole - floor, color=GREEN, linestyle="-.", linewidth=1.5, label="float32, 32 bits")
     ax.set_xticks(range(len(bits)), [str(b) for b in bits])
     ax.set(title="8 and 6 bits cost nothing, 4 a little; at 2 the model is lost", yscale="log",
-           xlabel="bits of a whole number", ylabel="nats per byte above the floor (log)")
+           xlabel="bits of a number", ylabel="nats per byte above the floor (log)")
     ticks = [0.003, 0.01, 0.1, 1]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
@@ -102,12 +102,11 @@ def costs_picture(costs: dict[str, float], title: str):
     """One bar for each kind of matrix: what rounding it alone adds to the loss."""
     figure, ax = new_figure(7.4, 3.6)
     order = sorted(costs, key=costs.get)
-    colours = [ORANGE if name in ("output", "tok_embeddings") else BLUE for name in order]
+    colours = [BLUE] * (len(order) - 1) + [ORANGE]
     bars = ax.barh(order, [costs[name] for name in order], color=colours, edgecolor="white")
-    for bar, name in zip(bars, order):
-        bar.set_hatch(HATCHES[1] if name in ("output", "tok_embeddings") else "")
+    bars[-1].set_hatch(HATCHES[1])
     ax.bar_label(bars, labels=[f"{costs[name]:.4f}" for name in order], padding=4, fontsize=11)
-    ax.set(title=title, xlabel="loss above that of the whole model (nats per byte)")
+    ax.set(title=title, xlabel="what it adds to the loss (nats per byte)")
     ax.margins(x=0.15)
     return figure
 
@@ -158,22 +157,25 @@ def read_gb(config: mm.ModelConfig, bits: float) -> float:
 def fit_explorer(device: str, bits: float, context: int):
     """Which of the published models fit on a device, and how fast they could be at best."""
     memory, left, speed = DEVICES[device]
-    figure, ax = new_figure(8.0, 3.7)
+    figure, ax = new_figure(8.0, 4.0)
     sizes = {name: resident_gb(mm.MODELS[name], bits, context) for name in SHOWN}
     order = sorted(SHOWN, key=lambda name: -sum(sizes[name]))
     weights, caches = ([sizes[name][i] for name in order] for i in (0, 1))
     ax.barh(order, weights, color=BLUE, edgecolor="white", label="weights")
     ax.barh(order, caches, left=weights, color=PINK, hatch="//", edgecolor="white", label="cache")
     fitting = [name for name in order if sum(sizes[name]) <= left]
+    edge = 2.4 * left                                                     # longer bars leave the picture
     for row, name in enumerate(order):
-        verdict = "fits" if name in fitting else "too large"
-        ax.text(sum(sizes[name]) * 1.03, row, f"{sum(sizes[name]):.1f} GB, {verdict}", va="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3)
+        size, verdict = sum(sizes[name]), "fits" if name in fitting else "too large"
+        outside = size < 0.72 * edge
+        ax.text(size + 0.015 * edge if outside else 0.985 * min(sizes[name][0], edge), row,
+                f"{size:.1f} GB, {verdict}" + (" →" if size > edge else ""), va="center",
+                ha="left" if outside else "right", zorder=3,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     ax.axvline(left, color=ORANGE, linestyle="--", linewidth=2, label=f"{left} GB left for a model")
-    ax.set(xscale="log", xlim=(1, 1500), xlabel="GB of memory (log scale)",
+    ax.set(xlim=(0, edge), xlabel="GB of memory",
            title=f"{len(fitting)} of {len(order)} models fit: {device}, {bits:g} bits")
-    ax.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
-    ax.legend(frameon=False, loc="upper right")
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=3)
     best = {name: speed / (read_gb(mm.MODELS[name], bits) + sizes[name][1]) for name in order}
     fastest = max(fitting, key=best.get, default=None)
     told = (f"the fastest of them, {fastest}, at most {best[fastest]:.0f} tokens a second"

@@ -41,7 +41,7 @@ def three_bits_a_group_of_zeros_and_an_outlier():
 
 
 def weights_in_bfloat16():
-    return _weight(4, 9, 12).bfloat16(), 5, 4
+    return _weight(6, 9, 12).bfloat16(), 5, 4   # no group is all negative
 
 
 def _quantizes(most=None, absmax=None, scale=None, turn=None, cut=None, dtype=torch.int8, order=1):
@@ -147,12 +147,20 @@ def _group_first(weight, bits, group=None):
     return numbers.to(torch.int8).reshape(weight.shape), scales.reshape(len(weight), -1)
 
 
-def _added(weight, bits, group=None):
+def _in_its_own_dtype(weight, bits, group=None):
     most = 2 ** (bits - 1) - 1
     groups = weight.unflatten(1, (-1, group or weight.shape[1]))
     scales = (groups.abs().amax(-1) / most).bfloat16()
-    numbers = (groups / (scales + 1e-6)[..., None]).round().clamp(-most, most)
+    numbers = (groups / scales.clamp(min=1e-30)[..., None]).round().clamp(-most, most)
     return numbers.to(torch.int8).flatten(1), scales
+
+
+def _down_the_columns(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.float().T.reshape(-1, group or weight.shape[1])
+    scales = (groups.abs().amax(-1, keepdim=True) / most).bfloat16()
+    numbers = (groups / scales.float().clamp(min=1e-30)).round().clamp(-most, most)
+    return numbers.to(torch.int8).reshape(weight.T.shape).T, scales.reshape(len(weight), -1)
 
 
 QUANTIZE = Exercise(
@@ -170,6 +178,10 @@ QUANTIZE = Exercise(
             _quantizes(turn=lambda s, top: s.clamp(-top, top)),
             "Weights are pulled towards zero: turning floats into integers cuts off what is "
             "behind the point. Round first."),
+        Misconception("rounded down",
+            _quantizes(turn=lambda s, top: s.floor().clamp(-top, top)),
+            "Every weight goes to the step below, and small negative ones become -1. Take the "
+            "nearest step."),
         Misconception("one number too many", _quantizes(most=lambda bits: 2 ** (bits - 1)),
             "The largest whole number is too large by one, and one side is clipped. With 4 "
             "bits it is 7: as many above zero as below."),
@@ -177,7 +189,7 @@ QUANTIZE = Exercise(
             "The whole numbers need a bit more than there is. One of the bits is the sign: "
             "with 4 bits the largest number is 7."),
         Misconception("largest without its sign",
-            _quantizes(absmax=lambda groups: groups.amax(-1).clamp(min=1e-6)),
+            _quantizes(absmax=lambda groups: groups.amax(-1)),
             "A group whose largest weight is negative gets too small a scale and is clipped. "
             "Take the absolute values before the maximum."),
         Misconception("absmax over the wrong axis", _by_column,
@@ -219,12 +231,19 @@ QUANTIZE = Exercise(
                 quantize(weight, bits, group)[1]),
             "The numbers still have an axis for the groups. Join it: the shape is that of the "
             "weight."),
+        Misconception("groups down the columns", _down_the_columns,
+            "Your groups run down the columns, through several rows. A group lies within one row: "
+            "cut the matrix without turning it."),
         Misconception("group as the number of rows", _group_first,
             "Weights that share a scale are not neighbours. The last axis has to be the group: "
             "rows, groups, weights of a group."),
-        Misconception("a little added to the scale", _added,
-            "Some numbers differ by one, or a scale is not what is stored. Keep the divisor above "
-            "zero without moving it: a minimum, not a sum."),
+        Misconception("a scale for zeros", _quantizes(
+                scale=lambda s: s.clamp(min=1e-8).bfloat16()),
+            "A group of zeros is stored with a scale above 0. Its scale is 0; keep only the divisor "
+            "above 0."),
+        Misconception("divided in bfloat16", _in_its_own_dtype,
+            "Weights that come in bfloat16 go wrong: its three digits are too few to round by. Turn "
+            "them into float32 first."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -319,15 +338,22 @@ PACK = Exercise(
             "A byte holds a number of the row's first half and one of its second half. Pairs are "
             "neighbours: columns 0 and 1, 2 and 3."),
         Misconception("neighbours of two rows",
-            lambda numbers: torch.cat([_shifted(numbers), _shifted(numbers)])[
-                :len(numbers), 0::2] << 4 | _shifted(numbers).roll(-1, 0)[:, 0::2],
+            lambda numbers: _shifted(numbers)[0::2] << 4 | _shifted(numbers)[1::2],
             "A byte holds numbers of two rows. Pairs lie within a row: even and odd columns."),
+        Misconception("pairs that overlap",
+            lambda numbers: _shifted(numbers)[:, :-1] << 4 | _shifted(numbers)[:, 1:],
+            "Nearly every number is stored twice, once left and once right. Take every other column "
+            "for each half."),
+        Misconception("shifted to the right",
+            lambda numbers: _shifted(numbers)[:, 0::2] >> 4 | _shifted(numbers)[:, 1::2],
+            "The first numbers are gone: they were moved to the right, out of the byte. The other "
+            "arrow moves to the left."),
         Misconception("shifted by 3",
             lambda numbers: _shifted(numbers)[:, 0::2] << 3 | _shifted(numbers)[:, 1::2],
             "The two halves overlap. A half is 4 bits wide, so the left one moves by 4."),
         Misconception("shifted by 7",
-            lambda numbers: ((numbers + 7) & 15).to(torch.uint8)[:, 0::2] << 4
-            | ((numbers + 7) & 15).to(torch.uint8)[:, 1::2],
+            lambda numbers: (numbers + 7).to(torch.uint8)[:, 0::2] << 4
+            | (numbers + 7).to(torch.uint8)[:, 1::2],
             "All numbers are one too small, and -8 has no place. Add 8: zero is stored as 8."),
         Misconception("one number for each byte", lambda numbers: _shifted(numbers),
             "Each number still has a byte of its own. Join neighbours: half as many columns."),
@@ -428,6 +454,14 @@ UNPACK = Exercise(
         Misconception("left half not cleared of the right",
             _unpacks(_high, lambda p: p.to(torch.int8) - 8),
             "The right half still carries the left one. Keep its four bits only, with & 15."),
+        Misconception("remainder by 15", _unpacks(_high, lambda p: (p % 15).to(torch.int8) - 8),
+            "The right half is not what was packed: it is the remainder by 16, or the byte & 15."),
+        Misconception("masked with 16", _unpacks(_high, lambda p: (p & 16).to(torch.int8) - 8),
+            "The right half is always -8 or 8: 16 is a single bit. The four right bits together are "
+            "15."),
+        Misconception("7 taken off",
+            _unpacks(lambda p: _high(p) + 1, lambda p: _low(p) + 1),
+            "All numbers are one too large. Packing added 8; take off as much."),
         Misconception("shifted by 3",
             _unpacks(lambda p: (p >> 3).to(torch.int8) - 8, _low),
             "The left number carries a bit of the right one. A half is 4 bits wide."),
@@ -480,14 +514,15 @@ def two_bits():
     return _weight(8, 6, 11) - 1.0, 2
 
 
-def _affines(levels=None, low=None, high=None, turn=None, steps=None):
+def _affines(levels=None, low=None, high=None, turn=None, steps=None, range_of=None):
     def affine(weight, bits):
         top = levels(bits) if levels else 2**bits - 1
         small = low(weight) if low else weight.amin(-1, keepdim=True)
         large = high(weight) if high else weight.amax(-1, keepdim=True)
-        scale = ((large - small) / top).clamp(min=1e-8)
+        width = range_of(small, large) if range_of else large - small
+        scale = (width / top).clamp(min=1e-8)
         values = steps(weight, scale, small) if steps else (weight - small) / scale
-        numbers = turn(values, top) if turn else values.round().clamp(0, top)
+        numbers = turn(values) if turn else values.round()
         return numbers.to(torch.uint8), scale, small
     return affine
 
@@ -534,15 +569,22 @@ AFFINE = Exercise(
             "The range is symmetric around zero, so a row far from zero wastes most of its "
             "numbers. Use the row's own smallest and largest."),
         Misconception("smallest not subtracted", _affines(steps=lambda w, s, low: w / s),
-            "Rows far from zero are clipped: what is stored is the distance from zero. Count "
-            "the steps from the smallest weight."),
+            "Rows far from zero do not fit: what is stored is the distance from zero. Count the "
+            "steps from the smallest weight."),
+        Misconception("steps from zero to the largest",
+            _affines(range_of=lambda small, large: large),
+            "One step is the range over the number of steps, and the range begins at the smallest "
+            "weight, not at zero."),
+        Misconception("no columns", _affines(low=lambda w: w.amin(-1), high=lambda w: w.amax(-1)),
+            "A number for each row does not meet the columns. Keep the reduced axis, so that they "
+            "are columns."),
         Misconception("divided before subtracting",
             _affines(steps=lambda w, s, low: w / s - low),
             "The smallest weight was subtracted from steps. Subtract first, in weights; then "
             "divide."),
         Misconception("smallest added", _affines(steps=lambda w, s, low: (w + low) / s),
             "The smallest weight was added. Its own distance from itself must come out as 0."),
-        Misconception("cut off", _affines(turn=lambda v, top: v.clamp(0, top).floor()),
+        Misconception("cut off", _affines(turn=torch.floor),
             "All weights come back too small: they were cut off to the step below. Round to the "
             "nearest."),
         Misconception("one range for the matrix", _one_range,
@@ -636,6 +678,10 @@ def odd_bits():
     return (48, 160), 3, 16, 16
 
 
+def a_part_of_a_byte_at_the_end():
+    return (3, 7), 5, None, 6                              # 105 + 18 bits, 15.375 bytes
+
+
 def _bytes(numbers=None, scales=None, total=None):
     def stored_bytes(shape, bits, group, scale_bits):
         rows, columns = shape
@@ -652,13 +698,10 @@ STORED_BYTES = Exercise(
     title="Bytes with everything in them", difficulty="easy", importance="essential", minutes=6,
     reference=_bytes(),
     fixtures=(a_matrix_in_4_bits, a_scale_for_each_row_of_8_bits, long_scales_in_small_groups,
-              odd_bits),
+              odd_bits, a_part_of_a_byte_at_the_end),
     equivalents={
         "bits for a weight": lambda shape, bits, group, scale_bits: round(
             shape[0] * shape[1] * (bits + scale_bits / (group or shape[1])) / 8 + 0.4999),
-        "two sums": lambda shape, bits, group, scale_bits: (
-            (shape[0] * shape[1] * bits + 7) // 8
-            + shape[0] * (shape[1] // (group or shape[1])) * scale_bits // 8),
         "a loop over rows": lambda shape, bits, group, scale_bits: (sum(
             shape[1] * bits + shape[1] // (group or shape[1]) * scale_bits
             for _ in range(shape[0])) + 7) // 8,
@@ -679,15 +722,28 @@ STORED_BYTES = Exercise(
             "Each number has a byte of its own. Packed, it takes as many bits as it has."),
         Misconception("scale bits taken for bytes", _bytes(total=lambda w, n, s: -(-w // 8) + n * s),
             "The scales are counted eight times: their size is given in bits."),
-        Misconception("scales of 4 bytes", _bytes(total=lambda w, n, s: -(-w // 8) + 4 * n),
-            "The scales are counted with 4 bytes each. Their size is an argument."),
-        Misconception("numbers forgotten", _bytes(total=lambda w, n, s: -(-n * s // 8)),
-            "Only the scales are counted. The whole numbers take most of the bytes."),
+        Misconception("scales of 16 bits", _bytes(total=lambda w, n, s: -(-(w + 16 * n) // 8)),
+            "The scales are counted with 16 bits each. Their size is an argument."),
+        Misconception("scales of a single row", _bytes(scales=lambda r, c, g: c // (g or c)),
+            "The scales of a single row are counted. Every row has its own."),
+        Misconception("a part of a byte dropped", _bytes(total=lambda w, n, s: (w + n * s) // 8),
+            "The bits that do not fill a byte are dropped. They need one, too: round up."),
+        Misconception("not a whole number", _bytes(total=lambda w, n, s: (w + n * s) / 8),
+            "A part of a byte is returned. It takes a whole one: round up."),
+        Misconception("rounded up twice", _bytes(total=lambda w, n, s: -(-w // 8) + -(-n * s // 8)),
+            "Numbers and scales were rounded up apart, which leaves a gap. Add all bits, then round up "
+            "once."),
+        Misconception("each row rounded up",
+            lambda shape, bits, group, scale_bits: shape[0] * _bytes()(
+                (1, shape[1]), bits, group, scale_bits),
+            "Every row was rounded up to a byte, which leaves gaps. Add the bits of all rows, then "
+            "round up once."),
         Misconception("without groups no scales",
             _bytes(scales=lambda r, c, g: r * c // g if g else 0),
             "Right with groups. Without them a row still has a scale: one."),
-        Misconception("a scale for each weight", _bytes(scales=lambda r, c, g: r * c),
-            "Every weight has its own scale, so nothing is saved. A group shares one."),
+        Misconception("without groups one for the matrix",
+            _bytes(scales=lambda r, c, g: r * c // g if g else 1),
+            "Right with groups. Without them every row has a scale, and not only the matrix."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -785,13 +841,17 @@ LATE = Exercise(
                 x.unflatten(-1, (scales.shape[1], -1)).sum(-1) @ scales.float().T),
             "Every weight is 8 steps too large: the stored halves count from 0. Unpacking takes "
             "8 off."),
-        Misconception("halves exchanged",
-            lambda x, packed, scales: _plain(
-                x, packed >> 4 | (packed & 15) << 4, scales),
-            "Neighbouring columns are exchanged: the left half of a byte is the first."),
-        Misconception("scales of another row",
-            lambda x, packed, scales: _plain(x, packed, scales.roll(1, 0)),
-            "The scales belong to other rows: row o of the scales is for output o."),
+        Misconception("x and numbers cut differently",
+            lambda x, packed, scales: _plain(x, pack(unpack(packed).unflatten(
+                1, (-1, scales.shape[1])).transpose(1, 2).flatten(1)), scales),
+            "x and the numbers were cut in different ways, so columns meet that don't belong "
+            "together. Groups come first, then what is in a group."),
+        Misconception("parts not added",
+            lambda x, packed, scales: torch.einsum("...ng,ong,on->...on", x.unflatten(
+                -1, (scales.shape[1], -1)), unpack(packed).float().unflatten(
+                1, (scales.shape[1], -1)), scales.float()),
+            "The parts of the groups stand side by side, well scaled. Add them: the result has one "
+            "number for each output."),
         Misconception("product rounded to bfloat16",
             lambda x, packed, scales: (x.bfloat16() @ dequantize(
                 unpack(packed), scales).bfloat16().T).float(),
@@ -907,6 +967,21 @@ BUG = Exercise(
                 weight.shape),
             "The groups still come from the transposed matrix, and now the weights land in other "
             "places. Cut the matrix as it is."),
+        Misconception("turned on the way back",
+            lambda weight, bits, group: _round_trip(weight, bits, group).reshape(weight.T.shape).T,
+            "Groups and rounding are right. The last line still turns the matrix: give back the "
+            "shape of the weight."),
+        Misconception("a half added, then cut off", _trips(step=lambda s: (s + 0.5).int()),
+            "Weights above zero are right, those below come out a step too high: cutting off goes "
+            "towards zero. Take a function that rounds."),
+        Misconception("size and number of the groups exchanged",
+            lambda weight, bits, group: _round_trip(weight, bits, weight.shape[1] // group),
+            "The size of a group and their number are exchanged. The last axis holds the weights that "
+            "share a scale."),
+        Misconception("scales in bfloat16",
+            lambda weight, bits, group: dequantize(*quantize(weight, bits, group)),
+            "Nearly: the library's functions round the scales to bfloat16. Here they stay as they are; "
+            "repair the lines that are given."),
         Misconception("maximum over the groups", _trips(scale=lambda g: g.abs().amax(
                 (0, 1), keepdim=True)),
             "The maximum runs over the groups, not within one. The last axis holds the weights "
@@ -931,7 +1006,7 @@ BUG = Exercise(
 def a_row_with_one_outlier():
     weight = _weight(18, 5, 40)
     weight[1, 7], weight[3, 30] = 9.0, -14.0
-    return weight, 4, (1.0, 0.9, 0.75, 0.6, 0.4)
+    return weight, 4, (1.0, 0.9, 0.8, 0.75, 0.6, 0.4)
 
 
 def three_bits_and_many_choices():
@@ -941,25 +1016,27 @@ def three_bits_and_many_choices():
 def a_row_of_zeros():
     weight = _weight(20, 3, 16)
     weight[1] = 0.0
-    return weight, 2, (0.5, 1.0, 0.8)
+    return weight, 2, (0.5, 1.0, 0.8, 0.65)
 
 
-def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back=False):
+def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back=False,
+           peak=lambda w: w.abs().amax(-1, keepdim=True).clamp(min=1e-8), turn=torch.round, give=None,
+           most=lambda bits: 2 ** (bits - 1) - 1):
     def best_clip(weight, bits, shares):
-        most = 2 ** (bits - 1) - 1
-        peak = weight.abs().amax(-1, keepdim=True).clamp(min=1e-8)
+        top, largest = most(bits), peak(weight)
         errors = []
         for share in shares:
-            step = scale(peak, share, most) if scale else share * peak / most
-            steps = (weight / step).round()
-            steps = steps.clamp(low - most, most) if clamp else steps
-            again = steps * (peak / most if back else step)
+            step = scale(largest, share, top) if scale else share * largest / top
+            steps = turn(weight / step)
+            steps = steps.clamp(low - top, top) if clamp else steps
+            again = steps * (largest / top if back else step)
             errors.append(error(again, weight) if error else (again - weight).pow(2).sum(-1))
         table = torch.stack(errors)                                     # (shares, out)
         if not rows:
             table = table.sum(-1, keepdim=True).expand_as(table)
-        best = pick(table) if pick else table.argmin(0)
-        return torch.tensor(shares)[best]
+        if give:
+            return give(table, shares)
+        return torch.tensor(shares)[pick(table) if pick else table.argmin(0)]
     return best_clip
 
 
@@ -995,7 +1072,7 @@ CLIP = Exercise(
         Misconception("largest error only", _clips(error=lambda b, w: (b - w).abs().amax(-1)),
             "The worst weight decides, and that is always the clipped one. Take the sum of "
             "squares over the row."),
-        Misconception("errors with their signs", _clips(error=lambda b, w: (b - w).sum(-1).abs()),
+        Misconception("errors with their signs", _clips(error=lambda b, w: (b - w).sum(-1)),
             "Errors above and below cancel. Square them before you add."),
         Misconception("absolute errors", _clips(error=lambda b, w: (b - w).abs().sum(-1)),
             "Absolute errors were added. A square makes a clipped weight count more; the task asks "
@@ -1006,15 +1083,34 @@ CLIP = Exercise(
             _clips(scale=lambda peak, share, most: peak / most / share),
             "The step grows where it should shrink. A share of 0.5 means: half the largest weight "
             "is the largest number."),
-        Misconception("numbers of the shares",
-            lambda weight, bits, shares: torch.tensor(
-                [list(torch.tensor(shares).tolist()).index(s) for s in
-                 _clips()(weight, bits, shares).tolist()], dtype=torch.float32),
+        Misconception("numbers of the shares", _clips(give=lambda table, shares: table.argmin(0)),
             "You return which share it is. Return the share itself."),
+        Misconception("the error returned", _clips(give=lambda table, shares: table.amin(0)),
+            "You return the smallest sum. Return the share that gave it."),
+        Misconception("the worst share", _clips(pick=lambda table: table.argmax(0)),
+            "Each row gets the share with the largest sum. Search for the smallest."),
+        Misconception("chosen over the rows", _clips(pick=lambda table: table.argmin(1)),
+            "There is a result for each share: the smallest sum was searched over the rows. Search "
+            "over the shares."),
+        Misconception("the last of equals",
+            _clips(pick=lambda table: len(table) - 1 - table.flip(0).argmin(0)),
+            "Where sums are equal, the last share wins. The task asks for the first."),
+        Misconception("largest of the matrix",
+            _clips(peak=lambda w: w.abs().max().clamp(min=1e-8)),
+            "All rows share one step. Each row has its own largest weight."),
+        Misconception("largest without its sign",
+            _clips(peak=lambda w: w.amax(-1, keepdim=True).clamp(min=1e-8)),
+            "Rows with a large negative weight are cut too soon. Take absolute values before the "
+            "largest."),
+        Misconception("cut off", _clips(turn=torch.trunc),
+            "Whole numbers were cut off, not rounded, so a large step costs more than it should."),
         Misconception("errors of the columns",
             lambda weight, bits, shares: _clips()(weight.T.contiguous(), bits, shares)[:len(weight)],
             "The columns choose. A row shares one scale, so peak and error go along the last "
             "axis."),
+        Misconception("one number too many", _clips(most=lambda bits: 2 ** (bits - 1)),
+            "The largest whole number is one too large: with 4 bits it is 7, as many above zero as "
+            "below."),
         Misconception("-8 used as well", _clips(low=-1),
             "One side is cut later than the other. Whole numbers go from -most to most."),
         Misconception("back with the whole scale", _clips(back=True),
@@ -1046,6 +1142,11 @@ def a_small_model_and_three_kinds():
     return model, {"w2": 3, "wq": 4, "output": 2}
 
 
+def the_embeddings_as_well():
+    model, _ = a_small_model_and_three_kinds()
+    return model, {"w1": 5, "tok_embeddings": 3}
+
+
 def nothing_to_do():
     model, _ = a_small_model_and_three_kinds()
     return model, {}
@@ -1054,17 +1155,19 @@ def nothing_to_do():
 def _run_mixed(candidate, model, bits_of):
     before = copy.deepcopy(model.state_dict())
     made = candidate(model, bits_of)
+    if made is None:
+        return None
     kept = all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
     return [float(kept), *(w.detach().clone() for w in made.state_dict().values())]
 
 
-def _mixes(choose=None, group=None, bits=None, same=False, back=None):
+def _mixes(choose=None, group=None, bits=None, same=False, back=None, every=False):
     @torch.no_grad()
     def with_bits(model, bits_of):
         new = model if same else copy.deepcopy(model)
         for name, weight in new.named_parameters():
             kind = choose(name) if choose else name.split(".")[-2]
-            if kind in bits_of and weight.dim() == 2:
+            if (every or kind in bits_of) and weight.dim() == 2:
                 b = bits(bits_of, kind) if bits else bits_of[kind]
                 pair = quantize(weight, b, group)
                 weight.copy_((back or dequantize)(*pair))
@@ -1094,12 +1197,14 @@ def _mix_by_state(model, bits_of):
 MIXED = Exercise(
     name="with_bits", chapter=12, kind="open", entry="with_bits",
     title="Bits where they matter", difficulty="medium", importance="useful", minutes=18,
-    reference=_mixes(), run=_run_mixed, fixtures=(a_small_model_and_three_kinds, nothing_to_do),
+    reference=_mixes(), run=_run_mixed,
+    fixtures=(a_small_model_and_three_kinds, the_embeddings_as_well, nothing_to_do),
     equivalents={"modules": _mix_by_modules, "state_dict": _mix_by_state, "parameters": _mixes()},
     misconceptions=(
         Misconception("the model itself changed", _mixes(same=True),
             "The model that was handed in has changed. Work on a copy."),
-        Misconception("every matrix", _mixes(choose=lambda name: "w2"),
+        Misconception("every matrix", _mixes(
+                bits=lambda d, kind: d.get(kind, 8), every=True),
             "All matrices were rounded. Only the kinds that are named change."),
         Misconception("one number of bits for all", _mixes(bits=lambda d, kind: min(d.values())),
             "All kinds got the same bits. Each kind has its own."),
@@ -1113,8 +1218,16 @@ MIXED = Exercise(
         Misconception("whole numbers left in place", _mixes(back=lambda n, s: n.float()),
             "The weights are whole numbers now. Multiply by the scales to get weights again."),
         Misconception("nothing changed", lambda model, bits_of: copy.deepcopy(model),
-            "Nothing was rounded. Write the rounded numbers into the copy's weights."),
-        Misconception("groups of 8", _mixes(group=8),
+            "Nothing was rounded. Does a kind meet its part of the name, and are the rounded numbers "
+            "written into the copy?"),
+        Misconception("first part of the name", _mixes(choose=lambda name: name.split(".")[0]),
+            "The matrices inside the layers are as before. A kind is the last but one part of the "
+            "name."),
+        Misconception("linear layers only", _mixes(
+                choose=lambda name: name.split(".")[-2].replace("tok_embeddings", "")),
+            "The token embeddings were left alone. They are no linear layer, but a matrix with a "
+            "name."),
+        Misconception("groups of 32", _mixes(group=32),
             "The rows were cut into groups. Here each row has one scale."),
     ),
     hints=(
