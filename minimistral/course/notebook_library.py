@@ -157,7 +157,8 @@ def needed(path: str, names: list[str], known: set[tuple[str, str]], root: Path 
             known.add((name, path))
             waiting.extend(_used(module, name))
     known.update((name, path) for name in names)
-    copies = [module.code(name) for name in sorted(copied, key=lambda n: module.node(n).lineno)]
+    copied.sort(key=lambda n: module.node(n).lineno)
+    copies = list(dict.fromkeys(module.code(name) for name in copied))  # A, B = ... is one
     return "\n\n".join(["\n".join(_merged(imports)), *copies] if imports else copies)
 
 
