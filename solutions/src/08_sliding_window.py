@@ -180,8 +180,8 @@ def look_in_blocks(q, k, v, window):
 check("look_in_blocks", look_in_blocks)
 
 # %% [markdown] tags=["solution"]
-# Any size of block works, from one query (the repaired loop of the chapter) to all (the table). Positions of queries
-# and keys decide the mask, so the arithmetic of the block's edge stays in one place.
+# Any size of block gives the same looks, from one query (the repaired loop of the chapter) to all (the table).
+# Positions of queries and keys decide the mask, so the arithmetic of the block's edge stays in one place.
 
 # %% [markdown]
 # ## Exercise 6: which layers get a window
