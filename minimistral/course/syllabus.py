@@ -158,7 +158,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         12, "quantization", "Quantization",
         "How few bits does a weight need?",
-        ("quantize",), 45, 110, (10,),
+        ("quantize",), 45, 135, (10,),
         (
             Headline(13, "An assistant that runs on a laptop with 16 GB."),
             Headline(14, "Quantization puts the model on a phone."),
