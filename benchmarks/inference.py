@@ -5,11 +5,12 @@
 Every row is one run in which all contestants take turns (A B A B ...) with the same weights on the
 same machine, after a gate: in float32 their greedy ids must agree. Medians and ratios are made from
 the samples, all of which are kept. A row that is measured again replaces its old one in the file.
-Rows: decode-S decode-M decode-M-bfloat16 decode-X position-S prefill-S-4096 prefill-S-16384 moe-X
-batch-S speculation
+Rows: decode-S decode-M decode-M-bfloat16 decode-M-8-bit decode-M-4-bit decode-X position-S
+prefill-S-4096 prefill-S-16384 prefill-memory-S moe-X batch-S speculation
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -36,7 +37,10 @@ from minimistral.generate import generate, read_prompts
 from minimistral.layers import SwiGLU
 from minimistral.model import Transformer
 from minimistral.moe import MoE
+from minimistral.quantize import QuantizedLinear, quantize_model, use_kernels
+from minimistral.quantize_files import load_quantized, with_floats
 from minimistral.speculative import DraftModel, PromptLookup, speculate
+from minimistral.tokenizer import load_tokenizer
 
 SEED, WARM_UP = 0, 1
 TIE = 1e-3                      # logits nearer than this may be chosen in either order
@@ -118,9 +122,11 @@ def writers(model: Transformer, theirs, engine: Engine) -> dict[str, Callable]:
     return found
 
 
-def gate(model: Transformer, prompt: list[int], texts: dict[str, list[int]]) -> dict:
+def gate(model: Transformer, prompt: list[int], texts: dict[str, list[int]],
+         exact: bool = True) -> dict:
     """Do the greedy ids agree? A different choice is forgiven where the two logits are
-    nearer than TIE, after which texts have nothing in common any more."""
+    nearer than TIE, after which texts have nothing in common any more. Not `exact`, with
+    numbers rounded to bfloat16 on the way, it is written down and not judged."""
     expected, found = texts["plain"], {}
     for name, ids in texts.items():
         same = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), len(expected))
@@ -130,7 +136,6 @@ def gate(model: Transformer, prompt: list[int], texts: dict[str, list[int]]) -> 
                 logits = model(torch.tensor([prompt + expected[:same]]))[0, -1]
             tied = abs(float(logits[expected[same]] - logits[ids[same]]))
         found[name] = {"equal_ids": same, "of": len(expected), "tied_by": tied}
-        exact = model.tok_embeddings.weight.dtype == torch.float32
         if exact and tied is not None and tied > TIE:
             raise SystemExit(f"{name} writes another text than the plain path: token {same}, "
                              f"logits {tied:.5f} apart. Nothing was measured.")
@@ -166,24 +171,42 @@ def summed_up(seconds: dict[str, list[float]], amount: float, unit: str) -> dict
     return row
 
 
-def decode_row(name: str, dtype=torch.float32, new: int = 256, rounds: int = 5) -> dict:
-    """Tokens per second of writing after a prompt of 64, by everybody's own generate."""
+def decode_row(name: str, dtype=torch.float32, new: int = 256, rounds: int = 5,
+               bits: int | None = None) -> dict:
+    """Tokens per second of writing after a prompt of 64, by everybody's own generate. With
+    `bits` ours have few bits, and transformers keeps its floats: it writes another text."""
     config = CONFIGS[name]
     model = lively(config, dtype)
     theirs = in_transformers(model)
+    if bits:
+        quantize_model(model, bits, None if bits == 8 else 128)
+        use_kernels(model, output=True)
     engine = Engine(model, progress=False)
     prompt, found = some_ids(config, min(64, config.vocab_size)), writers(model, theirs, engine)
-    texts = {way: write(prompt, new) for way, write in found.items()}
-    agreed = gate(model, prompt, texts)
+    texts = {way: write(prompt, new) for way, write in found.items()
+             if not (bits and way.startswith("transformers"))}
+    if bits == 8:                              # without the kernel's rounding of inputs
+        exact = copy.deepcopy(model)
+        for layer in exact.modules():
+            if isinstance(layer, QuantizedLinear):
+                layer.kernel = False
+        texts["plain"] = generate(exact, prompt, new)
+    agreed = gate(model, prompt, texts, exact=dtype == torch.float32 and not bits)
+    if not bits:
+        eager = Engine(model, compile=False)
+        found["engine, not compiled"] = eager.generate
     seconds = take_turns({way: lambda w=write: w(prompt, new) for way, write in found.items()},
                          rounds)
     used = count_parameters(config).active - config.vocab_size * config.dim
-    return {"what": f"{name}, {dtype}: prompt 64, {new} new tokens", "gate": agreed,
-            "bytes_of_weights_per_token": used * dtype.itemsize, "engine": engine.describe(),
+    stored = sum(weight.nbytes for key, weight in model.state_dict().items()
+                 if "tok_embeddings" not in key)
+    numbers = f"{bits} bits" if bits else str(dtype)
+    return {"what": f"{name}, {numbers}: prompt 64, {new} new tokens", "gate": agreed,
+            "bytes_of_weights_per_token": stored if bits else used * dtype.itemsize, "engine": engine.describe(),
             **summed_up(seconds, new, "tokens/s")}
 
 
-def position_row(name: str, places=(1024, 8192, 32768), new: int = 24, rounds: int = 3) -> dict:
+def position_row(name: str, places=(1024, 8192, 32768), new: int = 24, rounds: int = 7) -> dict:
     """Milliseconds per token at positions far into a text, read in chunks of 512."""
     config = CONFIGS[name]
     model = lively(config)
@@ -216,7 +239,9 @@ def position_row(name: str, places=(1024, 8192, 32768), new: int = 24, rounds: i
                         seconds[way].append(round(time.perf_counter() - begun, 6))
                 at += new
             rows[str(place)] = summed_up(seconds, 1000 / new, "ms/token")
+    first, *_, last = (row["median"]["engine"] for row in rows.values())
     return {"what": f"{name}: {new} tokens from each position on", "positions": rows,
+            "engine_last_over_first": round(last / first, 3),
             "cache_bytes": {"plain": cache.nbytes, "engine": engine.fast.nbytes}}
 
 
@@ -258,6 +283,50 @@ def prefill_row(name: str, length: int, rounds: int, whole_rounds: int | None = 
         raise SystemExit(f"the logits after the prompt differ: {differ}. Nothing was measured.")
     return {"what": f"{name}: a prompt of {length}", "logits_differ_by": differ,
             **summed_up(seconds, 1, "s")}
+
+
+MEASURE_READING = """
+import json, sys, time
+from pathlib import Path
+import torch
+from benchmarks.inference import CONFIGS, lively, some_ids
+from minimistral.engine import Engine
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(l for l in lines if l.startswith(key)).split()[1])
+name, threads, *lengths = sys.argv[1:]
+torch.set_num_threads(int(threads))
+engine = Engine(lively(CONFIGS[name]), compile=False)
+engine.read(0, some_ids(CONFIGS[name], 1024))           # what is set up once
+rows = {}
+for length in map(int, lengths):
+    text = some_ids(CONFIGS[name], length)
+    engine.fast.forget(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, begun = memory("VmRSS"), time.perf_counter()
+    engine.read(0, text)
+    rows[length] = {"seconds": round(time.perf_counter() - begun, 4),
+                    "extra_peak_bytes": memory("VmHWM") - before}
+print(json.dumps(rows))
+"""
+
+
+def prefill_memory_row(name: str, lengths=(4096, 16384, 65536)) -> dict:
+    """Seconds and extra memory at most while the engine reads prompts, in a process of its
+    own, in which the caches are made already; Linux only."""
+    if not Path("/proc/self/clear_refs").exists():
+        raise SystemExit("the peak of memory is read from /proc, which is not here")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_READING, name, str(torch.get_num_threads()),
+         *map(str, lengths)], cwd=Path(__file__).parents[1], check=True, capture_output=True,
+        text=True)
+    rows = json.loads(done.stdout)
+    first, last = rows[str(lengths[0])], rows[str(lengths[-1])]
+    growth = last["seconds"] / first["seconds"] * lengths[0] / lengths[-1]
+    return {"what": f"{name}: the engine reads prompts, once each", "prompts": rows,
+            "seconds_per_token_last_over_first": round(growth, 3),
+            "median": {f"{length}, extra MiB": round(row["extra_peak_bytes"] / 2**20, 1)
+                       for length, row in rows.items()}}
 
 
 @torch.no_grad()
@@ -313,12 +382,15 @@ def batch_row(name: str, places: int = 8, new: int = 64, rounds: int = 5) -> dic
 def speculation_row(new: int = 200, rounds: int = 5, drafts: int = 4) -> dict:
     """Tokens per second with proposals: by looking up, and by a draft model where a larger
     shipped model is there for it. Greedy, so that all write the same text."""
-    tales = load_model("tales-dense").requires_grad_(False)
-    ids = generate(tales, [0], 120, temperature=1.0, seed=SEED)
-    repeated = [0, *ids, *ids[:40]]
+    tales = with_floats(load_quantized("tales-large", dtype=torch.float32))
+    tales.requires_grad_(False)
+    tokenizer = load_tokenizer("tales-large")
+    begin = tokenizer.encode("The blue key\nOne day", bos=True)
+    ids = generate(tales, begin, 100, temperature=1.0, seed=SEED)
+    repeated = [*begin, *ids, *begin[1:], *ids[:20]]
     engine = Engine(tales, spare=drafts, progress=False)
     draft = Engine(load_model("tales-dense"), spare=drafts, progress=False)
-    ways = {"engine": None, "look-up": PromptLookup(), "the model itself": DraftModel(draft)}
+    ways = {"engine": None, "look-up": PromptLookup(), "tales-dense drafts": DraftModel(draft)}
     about, texts = {}, {}
     for way, proposer in ways.items():
         if proposer is None:
@@ -333,7 +405,7 @@ def speculation_row(new: int = 200, rounds: int = 5, drafts: int = 4) -> dict:
         {way: (lambda: engine.generate(repeated, new)) if p is None else
          lambda p=p: speculate(engine, repeated, new, p, drafts=drafts)
          for way, p in ways.items()}, rounds)
-    return {"what": f"tales-dense: a tale begun twice, {new} new tokens, {drafts} proposals",
+    return {"what": f"tales-large: a tale begun twice, {new} new tokens, {drafts} proposals",
             "gate": agreed, "proposals": about, **summed_up(seconds, new, "tokens/s")}
 
 
@@ -341,10 +413,13 @@ ROWS: dict[str, Callable[[], dict]] = {
     "decode-S": lambda: decode_row("S"),
     "decode-M": lambda: decode_row("M", new=64, rounds=3),
     "decode-M-bfloat16": lambda: decode_row("M", torch.bfloat16, new=64, rounds=3),
+    "decode-M-8-bit": lambda: decode_row("M", new=64, rounds=3, bits=8),
+    "decode-M-4-bit": lambda: decode_row("M", new=64, rounds=3, bits=4),
     "decode-X": lambda: decode_row("X", new=64, rounds=3),
     "position-S": lambda: position_row("S"),
     "prefill-S-4096": lambda: prefill_row("S", 4096, 3),
     "prefill-S-16384": lambda: prefill_row("S", 16384, 3, whole_rounds=1),
+    "prefill-memory-S": lambda: prefill_memory_row("S"),
     "moe-X": lambda: moe_row("X"),
     "batch-S": lambda: batch_row("S"),
     "speculation": speculation_row,

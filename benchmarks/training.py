@@ -2,16 +2,22 @@
 making it faster is worth.
 
     python benchmarks/training.py [--threads 1] [--out FILE]
+    python benchmarks/training.py --beside S-float32 S-bfloat16 X-float32 [--threads 2]
 
 Random tokens, as speed does not depend on what they say. Every sample goes into the JSON file,
 with what ran it; the processor's time is the steadier one on a machine that does other work too.
+The second form trains the same weights in transformers as well, step by step in turns with ours,
+both with fused AdamW, compiled and not; it adds its rows to the file.
 """
 
 import argparse
 import contextlib
+import copy
+import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.inference import CONFIGS, in_transformers, lively      # noqa: E402
 
 from minimistral import train_run
 from minimistral.recipes import RECIPES, cpu_name, new_model, quick_products
@@ -86,6 +95,85 @@ def measure(name: str, way: str, samples: int) -> dict:
             "tokens_per_cpu_second": round(per_step / best)}
 
 
+# name: shape of benchmarks/inference.py, rows of 256 tokens, bfloat16 products
+BESIDE = {"S-float32": ("S", 8, False), "S-bfloat16": ("S", 8, True),
+          "X-float32": ("X", 4, False)}
+
+
+def steps_of(model, ids, bfloat16: bool, adamw, compiled: bool):
+    """One step of training by everybody's own forward and PyTorch's own loss and optimiser."""
+    run = torch.compile(model, dynamic=False) if compiled else model
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            logits = run(inputs)
+        logits = getattr(logits, "logits", logits)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(),
+                                                 targets.flatten())
+        loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+        return float(loss.detach())
+    return step
+
+
+def ours(model, ids, bfloat16: bool, compiled: bool):
+    """One step of `minimistral.train`, with its schedule and clipping."""
+    batch, length = ids.shape[0], ids.shape[1] - 1
+    config = TrainConfig(steps=10_000, batch_size=batch, seq_len=length,
+                         dtype="bfloat16" if bfloat16 else "float32", compile=compiled)
+    optimizers, stack = make_optimizers(model, config), contextlib.ExitStack()
+    if compiled:
+        stack.enter_context(train_run.compiled_layers(model))
+    count = iter(range(10_000))
+
+    def step() -> float:
+        attention = train_run.matmul_attention() if compiled else contextlib.nullcontext()
+        with attention:                                # as train_run.py does
+            loss = float(accumulate_gradients(model, (ids[:, :-1], ids[:, 1:]), config))
+        update(model, optimizers, next(count), config)
+        return loss
+    return step
+
+
+def beside(name: str, samples: int) -> dict:
+    """Seconds of training steps, all contestants in turns."""
+    shape, batch, bfloat16 = BESIDE[name]
+    base = lively(CONFIGS[shape])
+    torch.manual_seed(SEED)
+    ids = torch.randint(3, base.config.vocab_size, (batch, 257))
+    steps = {}
+    for compiled in (False, True):
+        words = "compiled" if compiled else "eager"
+        mine = copy.deepcopy(base).requires_grad_(True).train()
+        steps[f"minimistral, {words}"] = ours(mine, ids, bfloat16, compiled)
+        theirs = in_transformers(base).requires_grad_(True).train()
+        theirs.config.use_cache = False
+        adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-3, betas=(0.9, 0.95), fused=True)
+        steps[f"transformers, {words}"] = steps_of(theirs, ids, bfloat16, adamw, compiled)
+    seconds, failed = {}, {}
+    for way in list(steps):
+        try:
+            first = [steps[way]() for _ in range(WARM_UP)]
+            print(way, "first losses", first, flush=True)
+            seconds[way] = []
+        except Exception as error:                     # a peer that can't be compiled
+            failed[way] = f"{type(error).__name__}: {str(error)[:200]}"
+    for _ in range(samples):
+        for way in seconds:
+            begun = time.perf_counter()
+            steps[way]()
+            seconds[way].append(round(time.perf_counter() - begun, 4))
+    median = {way: statistics.median(times) for way, times in seconds.items()}
+    theirs = min(m for way, m in median.items() if way.startswith("transformers"))
+    return {"what": f"{name}: one step of {batch} x 256 tokens", "unit": "tokens/s",
+            "seconds": seconds, "failed": failed,
+            "median": {way: round(batch * 256 / m, 1) for way, m in median.items()},
+            "times_faster_than_transformers": {
+                way: round(theirs / m, 3) for way, m in median.items()}}
+
+
 def one_step(model, optimizers, tokens: Tokens, step: int, config: TrainConfig) -> float:
     batch = training_batch(tokens, step, config)
     loss = float(accumulate_gradients(model, batch, config))
@@ -99,16 +187,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results / "training.json")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--beside", nargs="+", choices=BESIDE, help="rows with transformers")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    for name in arguments.beside or ():
+        about = provenance(arguments.threads) | {
+            "command": f"python benchmarks/training.py --beside {name} "
+                       f"--threads {arguments.threads}",
+            "transformers": importlib.metadata.version("transformers")}
+        row = beside(name, arguments.samples) | {"provenance": about}
+        result = json.loads(arguments.out.read_text(encoding="utf-8"))
+        result.setdefault("beside_transformers", {})[name] = row
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8",
+                                 newline="\n")
+        print(name, json.dumps(row["times_faster_than_transformers"]), row["failed"], flush=True)
+    if arguments.beside:
+        return
     run = provenance(arguments.threads)
     rows = []
     for name in RECIPES:
         for way in WAYS:
             rows.append(measure(name, way, arguments.samples))
             print(name, way, rows[-1]["tokens_per_cpu_second"], flush=True)
+    old = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     result = {"what": "one training step of the shipped models: seconds of wall and processor",
-              "provenance": run, "steps": rows}
+              "provenance": run, "steps": rows,
+              "beside_transformers": old.get("beside_transformers", {})}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
 

@@ -64,10 +64,10 @@ RECIPES = {
     "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=64, moe=MoEConfig(6, 2)),
                         replace(TRAINING, steps=8_000, balance=0.01), replace(POLISH, balance=0.01)),
     "tales-large": Recipe(replace(DENSE, n_layers=12, hidden_dim=320),
-                          replace(POLISH, steps=220, lr=6e-4, min_lr=0.3, warmup_steps=20,
-                                  eval_every=40, save_every=20, seed=2),
-                          replace(POLISH, steps=80, lr=2e-4, warmup_steps=0, eval_every=40,
-                                  save_every=20, seed=3),
+                          replace(TRAINING, steps=400, lr=2e-3, warmup_steps=50, eval_every=100,
+                                  save_every=50),
+                          replace(POLISH, steps=120, lr=1e-3, warmup_steps=20, eval_every=60,
+                                  save_every=20),
                           grows="tales-dense", bits=8),
 }
 
