@@ -78,6 +78,12 @@ def _step_by_layers(config, batch, length, bits=16):
     return total * bits / 8 + batch * cached * 2
 
 
+def _experts_of_one_layer(config, batch, length, bits=16):
+    one = step_bytes(config, 1, 0, bits)
+    layers = config.n_layers if config.moe else 1
+    return one + (step_bytes(config, batch, 0, bits) - one) / layers + batch * cache_bytes(config, length)
+
+
 def _no_window(config, batch, length, bits):
     return batch * length * cache_bytes_per_token(config)
 
@@ -97,6 +103,14 @@ STEP_BYTES = Exercise(
             _step(table=lambda config: config.vocab_size * config.dim),
             "With tied embeddings the one table is also the output layer, which is read whole. "
             "Then there is nothing to take off."),
+        Misconception("the table taken off only if it is shared", _step(
+                table=lambda c: c.vocab_size * c.dim if c.tied_embeddings else 0),
+            "The condition is turned round: a table of its own is looked up, a shared one is read "
+            "whole."),
+        Misconception("both tables taken off", _step(
+                table=lambda c: c.vocab_size * c.dim * (1 if c.tied_embeddings else 2)),
+            "The output layer is missing. It is multiplied like any matrix; only the table at the "
+            "input is looked up."),
         Misconception("weights read for each text", _step(read=2.0),
             "The weights were multiplied by the batch. They are read once, for all texts of a step."),
         Misconception("the cache forgotten", _step(cache=lambda *_: 0),
@@ -111,6 +125,15 @@ STEP_BYTES = Exercise(
             _step(cache=lambda config, batch, length, bits: batch * cache_bytes_per_token(config)
                   * min(length, config.window(0) or length)),
             "Layers may differ in their windows. Ask each layer for its own."),
+        Misconception("the cache multiplied by the layers",
+            _step(cache=lambda config, batch, length, bits:
+                  batch * config.n_layers * cache_bytes(config, length)),
+            "The cache is counted once too often for each layer: the bytes of a token are those of "
+            "all layers together."),
+        Misconception("the cache of the new token only",
+            _step(cache=lambda config, batch, length, bits: batch * cache_bytes_per_token(config)),
+            "Only the new token's keys and values were counted. A step reads those of all tokens that "
+            "it looks at."),
         Misconception("the cache in the weights' bits",
             _step(cache=lambda config, batch, length, bits:
                   batch * cache_bytes(config, length) * bits / 16),
@@ -132,6 +155,17 @@ STEP_BYTES = Exercise(
         Misconception("the share of left-out experts",
             _step(touched=lambda E, k, batch: E * (1 - k / E) ** batch),
             "You counted the experts that nobody chose. Those chosen are the rest."),
+        Misconception("the chosen experts counted twice", _step(touched=lambda E, k, batch:
+                E * (1 - (1 - k / E) ** batch) + k),
+            "The active count holds k experts already. Add only those that are read beyond them."),
+        Misconception("one expert taken as counted", _step(touched=lambda E, k, batch:
+                E * (1 - (1 - k / E) ** batch) + k - 1),
+            "You take one expert as counted already. The active count holds k of them."),
+        Misconception("experts of one layer", _experts_of_one_layer,
+            "The experts beyond k were counted for one layer. Each layer has its own."),
+        Misconception("two bytes whatever the bits",
+            lambda config, batch, length, bits=16: step_bytes(config, batch, length, 16),
+            "The bits have no effect on your weights. A weight has bits / 8 bytes."),
         Misconception("bits not divided by 8",
             lambda config, batch, length, bits=16: 8 * (
                 step_bytes(config, batch, length, bits) - batch * cache_bytes(config, length))
@@ -156,10 +190,12 @@ STEP_BYTES = Exercise(
 # ---------------------------------------------------------------- piece: accept
 
 P = torch.tensor([[0.60, 0.35, 0.03, 0.01, 0.01], [0.45, 0.20, 0.30, 0.03, 0.02],
-                  [0.70, 0.10, 0.10, 0.05, 0.05], [0.50, 0.40, 0.06, 0.02, 0.02],
-                  [0.05, 0.05, 0.20, 0.10, 0.60]])
+                  [0.41, 0.10, 0.10, 0.37, 0.02], [0.50, 0.40, 0.06, 0.02, 0.02],
+                  [0.05, 0.05, 0.20, 0.10, 0.60], [0.35, 0.30, 0.30, 0.03, 0.02],
+                  [0.02, 0.30, 0.03, 0.30, 0.35]])
 Q = torch.tensor([[0.02, 0.95, 0.01, 0.01, 0.01], [0.02, 0.60, 0.34, 0.02, 0.02],
-                  [0.05, 0.45, 0.45, 0.03, 0.02], [0.60, 0.10, 0.20, 0.05, 0.05]])
+                  [0.05, 0.45, 0.45, 0.03, 0.02], [0.60, 0.10, 0.20, 0.05, 0.05],
+                  [0.10, 0.50, 0.10, 0.15, 0.15], [0.15, 0.50, 0.15, 0.10, 0.10]])
 
 
 def three_proposals_the_first_always_accepted():
@@ -172,6 +208,10 @@ def three_proposals_the_first_often_rejected():
 
 def two_proposals():
     return [1, 1], Q[[1, 3]], P[[1, 3, 4]], 400
+
+
+def two_proposals_both_in_doubt():
+    return [1, 1], Q[[4, 5]], P[[5, 6, 0]], 401
 
 
 def two_proposals_that_are_always_right():
@@ -282,6 +322,37 @@ def _not_normalised(weights, generator):
     return min(int((weights.cumsum(0) <= u).sum()), len(weights) - 1)
 
 
+def _likeliest(weights, generator):
+    return int(weights.argmax())
+
+
+def _softened(weights, generator):
+    return draw_one(weights.softmax(0), generator)
+
+
+def _one_chance(proposed, q, p, generator):
+    u = float(torch.rand((), generator=generator))
+    return _accepts(ratio=lambda _, p, q, token: u < float(p[token] / q[token]))(
+        proposed, q, p, generator)
+
+
+def _replaced_and_on(proposed, q, p, generator):
+    found = []
+    for i, token in enumerate(proposed):
+        found.append(accept([token], q[i:i + 1], torch.stack([p[i], p[i]]), generator)[0])
+    return [*found, draw_one(p[-1], generator)]
+
+
+def _replaced_in_place(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return [*found, *proposed[len(found):]]
+
+
+def _accepted_ones_lost(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return found if len(found) > len(proposed) else found[-1:]
+
+
 def _rejected_returned(proposed, q, p, generator):
     found = accept(proposed, q, p, generator)
     return found if len(found) > len(proposed) else proposed[:len(found)]
@@ -293,6 +364,7 @@ ACCEPT = Exercise(
     reference=accept, run=_run_accept, compare=_close_shares,
     fixtures=(three_proposals_the_first_always_accepted,
               three_proposals_the_first_often_rejected, two_proposals,
+              two_proposals_both_in_doubt,
               two_proposals_that_are_always_right, no_proposals, greedy_choice_a_wrong_proposal),
     equivalents={"ratio": _accepts(), "multinomial": _accept_by_multinomial,
                  "all at once": _accept_all_at_once},
@@ -326,9 +398,34 @@ ACCEPT = Exercise(
             _accepts(ratio=lambda u, p, q, token: int(p.argmax()) == token),
             "Only the model's favourite is accepted. That is right for greedy choice alone; here "
             "chance decides, with p over q."),
+        Misconception("the comparison turned round", _accepts(
+                ratio=lambda u, p, q, token: u >= float(p[token] / q[token])),
+            "Good proposals are rejected and bad ones kept: accepted is what lies below the ratio, "
+            "not above."),
+        Misconception("one number for all proposals", _one_chance,
+            "All proposals share one random number, so that they are accepted together. Each one "
+            "needs its own."),
+        Misconception("the likeliest in place of a rejected one", _accepts(pick=_likeliest),
+            "The token in place of a rejected one is always the same. It is drawn, in proportion "
+            "to what is missing."),
+        Misconception("a softmax of what is missing", _accepts(rest=lambda p, q, token: p - q,
+                                                               pick=_softened),
+            "The differences went through a softmax, which gives every token a share. They are "
+            "shares already, once they are divided by their sum."),
+        Misconception("the likeliest at the end", _accepts(
+                bonus=lambda kept, q, p, g: [int(p[-1].argmax())]),
+            "The last token is always the likeliest one. It is drawn from the last row."),
+        Misconception("replaced, and on", _replaced_and_on,
+            "After a replaced token the other proposals are still checked. They were proposed for "
+            "another text; the first rejection ends it."),
+        Misconception("replaced among the proposals", _replaced_in_place,
+            "The proposals after a rejected one are returned, too. Return the accepted ones and the "
+            "new token, nothing behind it."),
+        Misconception("the accepted ones lost", _accepted_ones_lost,
+            "After a rejection only the new token is returned. The accepted ones come before it."),
         Misconception("goes on after a rejection", _accepts(stop=False),
-            "Tokens after a rejected one are still used. They were proposed for another text; the "
-            "first rejection ends it."),
+            "A rejected token is skipped, and later ones are still used. They were proposed for "
+            "another text: stop."),
         Misconception("no token after the last", _accepts(bonus=lambda *_: []),
             "All proposals accepted, and nothing more comes. The last row of p is one further "
             "token, for nothing."),
@@ -426,6 +523,18 @@ def _whole_loop(device, rounds, warm_up):
     return (device.clock() - begun) / rounds
 
 
+def _waits_before(device, rounds, warm_up):
+    for _ in range(warm_up):
+        device.run()
+    samples = []
+    for _ in range(rounds):
+        begun = device.clock()
+        device.wait()
+        device.run()
+        samples.append(device.clock() - begun)
+    return statistics.median(samples)
+
+
 def _mean(samples):
     return sum(samples) / len(samples)
 
@@ -454,11 +563,17 @@ TIMER = Exercise(
         Misconception("the warm-up runs on into the first sample", _timer(before=False),
             "The first sample waits for the warm-up, too. Let the device finish before the "
             "measurement begins."),
+        Misconception("waits before the work only", _waits_before,
+            "You wait for the work before, not for the one that is measured. Wait after it has been "
+            "started."),
+        Misconception("warm-up among the samples", lambda device, rounds, warm_up: _timer(
+                warm=False)(device, rounds + warm_up, 0),
+            "The slow first runs are samples as well. Take them out before the median."),
         Misconception("the whole loop divided", _whole_loop,
             "The time of all rounds over their number is a mean. Each round needs its own "
             "sample, and waiting inside."),
         Misconception("warm-up taken from the rounds", lambda device, rounds, warm_up: _timer(
-            warm=False, before=False, skip=min(warm_up, rounds - 1))(device, rounds, 0),
+            warm=False, skip=warm_up)(device, rounds, 0),
             "The warm-up was cut from the rounds. It comes before them: the number of samples "
             "stays."),
     ),
@@ -581,6 +696,9 @@ TURN = Exercise(
         Misconception("operations of one text",
             _from(work=lambda config, batch, length: step_operations(config, 1, length)),
             "The loop never ends by itself: the operations have to grow with the batch."),
+        Misconception("not a whole number", lambda config, speed, rate, bits: (
+                step_bytes(config, 1, 0, bits) / speed / (step_operations(config, 1, 0) / rate)),
+            "A batch is a whole number of texts, and for a mixture the bytes change with it."),
         Misconception("the last batch limited by reading", _from(give=lambda batch: batch - 1),
             "One too small: that is the last batch limited by reading. The next one is asked for."),
         Misconception("the operations for each byte", lambda config, speed, rate, bits: rate / speed,
@@ -620,7 +738,8 @@ def seven_b_on_24_gb():
 
 
 def weights_that_do_not_fit():
-    return MODELS["mixtral-8x7b-v0.1"], 80_000_000_000, 1000, 16
+    config = MODELS["mixtral-8x7b-v0.1"]
+    return config, 2 * count_parameters(config).total - 3 * int(cache_bytes(config, 1000)), 1000, 16
 
 
 def _fits(weights=None, cache=None, down=math.floor, least=0):
@@ -677,6 +796,16 @@ FIT = Exercise(
         Misconception("bits taken for bytes",
             _fits(weights=lambda config, bits: count_parameters(config).total * bits),
             "The weights are 8 times too large: 8 bits are a byte."),
+        Misconception("part of a text", lambda config, memory, length, bits: max(
+                0, (memory - count_parameters(config).total * bits / 8) / cache_bytes(config, length)),
+            "A part of a text cannot be written. Round down to a whole number."),
+        Misconception("16 bits whatever is asked", _fits(
+                weights=lambda config, bits: count_parameters(config).total * 2),
+            "The bits have no effect on your weights. A weight has bits / 8 bytes."),
+        Misconception("a model for each text", lambda config, memory, length, bits: int(
+                memory // (count_parameters(config).total * bits / 8 + cache_bytes(config, length))),
+            "You count the weights once for each text. All texts share them; only caches are "
+            "their own."),
         Misconception("the weights forgotten", _fits(weights=lambda config, bits: 0),
             "The caches share the memory with the weights. Take those off first."),
     ),
@@ -757,6 +886,11 @@ GAIN = Exercise(
             "You divide by the draft's time alone. The model's own step is 1 and counts, too."),
         Misconception("the draft for nothing", _gains(price=lambda n, cost: 1),
             "The draft's time is missing: each proposal costs its share of a step."),
+        Misconception("one proposal too many paid", _gains(price=lambda n, cost: 1 + (n + 1) * cost),
+            "The draft is paid once too often: the further token comes from the model's own step."),
+        Misconception("multiplied by the time", lambda acceptance, drafts, cost: sum(
+                acceptance**i for i in range(drafts + 1)) * (1 + drafts * cost),
+            "More time makes it slower: divide the tokens by the time of the step."),
         Misconception("the model steps for each proposal", _gains(price=lambda n, cost: 1 + n),
             "Checking all proposals is one step of the model, not one for each."),
         Misconception("divided by zero", lambda acceptance, drafts, cost: (
@@ -832,6 +966,23 @@ def _no_bonus(proposed, told, right):
     return proposed[:right] or told[:1]
 
 
+def _writes_kept_first(model, propose, prompt, n, drafts):
+    def grow(proposed, told, right):
+        model.keep(len(model.held) - len(told))
+        return [*proposed[:right], told[right]]
+    return _writes(grow=grow, keep=_no_keep)(model, propose, prompt, n, drafts)
+
+
+def _writes_kept_right(model, propose, prompt, n, drafts):
+    right_now = []
+
+    def grow(proposed, told, right):
+        right_now.append(right)
+        return [*proposed[:right], told[right]]
+    return _writes(grow=grow, keep=lambda model, text: model.keep(right_now[-1]))(
+        model, propose, prompt, n, drafts)
+
+
 def _write_by_zip(model, propose, prompt, n, drafts):
     text = [*prompt, model.run(prompt)[-1]]
     while len(text) - len(prompt) < n:
@@ -846,12 +997,25 @@ def _write_by_zip(model, propose, prompt, n, drafts):
     return text[len(prompt):][:n]
 
 
+def _write_and_keep_if_wrong(model, propose, prompt, n, drafts):
+    text = [*prompt, *model.run(prompt)[-1:]]
+    while len(text) < len(prompt) + n:
+        guesses = propose(text, drafts)
+        told, right = model.run([text[-1], *guesses]), 0
+        while right < drafts and guesses[right] == told[right]:
+            right += 1
+        text += guesses[:right] + [told[right]]
+        if right < drafts:
+            model.keep(len(text) - 1)
+    return text[len(prompt):][:n]
+
+
 ROLL_BACK = Exercise(
     name="speculate_greedy", chapter=11, kind="bug", entry="speculate_greedy",
     title="Fast, and not the same text", difficulty="hard", importance="essential", minutes=12,
     reference=_writes(), run=_run_toy, may_change_inputs=True,
     fixtures=(proposals_often_wrong, proposals_usually_right, one_proposal_at_a_time),
-    equivalents={"zip": _write_by_zip},
+    equivalents={"zip": _write_by_zip, "only after a rejection": _write_and_keep_if_wrong},
     misconceptions=(
         Misconception("unchanged", _writes(grow=_no_bonus, keep=_no_keep),
             "Both slips are still there: the text differs from the model's own, and the steps are "
@@ -869,10 +1033,16 @@ ROLL_BACK = Exercise(
         Misconception("one token too few kept",
             _writes(keep=lambda model, text: model.keep(len(text) - 2)),
             "A token of the text is missing in the cache. Only the last one has not been run yet."),
-        Misconception("all taken back to the prompt", lambda model, propose, prompt, n, drafts: _writes(
-            keep=lambda model, text: model.keep(len(prompt)))(model, propose, prompt, n, drafts),
-            "All but the prompt was forgotten, accepted tokens as well. Keep what the text has, less "
-            "the last one."),
+        Misconception("taken back before the text grew", _writes_kept_first,
+            "The cache is cut before the accepted tokens are in the text, so that they are forgotten. "
+            "Let the text grow first."),
+        Misconception("as many kept as were right", _writes_kept_right,
+            "The number to keep counts from the start of the cache, prompt included: what the text "
+            "has, less its last token."),
+        Misconception("without the model's token, and one more kept", _writes(
+                grow=_no_bonus, keep=lambda model, text: model.keep(len(text))),
+            "The last token of the text is run a second time while it is still in the cache. And the "
+            "model's own next token is thrown away."),
         Misconception("only complete sets of proposals", _writes(
             grow=lambda proposed, told, right: [*proposed, told[-1]] if right == len(proposed)
             else told[:1]),
@@ -954,6 +1124,10 @@ DRAFT = Exercise(
             "These are the likeliest tokens for one place. Proposals stand one after the other."),
         Misconception("columns for rows", _drafts(row=lambda counts, token: counts[:, token]),
             "You look up what comes before. A row belongs to a token, its columns to what follows."),
+        Misconception("what follows earlier tokens", lambda counts, text, count: [
+                int(counts[token].argmax()) for token in (text[-count:] if count else [])],
+            "You look up what follows tokens of the text. Proposal two follows proposal one, not the "
+            "text."),
         Misconception("the first token of the text",
             lambda counts, text, count: _drafts()(counts, text[::-1], count),
             "The chain begins at the wrong end. It continues the last token of the text."),
