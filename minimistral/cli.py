@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 
 
+WORTH_COMPILING = 5_000                # new tokens; below that, compiling takes longer than it saves
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 checks failed, 2 wrong input, 130 stopped."""
     arguments = build_parser().parse_args(argv)
@@ -95,7 +98,7 @@ def _add_train(commands) -> None:
     option = parser.add_argument
     option("--corpus", default="python", help="python, tales, shakespeare, or a text file in UTF-8")
     option("--out", required=True, metavar="FOLDER", help="a new folder for the model")
-    option("--recipe", metavar="NAME", help="as a shipped model was made: tales-dense, tales-moe")
+    option("--recipe", metavar="NAME", help="as a shipped model was made: tales-dense, tales-large, tales-moe")
     option("--download", action="store_true", help="fetch tiny Shakespeare if it is not here")
     option("--resume", action="store_true", help="go on with the run in FOLDER, as it was begun")
     size = parser.add_argument_group("the model")
@@ -146,14 +149,18 @@ def _add_generate(commands) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     import minimistral as mm
     from minimistral.doctor import best_device
+    from minimistral.engine import Engine
     from minimistral.lab import decoded_stream
 
     model = mm.load_model(arguments.model, device=arguments.device or best_device())
     tokenizer = mm.load_tokenizer(arguments.model)
-    ids = mm.stream(
-        model,
-        tokenizer.encode(arguments.prompt, bos=True),
-        arguments.max_new_tokens,
+    prompt, new = tokenizer.encode(arguments.prompt, bos=True), arguments.max_new_tokens
+    # Compiling takes as long as some thousand tokens of a small model.
+    engine = Engine(model, max_length=len(prompt) + max(new, 1),
+                    compile="auto" if new >= WORTH_COMPILING else False)
+    ids = engine.stream(
+        prompt,
+        new,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
@@ -176,7 +183,7 @@ def _add_chat(commands) -> None:
                "chance, /history shows what was said, /quit ends it; Ctrl-C stops an answer.",
     )
     option = parser.add_argument
-    option("--model", default="tales-dense", help="a shipped model's name, or a folder")
+    option("--model", default="tales-chat", help="a shipped model's name, or a folder")
     option("--system", default="", metavar="TEXT", help="instructions for the whole talk (default: none)")
     option("--max-new-tokens", type=int, default=500, metavar="N", help="length of an answer")
     option("--max-length", type=int, default=4096, metavar="N", help="tokens read and written in all")
@@ -201,7 +208,7 @@ def _add_serve(commands) -> None:
                "listens on this machine alone.",
     )
     option = parser.add_argument
-    option("--model", default="tales-dense", help="a shipped model's name, or a folder")
+    option("--model", default="tales-chat", help="a shipped model's name, or a folder")
     option("--name", help="what clients ask for as model (default: that of --model)")
     option("--host", default="127.0.0.1", help="the address to listen at")
     option("--port", type=int, default=8000, metavar="N", help="its port")

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 
 import pytest
 
@@ -137,12 +138,24 @@ def test_the_panel_answers_as_the_talk_does(panel, talk):
 
 
 def test_enter_sends_and_leaving_the_field_does_not(panel, talk):
-    panel.message.value = "Hello"
-    panel.message._handle_custom_msg({"event": "blur"}, [])
+    """As the page tells it: leaving is a new text; Enter is an event and then the new text."""
+    panel.message.value = "Hel"
     assert panel.thread is None
     panel.message._handle_custom_msg({"event": "submit"}, [])
+    assert panel.thread is None
+    panel.message.value = "Hello"
     panel.thread.join()
-    assert panel.message.value == "" and talk.turns[0] == say("user", "Hello")
+    assert panel.message.value == "" and talk.turns[0] == say("user", "Hello") and not panel.entered
+
+
+def test_enter_after_coming_back_sends_what_is_there(panel, talk, monkeypatch):
+    monkeypatch.setattr("minimistral.course.chat_panel.ENTER_WAITS", 0.05)
+    panel.message.value = "Hello"
+    panel.message._handle_custom_msg({"event": "submit"}, [])
+    deadline = time.monotonic() + 20
+    while len(talk.turns) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     panel.message.value = "  "
     panel.send.click()
     assert len(talk.turns) == 2

@@ -1,6 +1,6 @@
 """A chat in the notebook: widgets around a Talk, usable by keyboard alone.
 
-    panel = chat("tales-dense", temperature=0.7)
+    panel = chat("tales-chat", temperature=0.7)
 
 Enter or the button Send sends, Stop stops, Tab leads from one control to the next. The answer grows
 on the page as it is written; when it is whole, it is told once more as a status, so that a screen
@@ -17,6 +17,7 @@ import minimistral as mm
 from minimistral.chat import Talk
 
 SHOWN_EVERY = 0.05  # seconds between two pictures of a growing answer
+ENTER_WAITS = 0.5  # seconds after which Enter sends a message that had reached the kernel before
 LOG = "white-space:pre-wrap;line-height:1.45;border:1px solid #767676;padding:6px 12px"
 
 
@@ -33,7 +34,7 @@ class ChatPanel:
         self.log, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self.message = ipywidgets.Text(
             description="Your message", placeholder="write it, then press Enter",
-            style=style, layout=wide)
+            continuous_update=False, style=style, layout=wide)
         self.system = ipywidgets.Text(
             value=talk.system, description="Instructions", placeholder="none",
             style=style, layout=wide)
@@ -43,7 +44,9 @@ class ChatPanel:
         self.send, self.stop, self.new = (ipywidgets.Button(description=label, tooltip=tip) for label, tip in (
             ("Send", "Send your message"), ("Stop", "Stop the answer"),
             ("New conversation", "Forget what was said")))
+        self.entered = False
         self.message.on_msg(self._on_message)
+        self.message.observe(self._on_value, names="value")
         self.send.on_click(lambda _: self._submit())
         self.stop.on_click(lambda _: self.stopping.set())
         self.new.on_click(lambda _: self.reset())
@@ -54,8 +57,18 @@ class ChatPanel:
 
     # ------------------------------------------------ what hands do
 
+    # The page tells that Enter was pressed before it tells the text (and when the field is left,
+    # the text alone, which sends nothing). So Enter waits for the text, and not for ever: a text
+    # that is here already does not come again.
+
     def _on_message(self, widget, content, buffers) -> None:
-        if content.get("event") == "submit":  # Enter; leaving the field sends nothing
+        if content.get("event") == "submit":
+            self.entered = True
+            threading.Timer(ENTER_WAITS, self._on_value).start()
+
+    def _on_value(self, change=None) -> None:
+        if self.entered:
+            self.entered = False
             self._submit()
 
     def _submit(self) -> None:
@@ -145,7 +158,7 @@ def _box(children, panel: ChatPanel):
     return Box(children)
 
 
-def chat(model="tales-dense", tokenizer=None, *, system: str = "", temperature: float = 0.7,
+def chat(model="tales-chat", tokenizer=None, *, system: str = "", temperature: float = 0.7,
          max_length: int = 4096, **sampling) -> ChatPanel:
     """Show a chat with a model: a shipped name, a folder, or a model with its tokenizer.
 

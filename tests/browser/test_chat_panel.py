@@ -33,6 +33,7 @@ def page(lab, tab, tmp_path):
 def test_a_conversation_by_keyboard(page, tmp_path):
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=120_000)                                # other tests run beside this one
     log = page.get_by_role("group", name="Conversation")
     status = page.locator(".jp-OutputArea [role=status]")
     message = page.get_by_label("Your message")
@@ -86,4 +87,5 @@ def test_a_conversation_by_keyboard(page, tmp_path):
 
     page.get_by_role("button", name="New conversation").press("Enter")
     expect(log).to_contain_text("Your conversation will stand here.")
+    expect.set_options(timeout=5_000)
     assert not page.problems, page.problems

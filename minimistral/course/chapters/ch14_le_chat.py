@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.patches import Rectangle
 
 from ..figures import BLUE, COLOURS, HATCHES, ORANGE, new_figure
 
@@ -127,26 +128,28 @@ def bytes_picture(tokens: Sequence[bytes], text: str):
         at += width
     at = 0
     for n, token in enumerate(tokens):
-        ax.text(at + len(token) / 2 - 0.5, -0.35, f"token {n}", ha="center")
+        ax.text(at + len(token) / 2 - 0.5, -0.35, str(n), ha="center")
         at += len(token)
-    ax.set(xlim=(-0.6, len(raw) - 0.4), ylim=(-0.6, 1.9),
+    for height, word in ((1.35, "text"), (0.5, "bytes"), (-0.35, "token")):
+        ax.text(-0.8, height, word, ha="right", va="baseline" if height != 0.5 else "center", color=GREY)
+    ax.set(xlim=(-2.2, len(raw) - 0.4), ylim=(-0.6, 1.9),
            title="Above the characters, below the tokens: the borders differ")
     ax.axis("off")
     return figure
 
 
 def layers_picture():
-    """Model, assistant, platform: what each adds."""
-    figure, ax = new_figure(8.4, 3.0)
-    rows = [("platform", "addresses, keys, errors, usage, many clients at once", 9.6),
-            ("assistant", "history, template, stop, tuning on answers", 7.4),
-            ("model", "token ids in, one distribution out", 5.0)]
-    for n, (name, what, width) in enumerate(rows):
-        ax.barh(-n, width, height=0.8, left=(10 - width) / 2, color="white",
-                edgecolor=COLOURS[1 + n], hatch=HATCHES[n], linewidth=2)
-        ax.text(5, -n, f"{name}: {what}", ha="center", va="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 3})
-    ax.set(xlim=(0, 10), ylim=(-2.6, 0.6), title="A product is layers around a model")
+    """Model, assistant, platform: what each adds around the one before."""
+    figure, ax = new_figure(8.4, 3.4)
+    boxes = [("platform", "addresses, keys, errors, usage, many clients at once", 10.0, 3.0),
+             ("assistant", "history, chat format, stop, tuning on answers", 8.2, 2.0),
+             ("model", "token ids in, one distribution out", 6.2, 1.0)]
+    for n, (name, what, width, height) in enumerate(boxes):
+        ax.add_patch(Rectangle((5 - width / 2, 0.3 * n + 0.1), width, height - 0.3 * n, facecolor="white",
+                               edgecolor=COLOURS[1 + n], linestyle=("-", "--", "-.")[n], linewidth=2))
+        top = 0.1 + height
+        ax.text(5, top - 0.28, f"{name}: {what}", ha="center", va="center")
+    ax.set(xlim=(-0.1, 10.1), ylim=(0, 3.2), title="A product is layers around a model")
     ax.axis("off")
     return figure
 

@@ -43,6 +43,14 @@ def one_of_four_bytes():
     return ("ok 🙂".encode()[:-3],)
 
 
+def ends_with_a_whole_accent():
+    return ("La clé".encode(),)
+
+
+def ends_with_three_whole_bytes():
+    return ("10 €".encode(),)
+
+
 def ends_with_a_whole_emoji():
     return ("ok 🙂🙂".encode(),)
 
@@ -146,12 +154,49 @@ def _shown_and_held(raw):
     return raw.decode("utf-8", "replace"), whole_characters(raw)[1]
 
 
+def _strict_cuts(raw, last=lambda raw: (raw.decode("utf-8", "replace"), b"")):
+    for n in range(4):
+        try:
+            return raw[:len(raw) - n].decode("utf-8"), raw[len(raw) - n:]
+        except UnicodeDecodeError:
+            pass
+    return last(raw)
+
+
+def _minus_zero(raw):
+    for n in range(4):
+        try:
+            return raw[:-n].decode("utf-8"), raw[-n:]
+        except UnicodeDecodeError:
+            pass
+    return "", raw
+
+
+def _by_the_mark(raw):
+    text = raw.decode("utf-8", "replace")
+    return (text[:-1], raw[-1:]) if text.endswith("\ufffd") else (text, b"")
+
+
+def _any_first_byte(raw):
+    waiting = 0
+    for n in (1, 2, 3):
+        if len(raw) >= n and raw[-n] >= 0xC0:
+            waiting = n
+    return raw[:len(raw) - waiting].decode(errors="replace"), raw[len(raw) - waiting:]
+
+
+def _by_length(raw):
+    text = raw.decode("utf-8", "ignore")
+    return text, raw[len(text.encode()):]
+
+
 WHOLE_CHARACTERS = Exercise(
     name="whole_characters", chapter=14, kind="piece", piece="streaming.whole_characters",
     entry="whole_characters", title="Never half a character", difficulty="medium",
     importance="essential", minutes=9, reference=whole_characters,
     fixtures=(whole_text, nothing_yet, half_an_accent, two_of_three_bytes, one_of_three_bytes,
-              three_of_four_bytes, one_of_four_bytes, ends_with_a_whole_emoji,
+              three_of_four_bytes, one_of_four_bytes, ends_with_a_whole_accent,
+              ends_with_three_whole_bytes, ends_with_a_whole_emoji,
               a_broken_byte_inside, a_beginning_that_never_goes_on),
     equivalents={"lead byte": _by_lead_byte, "the decoder's error": _by_error, "bits": _by_bits},
     misconceptions=(
@@ -170,6 +215,24 @@ WHOLE_CHARACTERS = Exercise(
         Misconception("only the last byte looked at", _two_bytes_only,
             "Characters of three and four bytes are still cut. The beginning of a character may "
             "stand up to three bytes before the end."),
+        Misconception("decoded strictly", lambda raw: (raw.decode("utf-8"), b""),
+            "Decoding stops with an error at the first half character. Cut it off before; "
+            "elsewhere replace what can't be decoded."),
+        Misconception("strict but for three bytes", _strict_cuts,
+            "A broken byte inside spoils the whole search: then the half character at the end is "
+            "shown as a mark. Look at the last bytes themselves."),
+        Misconception("cut with minus zero", _minus_zero,
+            "Where no byte has to wait, everything waits: a cut at minus zero is a cut at the "
+            "beginning."),
+        Misconception("a mark is one byte", _by_the_mark,
+            "The mark at the end stands for one or more bytes, or for a byte that was really "
+            "broken. Only one byte waits here: count those of the character."),
+        Misconception("every first byte waits", _any_first_byte,
+            "A whole character of two or three bytes at the end waits. A first byte tells how "
+            "many bytes it needs: are some missing?"),
+        Misconception("the rest by its length", _by_length,
+            "Broken bytes are dropped, and what waits begins at the wrong byte after them. Find "
+            "the bytes at the end, and replace the others."),
         Misconception("a whole character waits", _always_holds_the_last,
             "A last character that is complete waits, too. Count: its first byte tells how many "
             "bytes it has; hold it only if some are missing."),
@@ -185,14 +248,14 @@ WHOLE_CHARACTERS = Exercise(
     ),
     hints=(
         Hint("I do not know where to start",
-             "Look at the bytes of “é”: c3 a9. A first byte is from c0 up, the bytes after it are from "
-             "80 to bf. Which bytes of a text can be incomplete?"),
+             "Look at the bytes of “é”: c3 a9. A first byte is from c0 up, the bytes after it are"
+             " from 80 to bf. Which bytes of a text can be incomplete?"),
         Hint("Which bytes have to wait?",
-             "Go back from the end, three bytes at most. A byte below 80: nothing waits. A byte from c0 up: it needs "
-             "2 bytes in all, from e0 up 3, from f0 up 4. Are there fewer?"),
+             "Go back from the end, three bytes at most. A byte below 80: nothing waits. A byte "
+             "from c0 up: it needs 2 bytes in all, from e0 up 3, from f0 up 4. Are there fewer?"),
         Hint("I have the number of bytes that wait",
-             "Cut: everything before is decoded with the errors replaced, the rest is returned as bytes. "
-             "If none wait, do not cut with minus zero."),
+             "Cut: everything before is decoded with the errors replaced, the rest is returned as"
+             " bytes. If none wait, do not cut with minus zero."),
     ),
     praise="No reader of yours will ever see half a character.",
 )
@@ -345,6 +408,52 @@ def _only_at_the_end(text, stops):
     return text[:len(text) - keep], text[len(text) - keep:], False
 
 
+def _stop_by_stop(text, stops):
+    for stop in stops:
+        if (at := text.find(stop)) >= 0:
+            return text[:at], "", True
+        if keep := _longest(text, [stop]):
+            return text[:-keep], text[-keep:], False
+    return text, "", False
+
+
+def _minus_one_is_first(text, stops):
+    found = [text.find(stop) for stop in stops]
+    if found and min(found) >= 0:
+        return text[:min(found)], "", True
+    for at in range(len(text)):
+        if any(stop.startswith(text[at:]) for stop in stops):
+            return text[:at], text[at:], False
+    return text, "", False
+
+
+def _first_fit_waits(text, stops):
+    if _find(text, stops):
+        return cut_at_stop(text, stops)
+    for stop in stops:
+        for n in range(1, len(stop)):
+            if text.endswith(stop[:n]):
+                return text[:-n], text[-n:], False
+    return text, "", False
+
+
+def _keeps_and_never_waits(text, stops):
+    found = _find(text, stops)
+    return (text[:min(found)], text[min(found):], True) if found else (text, "", False)
+
+
+def _split_at_the_first_listed(text, stops):
+    for stop in stops:
+        if stop in text:
+            return text.split(stop)[0], "", True
+    return text, "", False
+
+
+def _everything_waits(text, stops):
+    found = _find(text, stops)
+    return (text[:min(found)], "", True) if found else ("", text, False)
+
+
 CUT_AT_STOP = Exercise(
     name="cut_at_stop", chapter=14, kind="piece", piece="streaming.cut_at_stop", entry="cut_at_stop",
     title="Stop before it is seen", difficulty="medium", importance="essential", minutes=9,
@@ -359,8 +468,8 @@ CUT_AT_STOP = Exercise(
             "The beginning of a stop sequence was shown before it was clear what it would become. "
             "An end of the text that begins a stop has to wait."),
         Misconception("text after the stop kept", _keeps_what_follows,
-            "After a stop sequence the stop and what follows still wait, and would be shown at the end. "
-            "They are dropped: nothing waits any more."),
+            "After a stop sequence the stop and what follows still wait, and would be shown at "
+            "the end. They are dropped: nothing waits any more."),
         Misconception("the stop is shown", _stop_is_shown,
             "The stop sequence itself is part of what is shown. The text ends before it."),
         Misconception("the first in the list wins", _first_listed,
@@ -369,29 +478,50 @@ CUT_AT_STOP = Exercise(
         Misconception("the last place", _last_found,
             "The text was cut at the last stop sequence in it. It ends at the first one."),
         Misconception("the shortest beginning waits", _shortest_waits,
-            "Too little waits: a longer end of the text begins a stop sequence, too. The longest one decides."),
+            "Too little waits: a longer end of the text begins a stop sequence, too. The longest "
+            "one decides."),
         Misconception("only one stop may wait", _first_stop_only_waits,
-            "What waits was decided by one stop sequence alone. Compare the ends of the text with all "
-            "of them; the longest counts."),
+            "What waits was decided by one stop sequence alone. Compare the ends of the text with"
+            " all of them; the longest counts."),
         Misconception("always so many characters", _always_a_stop_length,
-            "Text waits although it begins no stop sequence: readers would always be some characters "
-            "behind. Compare the end with the beginning of the stop."),
+            "Text waits although it begins no stop sequence: readers would always be some "
+            "characters behind. Compare the end with the beginning of the stop."),
+        Misconception("one stop after the other", _stop_by_stop,
+            "One stop sequence is settled before the next is looked at. First look for all of "
+            "them in the text; only if none is there, ask what waits."),
+        Misconception("minus one is the first", _minus_one_is_first,
+            "One stop is in the text, another is not, and none was found. A search that fails "
+            "gives minus one, which is the smallest."),
+        Misconception("the first that fits waits", _first_fit_waits,
+            "The first beginning that fits waits, where a longer one fits, too. Try all ends of "
+            "the text, the longest first."),
+        Misconception("kept behind the stop, and nothing waits", _keeps_and_never_waits,
+            "Two things: what follows a stop is kept, where it should be dropped, and the "
+            "beginning of a stop is shown, where it should wait."),
+        Misconception("the first listed, and nothing waits", _split_at_the_first_listed,
+            "The beginning of a stop sequence was shown before it was clear what it becomes; and "
+            "of two stops the first in the list won."),
+        Misconception("everything waits", _everything_waits,
+            "Without a stop nothing is ever shown: readers would wait for the whole answer. Only "
+            "an end that begins a stop waits."),
         Misconception("waits and is shown", _waits_and_is_shown,
-            "What waits was shown as well, and would be shown twice. Cut it off from what may be shown."),
+            "What waits was shown as well, and would be shown twice. Cut it off from what may be "
+            "shown."),
         Misconception("only at the end", _only_at_the_end,
             "A stop sequence in the middle was not seen. A piece may hold more than the stop: "
             "look for it everywhere."),
     ),
     hints=(
         Hint("I do not know where to start",
-             "There are two questions, one after the other. Is a whole stop sequence in the text? If not: could "
-             "the end of the text be the beginning of one?"),
+             "There are two questions, one after the other. Is a whole stop sequence in the text?"
+             " If not: could the end of the text be the beginning of one?"),
         Hint("What has to wait?",
-             "For “one EN” and the stop “END” it is “EN”. Try every end of the text, the longest first: is it "
-             "the beginning of one of the stops?"),
+             "For “one EN” and the stop “END” it is “EN”. Try every end of the text, the longest "
+             "first: is it the beginning of one of the stops?"),
         Hint("Nearly right, but one input differs",
-             "Three answers: found, so what stands before the earliest, nothing, True. Else the first start "
-             "whose rest begins a stop: before it, the rest, False. Else the whole text, nothing, False."),
+             "Three answers: found, so what stands before the earliest, nothing, True. Else the "
+             "first start whose rest begins a stop: before it, the rest, False. Else the whole "
+             "text, nothing, False."),
     ),
     praise="A stop sequence may now lie across as many tokens as it likes.",
 )
@@ -479,29 +609,43 @@ AS_EVENTS = Exercise(
             "A client sees one event that never ends: an empty line ends an event, so two line "
             "breaks stand behind each."),
         Misconception("no DONE", _events_with(done=""),
-            "The stream ends without its last event. Clients wait for [DONE], or call the stream broken."),
+            "The stream ends without its last event. Clients wait for [DONE], or call the stream "
+            "broken."),
         Misconception("DONE without data", _events_with(done="[DONE]\n\n"),
-            "The last event has no field name. It is an event like the others and begins with data."),
+            "The last event has no field name. It is an event like the others and begins with "
+            "data."),
+        Misconception("DONE without its empty line", _events_with(done="data: [DONE]"),
+            "The last event has no empty line behind it. It is an event like the others, and ends"
+            " like them."),
+        Misconception("DONE in quotation marks", _events_with(done='data: "[DONE]"\n\n'),
+            "The last event is written as JSON, in quotation marks. It is the bare word in "
+            "brackets."),
         Misconception("no data in front", _events_with(line="{}\n\n"),
-            "The events hold bare JSON. In this format each line begins with the name of its field, which is data."),
+            "The events hold bare JSON. In this format each line begins with the name of its "
+            "field, which is data."),
         Misconception("Python instead of JSON", _events_with(body=lambda c: str({"choices": [c]})),
-            "The events hold a Python dictionary as Python prints it. JSON has other quotation marks and no None."),
+            "The events hold a Python dictionary as Python prints it. JSON has other quotation "
+            "marks and no None."),
         Misconception("no end told", _events_with(last=False),
-            "The event that says why the text ended is missing: an empty delta with the reason, before the last event."),
+            "The event that says why the text ended is missing: an empty delta with the reason, "
+            "before the last event."),
         Misconception("the reason on the last piece", _reason_on_the_last_piece,
-            "The reason rides on the last piece, and a text without pieces has none. Here it has an event of its own."),
+            "The reason rides on the last piece, and a text without pieces has none. Here it has "
+            "an event of its own."),
         Misconception("the text so far each time", _events_with(pieces_of=_growing),
             "Each event repeats the text so far, and a client that adds them shows it many times. "
             "A delta is only what is new."),
     ),
     hints=(
         Hint("What does an event look like?",
-             "How does the chapter's stream look when it is printed raw: what stands before the JSON, and what behind it?"),
+             "How does the chapter's stream look when it is printed raw: what stands before the "
+             "JSON, and what behind it?"),
         Hint("The client waits for ever",
-             "An event ends with an empty line: the line's own break, and one more. [DONE] is an event, too."),
+             "An event ends with an empty line: the line's own break, and one more. [DONE] is an "
+             "event, too."),
         Hint("Nearly right",
-             "In this order: one event for each piece; one with an empty delta and the reason; one with [DONE]. The "
-             "dictionary goes through the JSON module."),
+             "In this order: one event for each piece; one with an empty delta and the reason; "
+             "one with [DONE]. The dictionary goes through the JSON module."),
     ),
     praise="Any public client can read this stream.",
 )
@@ -524,19 +668,26 @@ CHAT_LOOP = Exercise(
     equivalents={"the stream first": (2, 0, 1, 3, 4, 5, 6), "the stream second": (0, 2, 1, 3, 4, 5, 6)},
     misconceptions=(
         Misconception("written down before it is asked", (1, 0, 2, 3, 4, 5, 6),
-            "The prompt is made before the new message is in it: the model answers what was said before."),
+            "The prompt is made before the new message is in it: the model answers what was said "
+            "before."),
         Misconception("the end not fetched", (0, 1, 2, 3, 4, 6, 5),
-            "The answer is kept before what still waited was added: the last characters are missing from the history."),
+            "The answer is kept before what still waited was added: the last characters are "
+            "missing from the history."),
         Misconception("a turn for every token", (0, 1, 2, 3, 7, 5, 6),
-            "Every token becomes a turn of its own. The answer is one turn, kept when it is whole."),
+            "Every token becomes a turn of its own. The answer is one turn, kept when it is "
+            "whole."),
         Misconception("kept before it was written", (0, 1, 2, 6, 3, 4, 5),
             "The answer enters the history while it is still empty. It is kept when it is whole."),
     ),
     hints=(
-        Hint("Where does it begin?", "What has to be in the list of turns before the prompt is made from it?"),
-        Hint("Two lines seem to fit at the end", "Something may still wait in the stream when no token comes any "
-             "more. Does the history need it?"),
-        Hint("Nearly right", "Message in, prompt, an empty stream, the loop, its body, the rest that waits, answer in."),
+        Hint("Where does it begin?",
+             "What has to be in the list of turns before the prompt is made from it?"),
+        Hint("Two lines seem to fit at the end",
+             "Something may still wait in the stream when no token comes any more. Does the "
+             "history need it?"),
+        Hint("Nearly right",
+             "Message in, prompt, an empty stream, the loop, its body, the rest that waits, "
+             "answer in."),
     ),
 )
 
@@ -595,29 +746,47 @@ BILL = Exercise(
         len(prompt_ids) + sum(t not in stop_ids for t in new_ids))},
     misconceptions=(
         Misconception("the stop token counted", _bill(counted=1),
-            "The token that ends the text is counted as text. Nobody sees it, and it is not charged."),
+            "The token that ends the text is counted as text. Nobody sees it, and it is not "
+            "charged."),
         Misconception("always one less", _always_one_less,
-            "A text that was cut at its limit has no end token, and one of its tokens is missing from the count."),
+            "A text that was cut at its limit has no end token, and one of its tokens is missing "
+            "from the count."),
+        Misconception("counted in the total alone", lambda prompt_ids, new_ids, limit, stop_ids: (
+            *bill(prompt_ids, new_ids, limit, stop_ids)[:3], len(prompt_ids) + len(new_ids)),
+            "The end token is left out of what was written, but not of the total. The total is "
+            "the sum of the two."),
+        Misconception("shorter than the limit", lambda prompt_ids, new_ids, limit, stop_ids: (
+            "stop" if len(new_ids) < limit else "length", len(prompt_ids), len(new_ids) - (len(new_ids) < limit),
+            len(prompt_ids) + len(new_ids) - (len(new_ids) < limit)),
+            "Both answers were made from the number of tokens. A text may end by itself with the "
+            "last one allowed: look at the token."),
         Misconception("the limit asked first", _bill(
             reason=lambda p, new, limit, stop: "length" if len(new) >= limit else "stop"),
-            "A text whose end token is the last one allowed ended by itself. Look at the token, not at the number."),
+            "A text whose end token is the last one allowed ended by itself. Look at the token, "
+            "not at the number."),
         Misconception("only one stop id known", _bill(
             reason=lambda p, new, limit, stop: "stop" if new[-1] == 2 else "length"),
             "Only one of the stop ids was recognised. There may be several."),
         Misconception("the prompt is free", lambda prompt_ids, new_ids, limit, stop_ids: (
             *bill(prompt_ids, new_ids, limit, stop_ids)[:3], bill(prompt_ids, new_ids, limit, stop_ids)[2]),
-            "The total counts what was written alone. The prompt was read, and it is in the total."),
+            "The total counts what was written alone. The prompt was read, and it is in the "
+            "total."),
         Misconception("the first token of the prompt left out", _bill(prompt=-1),
-            "The prompt is one token short. The mark that begins a text was read like any other token."),
+            "The prompt is one token short. The mark that begins a text was read like any other "
+            "token."),
         Misconception("the words exchanged", _bill(
             reason=lambda p, new, limit, stop: "length" if new[-1] in stop else "stop"),
-            "The two words are exchanged: stop means that it ended by itself, length that it was cut."),
+            "The two words are exchanged: stop means that it ended by itself, length that it was "
+            "cut."),
     ),
     hints=(
-        Hint("When did it stop by itself?", "Which token stands last in a text that ended by itself?"),
-        Hint("What counts as written?", "The end token is in the list, but nobody sees it. A text that was cut has none."),
-        Hint("Nearly right", "Look at the last new token first. Then: reason, prompt's length, new ones without the end "
-             "token, the sum of the two."),
+        Hint("When did it stop by itself?",
+             "Which token stands last in a text that ended by itself?"),
+        Hint("What counts as written?",
+             "The end token is in the list, but nobody sees it. A text that was cut has none."),
+        Hint("Nearly right",
+             "Look at the last new token first. Then: reason, prompt's length, new ones without"
+             " the end token, the sum of the two."),
     ),
 )
 
@@ -709,6 +878,23 @@ def _read_step_by_step(chunks):
     return "".join(said)
 
 
+def _content_demanded(chunks):
+    said = ""
+    for line in b"".join(chunks).decode().splitlines():
+        if line.startswith("data: {"):
+            said += json.loads(line[6:])["choices"][0]["delta"]["content"]
+    return said
+
+
+def _each_chunk_strictly(chunks):
+    said = ""
+    for chunk in chunks:
+        for line in chunk.decode().split("\n"):
+            if line.startswith("data: {"):
+                said += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+    return said
+
+
 READ_TEXT = Exercise(
     name="read_text", chapter=14, kind="function", entry="read_text", title="The client's side of the wire",
     difficulty="medium", importance="useful", minutes=10, reference=read_text,
@@ -717,26 +903,41 @@ READ_TEXT = Exercise(
     equivalents={"event by event": _read_step_by_step},
     misconceptions=(
         Misconception("a chunk is an event", _client(cut="chunk"),
-            "A chunk was taken for an event. The network cuts where it likes: join the bytes, then look for line ends."),
+            "A chunk was taken for an event. The network cuts where it likes: join the bytes, "
+            "then look for line ends."),
         Misconception("decoded chunk by chunk", _client(decode="each"),
-            "Some characters became replacement marks: a chunk may end within one. Join the bytes before you decode."),
+            "Some characters became replacement marks: a chunk may end within one. Join the bytes"
+            " before you decode."),
         Misconception("DONE read as JSON", _client(done=False),
             "The last event is no JSON. Leave the one with [DONE] out."),
+        Misconception("content demanded", _content_demanded,
+            "The last delta is empty: it only tells why the text ended. Without a content there "
+            "is nothing to add."),
+        Misconception("chunks decoded strictly", _each_chunk_strictly,
+            "A chunk may end within a character or a line, and can't be decoded or read alone. "
+            "Join the bytes first."),
         Misconception("comments read as data", _client(comments=False),
-            "A line that does not begin with data was read as an event. Lines with a colon first are comments: pass over them."),
+            "A line that does not begin with data was read as an event. Lines with a colon first "
+            "are comments: pass over them."),
         Misconception("blanks lost", _client(strip=True),
-            "Blanks at the borders of the pieces are lost, and words run together. A piece is kept as it is."),
+            "Blanks at the borders of the pieces are lost, and words run together. A piece is "
+            "kept as it is."),
         Misconception("always a first choice", _client(first_choice=True),
-            "An event with an empty list of choices stopped the client. The one that reports usage has none."),
+            "An event with an empty list of choices stopped the client. The one that reports "
+            "usage has none."),
         Misconception("cut at the word data", _split_everywhere,
-            "The text itself may contain the word data and a colon. Only at the beginning of a line is it a field's name."),
+            "The text itself may contain the word data and a colon. Only at the beginning of a "
+            "line is it a field's name."),
     ),
     hints=(
-        Hint("It works for one of the inputs only", "Print the chunks. Does each of them begin with data, and end with an empty line?"),
-        Hint("JSON errors", "Join all bytes, decode once, go line by line. Which lines are no JSON events: empty "
-             "ones, comments, and one more?"),
-        Hint("Nearly right", "For each line that begins with data: drop five characters, skip [DONE], load the rest, and go "
-             "through all its choices; an absent content is an empty text."),
+        Hint("It works for one of the inputs only",
+             "Print the chunks. Does each of them begin with data, and end with an empty line?"),
+        Hint("JSON errors",
+             "Join all bytes, decode once, go line by line. Which lines are no JSON events: "
+             "empty ones, comments, and one more?"),
+        Hint("Nearly right",
+             "For each line that begins with data: drop five characters, skip [DONE], load the "
+             "rest, and go through all its choices; an absent content is an empty text."),
     ),
 )
 
@@ -824,30 +1025,36 @@ WRITE_ALL = Exercise(
     equivalents={"with the switches": _write_all()},
     misconceptions=(
         Misconception("unchanged", _write_all(forget=False, own_row=False),
-            "Texts differ from those written alone, in two ways: rows are mixed up once a place is empty, and newcomers "
-            "find what was read before them."),
+            "Texts differ from those written alone, in two ways: rows are mixed up once a place "
+            "is empty, and newcomers find what was read before them."),
         Misconception("the memory of a finished text", _write_all(forget=False),
-            "The first texts are right, later ones in the same place are not: they go on from what a finished text "
-            "has left there."),
+            "The first texts are right, later ones in the same place are not: they go on from "
+            "what a finished text has left there."),
         Misconception("rows mixed up", _write_all(own_row=False),
-            "When a place is empty, texts get each other's tokens. A text's token stands at its place, "
-            "not at its turn among those who are left."),
+            "When a place is empty, texts get each other's tokens. A text's token stands at its "
+            "place, not at its turn among those who are left."),
         Misconception("static batching", _write_all(room=False),
-            "The texts are right, but it takes too many steps: newcomers wait until all places are empty."),
+            "The texts are right, but it takes too many steps: newcomers wait until all places "
+            "are empty."),
         Misconception("last come, first served", _write_all(order=-1),
-            "Those who came last are served first: the steps differ, and the first may wait for ever."),
+            "Those who came last are served first: the steps differ, and the first may wait for "
+            "ever."),
         Misconception("a step too many for each", _write_all(after=True),
             "A text keeps its place one step too long. It leaves when its last token was written."),
         Misconception("in the order of ending", _in_order_of_ending,
-            "The texts come back in the order in which they ended. Each belongs to its prompt's number."),
+            "The texts come back in the order in which they ended. Each belongs to its prompt's "
+            "number."),
     ),
     hints=(
-        Hint("I do not see what is wrong", "Compare each text with the same prompt written alone. Which is the "
-             "first one that differs, and when did it take its place?"),
-        Hint("The first texts are right until one ends", "The model answers for every place, an empty one included. "
-             "Which entry belongs to a text in place 1 when place 0 is empty?"),
-        Hint("Later texts are wrong from their first token", "A place still remembers what it has read. Whoever sits down "
-             "wants an empty memory."),
+        Hint("I do not see what is wrong",
+             "Compare each text with the same prompt written alone. Which is the first one that"
+             " differs, and when did it take its place?"),
+        Hint("The first texts are right until one ends",
+             "The model answers for every place, an empty one included. Which entry belongs to "
+             "a text in place 1 when place 0 is empty?"),
+        Hint("Later texts are wrong from their first token",
+             "A place still remembers what it has read. Whoever sits down wants an empty "
+             "memory."),
     ),
 )
 
@@ -954,6 +1161,20 @@ def _pairs_of_a_list(messages, longest, count):
     return system + rest[:2] + kept + newest
 
 
+def _oldest_behind_the_system(messages, longest, count):
+    kept = list(messages)
+    while count(kept) > longest and len(kept) > 3:
+        del kept[1:3]
+    return kept
+
+
+def _always_a_system(messages, longest, count):
+    kept = list(messages)
+    while count(kept) > longest and len(kept) > 4:
+        del kept[3:5]
+    return kept
+
+
 KEEP_THE_FIRST = Exercise(
     name="keep_the_first", chapter=14, kind="function", entry="keep_the_first",
     title="A history that keeps its beginning", difficulty="medium", importance="useful", minutes=12,
@@ -963,32 +1184,48 @@ KEEP_THE_FIRST = Exercise(
     equivalents={"from the end": _from_the_end, "pairs": _pairs_of_a_list},
     misconceptions=(
         Misconception("the oldest goes first", _trim(start=0),
-            "The first question is lost, and with it the tale that all others are about. Begin to drop behind its answer."),
+            "The first question is lost, and with it the tale that all others are about. Begin to"
+            " drop behind its answer."),
         Misconception("half a turn dropped", _trim(size=1),
-            "Single messages were dropped, so that two of the same role may follow each other. Drop a question with its answer."),
+            "Single messages were dropped, so that two of the same role may follow each other. "
+            "Drop a question with its answer."),
         Misconception("the system message lost", _system_lost,
-            "The instructions are gone: the assistant forgets how to behave. The system message stays first."),
+            "The instructions are gone: the assistant forgets how to behave. The system message "
+            "stays first."),
         Misconception("counted without the system message", _trim(system=False),
-            "With a system message the roles do not alternate any more: one message too early was dropped. "
-            "The system message is not a turn."),
+            "With a system message the roles do not alternate any more: one message too early was"
+            " dropped. The system message is not a turn."),
+        Misconception("the oldest behind the system message", _oldest_behind_the_system,
+            "The oldest turn behind the first message was dropped: the tale with its answer, or, "
+            "without a system message, an answer and the next question."),
+        Misconception("always a system message", _always_a_system,
+            "Without a system message the wrong two are dropped: an answer and the next question."
+            " Where the turns begin depends on the first role."),
         Misconception("the newest dropped", _newest_lost,
-            "The newest turns were dropped, and the question that is to be answered with them. The old ones go."),
+            "The newest turns were dropped, and the question that is to be answered with them. "
+            "The old ones go."),
         Misconception("exactly full is too long", _trim(strict=True),
-            "A conversation of exactly the length allowed was shortened. It may have that many tokens."),
+            "A conversation of exactly the length allowed was shortened. It may have that many "
+            "tokens."),
         Misconception("dropped once", _trim(once=True),
             "One turn was dropped, and the rest is still too long. Go on until it fits."),
         Misconception("the given list was cut", _in_place,
-            "The list that was given has lost its messages: the page above would forget them, too. Work on a copy."),
+            "The list that was given has lost its messages: the page above would forget them, "
+            "too. Work on a copy."),
         Misconception("answer before question", _trim(start=1),
-            "The first question has lost its own answer. Keep both, and drop from the next question on."),
+            "The first question has lost its own answer. Keep both, and drop from the next "
+            "question on."),
     ),
     hints=(
-        Hint("What may be dropped at all?", "Number the messages: system, first question, its answer, second question ... and "
+        Hint("What may be dropped at all?",
+             "Number the messages: system, first question, its answer, second question ... and "
              "the last one. Which of them have to stay?"),
-        Hint("The roles do not alternate any more", "Drop two at a time, beginning with the question behind the first answer. With a system "
-             "message all numbers are one larger."),
-        Hint("When to stop", "While it is too long and there is still a pair to drop: that is, more than the system message, the first "
-             "pair and the last question."),
+        Hint("The roles do not alternate any more",
+             "Drop two at a time, beginning with the question behind the first answer. With a "
+             "system message all numbers are one larger."),
+        Hint("When to stop",
+             "While it is too long and there is still a pair to drop: that is, more than the "
+             "system message, the first pair and the last question."),
     ),
 )
 
@@ -1027,9 +1264,11 @@ def _run_choose(candidate, logits, temperatures, seeds):
     """Three steps, as a server takes them: generators go on from step to step."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     steps = []
-    for step in range(3):
-        chosen = candidate(logits + 0.3 * step * logits.roll(1, 1), list(temperatures), list(generators))
-        steps.append(torch.as_tensor(chosen).tolist())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)                  # so that the use of global chance can be told
+        for step in range(3):
+            chosen = candidate(logits + 0.3 * step * logits.roll(1, 1), list(temperatures), list(generators))
+            steps.append(torch.as_tensor(chosen).tolist())
     return steps
 
 
@@ -1094,6 +1333,22 @@ def _whole_batch_as_one(logits, temperatures, generators):
     return torch.where(torch.tensor(temperatures) > 0, chosen, logits.argmax(-1))
 
 
+def _global_chance(logits, temperatures, generators):
+    chosen = []
+    for row, temperature in zip(logits, temperatures):
+        if temperature == 0:
+            chosen.append(int(row.argmax()))
+        else:
+            chosen.append(int(draw((row / temperature).softmax(-1)[None], torch.rand(1))))
+    return torch.tensor(chosen)
+
+
+def _multinomial(logits, temperatures, generators):
+    return torch.tensor([
+        int(row.argmax()) if t == 0 else int(torch.multinomial((row / t).softmax(-1), 1, generator=g))
+        for row, t, g in zip(logits, temperatures, generators)])
+
+
 CHOOSE_EACH = Exercise(
     name="choose_each", chapter=14, kind="function", entry="choose_each", title="Chance of one's own",
     difficulty="medium", importance="essential", minutes=10, reference=choose_each, run=_run_choose,
@@ -1101,28 +1356,42 @@ CHOOSE_EACH = Exercise(
     equivalents={"a mask": _by_mask, "everyone draws": _everyone_draws},
     misconceptions=(
         Misconception("one generator for all", _one_source,
-            "All rows draw from the first request's chance: a seed repeats nothing while others are there. "
-            "Each row has a generator of its own."),
+            "All rows draw from the first request's chance: a seed repeats nothing while others "
+            "are there. Each row has a generator of its own."),
+        Misconception("the program's own chance", _global_chance,
+            "The numbers come from the program's global chance, and the generators were not used."
+            " Give the row's own one to the draw of the number."),
+        Misconception("another way to draw", _multinomial,
+            "These draws are fair, but others than the library's: a seed would not repeat its "
+            "texts. Use one uniform number and the given function."),
         Misconception("one temperature for all", _first_temperature,
             "All rows are drawn with the first request's temperature. Each has its own."),
         Misconception("multiplied", _multiplied_temperature,
-            "High temperatures make the text tame and low ones wild. Logits are divided by the temperature."),
+            "High temperatures make the text tame and low ones wild. Logits are divided by the "
+            "temperature."),
         Misconception("zero as one", _never_greedy,
-            "A request with temperature 0 is drawn. Zero means the likeliest token, without chance."),
+            "A request with temperature 0 is drawn. Zero means the likeliest token, without "
+            "chance."),
         Misconception("nobody draws", _always_greedy,
             "Every row takes the likeliest token. Above temperature 0 it is drawn."),
         Misconception("temperature after the softmax", _temperature_after,
-            "The temperature changes nothing: dividing probabilities by a number and scaling them back cancels. Divide the logits."),
+            "The temperature changes nothing: dividing probabilities by a number and scaling them"
+            " back cancels. Divide the logits."),
         Misconception("seeded anew at each step", _seeded_anew,
-            "Every step draws the same number. A generator goes on from step to step and is not begun anew."),
+            "Every step draws the same number. A generator goes on from step to step and is not "
+            "begun anew."),
         Misconception("one softmax for the batch", _whole_batch_as_one,
-            "The softmax went over all requests together, so their texts depend on each other. Each row is a distribution of its own."),
+            "The softmax went over all requests together, so their texts depend on each other. "
+            "Each row is a distribution of its own."),
     ),
     hints=(
-        Hint("I do not know where to start", "Go through the rows one by one. What are the row's own temperature and generator?"),
-        Hint("Division by zero", "A temperature of 0 needs no division and no chance: take the likeliest token."),
-        Hint("Nearly right", "For the others: divide the logits by the temperature, softmax over the row, one uniform number from this row's "
-             "generator, then draw."),
+        Hint("I do not know where to start",
+             "Go through the rows one by one. What are the row's own temperature and generator?"),
+        Hint("Division by zero",
+             "A temperature of 0 needs no division and no chance: take the likeliest token."),
+        Hint("Nearly right",
+             "For the others: divide the logits by the temperature, softmax over the row, one "
+             "uniform number from this row's generator, then draw."),
     ),
 )
 
@@ -1176,6 +1445,10 @@ NEAREST = Exercise(
             "Long vectors win, whatever they point at. Divide by their lengths first."),
         Misconception("the farthest", _nearest(_cosine, largest=False),
             "These are the farthest ones. The nearest have the largest cosine, so sort downwards."),
+        Misconception("the last ones upwards", lambda query, vectors, k: _cosine(query, vectors).argsort()[-k:].tolist(),
+            "The right rows, but the nearest stands last. Nearest first."),
+        Misconception("more than there are", lambda query, vectors, k: _cosine(query, vectors).topk(k).indices.tolist(),
+            "It stops when k is larger than the number of rows. Then all of them are wanted."),
         Misconception("by distance", _nearest(lambda q, v: (v - q).norm(dim=-1), largest=False),
             "Sorted by distance, where length counts. Here the direction alone counts."),
         Misconception("without the sign", _nearest(lambda q, v: _cosine(q, v).abs()),
@@ -1185,9 +1458,13 @@ NEAREST = Exercise(
             "These are the cosines. Wanted are the numbers of the rows."),
     ),
     hints=(
-        Hint("What does near mean here?", "Two vectors point the same way if their cosine is 1. What is it, from a product and two lengths?"),
-        Hint("Wrong vectors come first", "Divide each product by the length of its own vector. The sign stays."),
-        Hint("Nearly right", "Products, over lengths, sorted downwards, the first k row numbers as a list."),
+        Hint("What does near mean here?",
+             "Two vectors point the same way if their cosine is 1. What is it, from a product "
+             "and two lengths?"),
+        Hint("Wrong vectors come first",
+             "Divide each product by the length of its own vector. The sign stays."),
+        Hint("Nearly right",
+             "Products, over lengths, sorted downwards, the first k row numbers as a list."),
     ),
 )
 
