@@ -10,6 +10,7 @@ than one alone.
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from minimistral.engine import Engine
@@ -112,6 +113,8 @@ class Desk(Seating):
         """Nobody waits for this job: its place is free before the next step."""
         with self.changed:
             job.gone = True
+            with suppress(ValueError):                 # it does not wait any more
+                self.waiting.remove(job)
             self.changed.notify()
 
     def run_between(self, errand: Callable[[], None]) -> None:

@@ -491,6 +491,23 @@ def test_first_come_first_served_and_a_leaver_makes_room_at_once():
     desk.close()
 
 
+def test_who_left_while_waiting_takes_no_room_in_the_queue():
+    engine = Slow(batch_size=1)
+    desk = Desk(engine, max_waiting=3)
+    one, others, late = job(0), [job(n) for n in (1, 2, 3)], job(4)
+    desk.submit(one)
+    until(lambda: desk.seated)
+    desk.submit(*others)
+    with pytest.raises(Busy, match="3 requests wait already"):
+        desk.submit(late)
+    desk.leave(others[1])
+    desk.submit(late)
+    engine.gate.release(30)
+    until(lambda: late.news[-1:] == ["length"])
+    assert engine.admitted == [[0], [1], [3], [4]] and others[1].news == []
+    desk.close()
+
+
 def test_faults_stay_with_those_who_made_them():
     engine = Slow()
     desk = Desk(engine, max_waiting=4)

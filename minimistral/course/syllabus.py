@@ -152,8 +152,9 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         11, "gpu_inference", "GPU inference",
         "What limits the speed of a model that writes one token at a time?",
-        ("devices", "fast_model", "engine", "speculative"), 45, 110, (8, 10),
+        ("devices", "fast_model", "engine", "speculative"), 45, 135, (8, 10),
         (Headline(12, "Six times the inference speed of Llama 2 70B."),),
+        written=True,
     ),
     Chapter(
         12, "quantization", "Quantization",
@@ -180,8 +181,13 @@ CHAPTERS: tuple[Chapter, ...] = (
         ("streaming", "chat", "api", "batching"), 45, 100, (6, 13),
         (
             Headline(15, "The cloud makes AI slow and unsafe for data; on the device it is fast."),
-            Headline(25, "Le Chat is the newest language model."),
+            Headline(
+                25,
+                "Le Chat is the newest language model; Small, Large and Embed are optimised "
+                "versions of the open models.",
+            ),
         ),
+        written=True,
     ),
 )
 
@@ -317,6 +323,7 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "product": 11, "join_weights": 11, "Joint": 11, "is_plain": 11, "Visit": 11, "Ring": 11,
         "attend_to_slots": 11, "attend_to_many": 11, "FastBlock": 11, "FastSwiGLU": 11, "FastExperts": 11,
         "gathered_experts": 11, "one_expert": 11, "stacked_experts": 11, "FastModel": 11,
+        "as_it_stands": 11, "by_rows": 11, "product_in_8_bits": 11, "OpaqueLayer": 11,
     },
     "engine": {
         "Stepper": 11, "fastest_step": 11, "say": 11, "compiled_step": 11, "Recording": 11,

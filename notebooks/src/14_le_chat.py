@@ -357,7 +357,7 @@ for name, body in wrong.items():
 reveal("bad", "C", "A default would answer a question that nobody asked.")
 
 # %% [markdown]
-# ### A client from the shop
+# ### A public client
 #
 # Now the proof. Mistral publishes a Python client for its platform. We do not change it; we only tell it
 # another address. While it asks, every piece of yours that has passed stands in the library's place.
@@ -448,7 +448,7 @@ ax.set_yscale("log")
 border = 0.05 * here / (2 * 500)          # reading takes as long as the way
 print(f"the border on this machine: {border / 1e6:.0f} million parameters")
 show(figure, alt="Seconds to the first word against the size of the model: for "
-     "ours this machine is faster; from 3 billion parameters on the data center is.",
+     "ours this machine is faster; from 3 billion parameters on, the data center.",
      data={"model": list(sizes), "here": local, "data center": cloud})
 assert local[0] < cloud[0] and local[2] > cloud[2]
 reveal("first", "B", "The way costs the same for all models. Reading does not.")
@@ -554,8 +554,7 @@ verdict(15, "true with a condition", "Nothing leaves the machine: that was shown
 
 # %% [markdown]
 # A careful writer would have written: *What is computed on the device need not be sent to anybody. A small
-# model answers there without delay. A large one needs a large machine, and then a request's way is the least
-# of the time.*
+# model answers there without delay. For a large one, a fast machine far away is sooner than a slow one here.*
 #
 # The second headline says two things. That Le Chat is a language model: we put the same loop around another
 # model. And that Small, Large and Embed are optimised versions of the open models.
@@ -669,7 +668,7 @@ for step in range(1, 9):
         job.gone = names[job] == "B" and step == 5
 
 # %% [markdown]
-# A leaves after round 4, when it asks for a token that it may not have; C sits down in round 5. B's reader
+# A leaves in round 4, when it asks for a token that it may not have; C sits down in round 5. B's reader
 # went away in round 5, and in round 6 the place is free.
 #
 # Each place has its own part of the cache, with a position for every slot. A newcomer finds all positions at
@@ -732,7 +731,8 @@ assert again == alone
 #
 # ```
 # FROM python:3.12-slim
-# RUN pip install "minimistral[serve]"
+# COPY . /course
+# RUN pip install "/course[serve]"
 # CMD ["minimistral", "serve", "--host", "0.0.0.0"]
 # ```
 #
