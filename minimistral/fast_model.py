@@ -102,8 +102,8 @@ def is_plain(*layers: nn.Module) -> bool:
 
 
 def as_it_stands(layer: nn.Module):
-    """How a layer is called: one with kernels for few bits so that the compiler does
-    not look into it, as its own ways of these fail (torch 2.13)."""
+    """How a layer is called: one with kernels for few bits so that the compiler
+    does not look into it, as its own ways of these fail (torch 2.13)."""
     if isinstance(layer, QuantizedLinear):
         return OpaqueLayer(layer, len(layer.scales))
     if isinstance(layer, Int4Linear):
@@ -112,7 +112,7 @@ def as_it_stands(layer: nn.Module):
 
 
 def by_rows(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer has 8 bits, a scale for each row, and one row of x to meet."""
+    """Whether a layer has 8 bits, a scale for each row, and x is a single row."""
     return (isinstance(layer, QuantizedLinear) and layer.bits == 8
             and layer.scales.shape[1] == 1 and x.numel() == x.shape[-1])
 
@@ -122,7 +122,8 @@ def product_in_8_bits(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
 
     x: (..., in), one row; numbers: int8 (out, in), scales: (out, 1) -> (..., out)
     """
-    wide = (numbers.float() * x.flatten().float()).sum(dim=-1) * scales[:, 0].float()
+    wide = (numbers.float() * x.flatten().float()).sum(dim=-1)
+    wide = wide * scales[:, 0].float()
     return wide.to(x.dtype).view(*x.shape[:-1], -1)
 
 
