@@ -3,7 +3,7 @@
 #
 # **What limits the speed of a model that writes one token at a time?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour.
+# The core takes 45 minutes. The exercises take an hour, the sections under *Further* half an hour.
 # You need chapters 8 and 10; what we borrow from them is repeated below. No GPU is needed: we predict what
 # one would do, and hold the prediction against published measurements.
 #
@@ -33,7 +33,7 @@ from minimistral.devices import pick_device
 # %% [markdown]
 # ## The headline
 #
-# When Mixtral came out, one number about its speed went round the world. Place your bet: one letter between the
+# When Mixtral came out, one number about its speed stood in many articles. Place your bet: one letter between the
 # quotation marks. The verdict comes at the end of the core, computed.
 
 # %%
@@ -105,9 +105,9 @@ weights = 14336 * 4096
 for B in (1, 8, 64, 512):
     print(f"B = {B:3}   read {2 * weights / 1e6:.0f} MB   "
           f"{2 * weights * B / 1e6:>7,.0f} million operations")
-predict("density", "A GPU reads 4800 GB and computes 989,000 billion operations in a "
-        "second (an H200, 16 bits). How many operations could it do while it reads "
-        "one byte?", answer=None)
+predict("density", "A GPU reads 4800 GB and computes 989,000 billion operations in "
+        "a second (an H200, 16 bits). How many operations could it do while it "
+        "reads one byte?", answer=None)
 
 # %%
 ridge = 989e12 / 4800e9                                   # operations for a byte
@@ -143,7 +143,7 @@ for _ in range(10):
     gpu.run()
 print(f"ten times 2 ms took {1000 * (gpu.clock() - begun):.1f} milliseconds")
 predict("lie", "What was measured?",
-        ["the work: the fake GPU is simply fast", "how long it takes to give orders",
+        ["the work: the fake GPU is simply fast", "how long giving orders takes",
          "the last of the ten pieces"], answer="")
 
 # %%
@@ -202,6 +202,8 @@ assert 1e8 < speed < 1e13 and 1e8 < rate < 1e16 and start < 1e-3
 # %% [markdown]
 # The two speeds make a picture that is called the **roofline**. To the left of the bend a machine waits for memory,
 # to the right for its arithmetic. The points are one matrix of float32 weights, for B texts: B / 2 operations for a byte.
+#
+# **In short:** warm up, wait, take the median. Then two measurements tell what any other can give at best.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the roofline of this machine
@@ -210,9 +212,6 @@ show(ch11.roofline_picture(speed, rate, points, "The roofline of this machine"),
      alt=f"A roof that rises with the operations for each byte up to "
      f"{rate / speed:.0f} and is flat from there on; B = 1 lies on the slope.",
      data={"texts": [1, 8, 64], "operations for each byte": list(points.values())})
-
-# %% [markdown]
-# **In short:** warm up, wait, take the median. Then two measurements tell what any other will give at best.
 
 # %% [markdown]
 # ## The bytes of a step
@@ -274,8 +273,8 @@ for B in (1, 2, 8, 64):
     print(f"B = {B:2}   7B: {row[0]:5.1f} GB, {work[0]:6.0f} billion operations   "
           f"8x7B: {row[1]:6.1f} GB, {work[1]:6.0f}")
 assert round(read_in_step(seven, 1, 1000) / 1e9, 2) == 14.35
-predict("batch", "On this machine: a step for 64 texts against a step for one, with "
-        "the dense model of 25 million weights. It takes",
+predict("batch", "On this machine: a step for 64 texts against a step for one, "
+        "with the dense model of 25 million weights. It takes",
         ["about as long: the weights are read once",
          "clearly longer, but far from 64 times", "64 times as long"], answer="")
 
@@ -309,8 +308,8 @@ found = {name: [seconds(steps[name, B], rounds=5, warm_up=1) for B in batches]
 for name, times in found.items():
     print(f"{name:15}", *(f"{1000 * t:6.1f}" for t in times), " ms measured")
 show(ch11.measured_picture(batches, expected, found),
-     alt="The step of the dense model takes nearly as long for a few texts as for one "
-     "and grows from about 16 on; the mixture's grows from the second text on.",
+     alt="The step of the dense model takes nearly as long for a few texts as for "
+     "one and grows from about 16 on; the mixture's grows from the second text on.",
      data={"texts": batches} | {f"{name}, ms": [round(1000 * t, 1) for t in times]
                                 for name, times in found.items()})
 
@@ -427,10 +426,9 @@ reveal("h200", round(forecast), f"The bound from reading alone is {bound:.0f}.")
 # Llama 2 7B on the A100, written simply, operation by operation (2023). Compiled it was 104.9 in the table above.
 
 # %%
-few = [ch11.lively(mm.ModelConfig(16, n, 2, 2, 8, 16, 64)).to(device)
-       for n in (2, 6)]
-few = [sum(ch11.started(writer(m)).values()) for m in few]
-layer_starts = (few[1] - few[0]) / 4                      # of our plain model
+two, six = (sum(ch11.started(writer(ch11.lively(mm.ModelConfig(
+    16, n, 2, 2, 8, 16, 64)).to(device))).values()) for n in (2, 6))
+layer_starts = (six - two) / 4                            # of our plain model
 step_time = 1 / ch11.EAGER.tokens_per_second
 print(f"one layer starts about {layer_starts:.0f} operations, 32 layers "
       f"{32 * layer_starts:.0f}")
@@ -438,13 +436,11 @@ print(f"a step takes {1000 * step_time:.0f} milliseconds; if starting were all, 
       f"{1e6 * step_time / 32 / layer_starts:.0f} µs for each")
 compiled = next(r for r in ch11.PUBLISHED if r.model == ch11.EAGER.model)
 idle = 1 - ch11.EAGER.tokens_per_second / compiled.tokens_per_second
-print(f"compiled it takes {1000 / compiled.tokens_per_second:.1f}: {100 * idle:.0f}% "
-      "of the time the GPU had nothing to do")
-assert 3 < 1e6 * step_time / 32 / layer_starts < 30
+print(f"compiled it takes {1000 / compiled.tokens_per_second:.1f}: for "
+      f"{100 * idle:.0f}% of the time the GPU had nothing to do")
 predict("compile", "A compiled step starts few, joined operations. Which model "
-        "gains most from that?",
-        ["the one that reads 22 MB for a token", "the one that reads 400 MB",
-         "both gain the same factor"], answer="")
+        "gains most from that?", ["the one that reads 22 MB for a token",
+        "the one that reads 400 MB", "both gain the same factor"], answer="")
 
 # %% [markdown]
 # About ten microseconds for an operation is what Python usually takes: starting explains the whole step.
@@ -475,7 +471,7 @@ print("every model gains:", min(gains.values()) > 1)
 print("the smallest gains most:", max(gains, key=gains.get) == "decode-S")
 assert min(gains.values()) > 1 and max(gains, key=gains.get) == "decode-S"
 reveal("compile", "A", "The less there is to read, the larger is the share of "
-       "starting. Large models gain, too: joint products use all cores.")
+       "starting. The more there is to read, the smaller the gain.")
 
 # %% [markdown]
 # The engine's parts are under *Further*: joint products, caches of one fixed shape, and places that free themselves. The switch
@@ -491,7 +487,7 @@ reveal("compile", "A", "The less there is to read, the larger is the share of "
 
 # %% tags=["try"]
 explore(ch11.roofline_explorer, device=Choice(list(ch11.GPUS), "H200"),
-        model=Choice(list(ch11.EXPLORED)), batch=Choice([2**n for n in range(11)]),
+        model=Choice(list(ch11.EXPLORED)), batch=Choice([1, 4, 16, 64, 256, 1024]),
         bits=Choice([16, 8, 4.5]), tokens=Choice([0, 1024, 8192]),
         settings=[{"model": "Mistral 7B", "batch": 64},
                   {"model": "Mixtral 8x7B", "batch": 64},
@@ -520,9 +516,9 @@ def gain(B):
 
 
 many = list(range(1, 1025))
-show(ch11.gain_picture(many, [gain(B) for B in many], 6), alt="Mixtral is 5.4 times "
-     "as fast for one text, 1.5 times between about 30 and 200 texts, and from 750 "
-     "on again 5.4 times. The headline's 6 is never reached.",
+show(ch11.gain_picture(many, [gain(B) for B in many], 6), alt="Mixtral is 5.4 "
+     "times as fast for one text, 1.5 times between about 30 and 200 texts, and "
+     "from 750 on again 5.4 times. The headline's 6 is never reached.",
      data={"texts": (at := [1, 2, 4, 8, 16, 64, 256, 512, 1024]),
            "times as fast": [round(gain(B), 2) for B in at]})
 assert gain(64) < 1.5 < 5 < gain(1024) and max(map(gain, many)) < 5.5
@@ -549,8 +545,8 @@ reveal("gain", "C", "Many texts read all experts, but each computes with two. On
 tokens = ["a", "b", "c"]
 p = torch.tensor([0.5, 0.3, 0.2])
 q = torch.tensor([0.2, 0.7, 0.1])
-predict("accept", "The draft drew b, as it does in 7 of 10 cases. The model wants b "
-        "in 3 of 10. In which share of the cases may b stay?",
+predict("accept", "The draft drew b, as it does in 7 of 10 cases. The model wants "
+        "b in 3 of 10. In which share of the cases may b stay?",
         ["0.30: as the model says", "0.43: 3 out of 7", "never: q is above p"],
         answer="")
 
@@ -562,8 +558,8 @@ print("accepted, by token:", [round(x, 2) for x in stays.tolist()],
 print("missing to p:      ", [round(x, 2) for x in rest.tolist()],
       f"in all {rest.sum():.2f}")
 assert torch.allclose(stays + rest, p)
-reveal("accept", "B", "0.7 times 3/7 is 0.3. What is too seldom, a and c, comes from "
-       "the rejected draws: exactly as many as are missing.")
+reveal("accept", "B", "0.7 times 3/7 is 0.3. What is too seldom, a and c, comes "
+       "from the rejected draws: exactly as many as are missing.")
 
 # %% [markdown]
 # ### Your turn: accept or draw again
@@ -608,9 +604,9 @@ drawn = q.multinomial(4000, True, generator=torch.Generator().manual_seed(1))
 ways = {"p": p, "the draft's q": q,
         "accept": ch11.tally(speculative.accept, drawn, q, p, 4000),
         "mistake": ch11.tally(from_p, drawn, q, p, 4000)}
-table = {name: [round(x, 2) for x in shares.tolist()] for name, shares in ways.items()}
-show(ch11.draws_picture(tokens, table), alt="The shares after accept are those of p; "
-     "those of the mistake lie between p and the draft's q.",
+table = {name: [round(x, 2) for x in w.tolist()] for name, w in ways.items()}
+show(ch11.draws_picture(tokens, table), alt="The shares after accept are those of "
+     "p; those of the mistake lie between p and the draft's q.",
      data={"token": tokens, **table})
 assert (ways["accept"] - p).abs().max() < 0.03 < (ways["mistake"] - p).abs().max()
 
@@ -651,14 +647,14 @@ one = [r.tokens_per_second for r in ch11.PUBLISHED if r.bits == 8 and
        r.model in ("mixtral-8x7b-v0.1", "llama-2-70b")]
 eight = list(ch11.EIGHT_GPUS.values())
 print(f"bound for one text, from active parameters: {counts[0] / counts[1]:.2f}")
-print(f"published, one GPU and 8 bits: {max(one) / min(one):.2f}; eight GPUs and 16 "
-      f"bits: {max(eight) / min(eight):.2f}")
-print(f"{gain(2):.1f} with 2 texts, {gain(8):.1f} with 8, below 1.6 from {gone} on, "
-      f"least {gain(least):.2f} with {least}")
+print(f"published, one GPU and 8 bits: {max(one) / min(one):.2f}; eight GPUs and "
+      f"16 bits: {max(eight) / min(eight):.2f}")
+print(f"{gain(2):.1f} with 2 texts, {gain(8):.1f} with 8, below 1.6 from {gone} "
+      f"on, least {gain(least):.2f} with {least}")
 assert round(counts[0] / counts[1], 2) == 5.36 and round(gain(least), 2) == 1.48
 assert round(max(one) / min(one), 2) == 5.12 and gone == 9
-verdict(12, "false", "On equal machines with equal bits, six is above the bound. Five "
-        "is right for one text at a time, and 1.5 for a few dozen.")
+verdict(12, "false", "On equal machines with equal bits, six is above the bound. "
+        "Five is right for one text at a time, and 1.5 for a few dozen.")
 
 # %% [markdown]
 # The announcement gave no batch, no number of bits and no machine, so nobody can say what was measured. What can be said: reading
@@ -682,8 +678,8 @@ verdict(12, "false", "On equal machines with equal bits, six is above the bound.
 # New words: *bandwidth*, *roofline*, *kernel*, *CUDA graph*, *batch*, *draft*, *speculative decoding*, *acceptance*.
 
 # %%
-predict("bits", "By our two numbers: how many times as fast is Mistral 7B on an H200 "
-        "with 4.5 bits for a weight, instead of 16?", answer=None)
+predict("bits", "By our two numbers: how many times as fast is Mistral 7B on an "
+        "H200 with 4.5 bits for a weight, instead of 16?", answer=None)
 
 # %% [markdown]
 # **This chapter's mistakes and what they look like**
@@ -707,8 +703,8 @@ predict("bits", "By our two numbers: how many times as fast is Mistral 7B on an 
 fewer = ch11.predicted(ch11.Run("", 4800, "mistral-7b-v0.2", 4.5, 0, ""), share,
                        per_layer)
 assert 1.5 < fewer / forecast < 16 / 4.5
-reveal("bits", round(fewer / forecast, 1), "Less than 16 / 4.5 = 3.6, because what a "
-       "layer costs beside its reading stays.")
+reveal("bits", round(fewer / forecast, 1), "Less than 16 / 4.5 = 3.6, because what "
+       "a layer costs beside its reading stays.")
 
 # %% [markdown]
 # How few bits does a weight need? That is chapter 12.
@@ -757,6 +753,14 @@ assert mm.describe_device("cpu")["dtype"] == "float32"
 # %%
 # minimistral/fast_model.py
 # show: Joint, is_plain
+
+# %% [markdown]
+# Layers with few bits (chapter 12) have kernels of their own, into which a compiler does not look. They are called as they stand,
+# but for one case that it does better.
+
+# %%
+# minimistral/fast_model.py
+# show: as_it_stands, by_rows, product_in_8_bits, OpaqueLayer
 
 # %%
 attention = ch11.lively(ch11.TINY).layers[0].attention
@@ -850,8 +854,10 @@ with torch.no_grad():
     logits, likeliest = quick.forward(ids, torch.arange(4)[None])
     print("the same logits:", torch.allclose(logits, plain(ids), atol=1e-4))
     assert torch.allclose(logits, plain(ids), atol=1e-4)
+one = torch.tensor([[5]]), torch.tensor([[4]])
+cache = mm.KVCache(plain.config, 1, 64)
 starts = [sum(ch11.started(run).values()) for run in (
-    lambda: quick.forward(ids[:, :1], torch.tensor([[4]])), writer(ch11.lively(ch11.DENSE).to(device)))]
+    lambda: quick.forward(*one), lambda: plain(one[0], cache))]
 print("starts of a step, fast against plain, within a fifth:",
       0.8 < starts[0] / starts[1] < 1.2)
 

@@ -303,15 +303,18 @@ def measured_picture(batches: Sequence[int], expected: dict[str, list], found: d
     figure, ax = new_figure(7.4, 3.8)
     for n, name in enumerate(expected):
         colour, mark = (BLUE, "o") if n == 0 else (ORANGE, "s")
-        ax.plot(batches, [1000 * s for s in expected[name]], color=colour,
+        ax.plot(batches, expected[name], color=colour,
                 linestyle="--" if n else "-", label=f"{name}, predicted")
-        ax.plot(batches, [1000 * s for s in found[name]], color=colour, marker=mark,
+        ax.plot(batches, found[name], color=colour, marker=mark,
                 linestyle="none", markersize=8, label=f"{name}, measured")
     ax.set(xscale="log", yscale="log", xlabel="texts written at once",
            ylabel="milliseconds for a step", title="A step for many texts: predicted and measured")
     ax.set_xticks(list(batches), [str(b) for b in batches])
+    low, high = (f([f(times) for times in [*expected.values(), *found.values()]]) for f in (min, max))
+    ticks = [n * 10**e for e in range(-3, 3) for n in (1, 2, 5) if low <= n * 10**e <= high]
+    ax.set_yticks(ticks, [f"{1000 * t:g}" for t in ticks])
     ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=11)
+    ax.legend(frameon=False)
     return figure
 
 
@@ -403,7 +406,8 @@ def speeds_picture(rows: dict[str, dict[str, float]]):
         places = [i + (n - (len(ways) - 1) / 2) * 0.36 for i in range(len(rows))]
         bars = ax.bar(places, [row[way] for row in rows.values()], 0.34, color=colour, hatch=hatch,
                       edgecolor="white", label=way)
-        ax.bar_label(bars, fmt="%.1f", fontsize=11)
+        ax.bar_label(bars, fmt="%.1f", fontsize=11, padding=3, zorder=3,
+                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     ax.axhline(1, color=BLACK, linestyle=":", linewidth=1.5)
     ax.set_xticks(range(len(rows)), list(rows))
     ax.set(ylabel="times as fast as transformers", xlabel="megabytes read for each token",

@@ -108,7 +108,7 @@ STEP_BYTES = Exercise(
             "The condition is turned round: a table of its own is looked up, a shared one is read "
             "whole."),
         Misconception("both tables taken off", _step(
-                table=lambda c: c.vocab_size * c.dim * (1 if c.tied_embeddings else 2)),
+                table=lambda c: 2 * c.vocab_size * c.dim),
             "The output layer is missing. It is multiplied like any matrix; only the table at the "
             "input is looked up."),
         Misconception("weights read for each text", _step(read=2.0),
@@ -152,6 +152,10 @@ STEP_BYTES = Exercise(
             _step(touched=lambda E, k, batch: E * (1 - (1 - 1 / E) ** (k * batch))),
             "Nearly: the k experts of one text differ from each other. An expert is left out by "
             "one text with probability 1 - k / E."),
+        Misconception("a whole number of experts", _step(
+                touched=lambda E, k, batch: round(E * (1 - (1 - k / E) ** batch))),
+            "The number of experts was rounded. It is an average over many steps, and need not be "
+            "whole."),
         Misconception("the share of left-out experts",
             _step(touched=lambda E, k, batch: E * (1 - k / E) ** batch),
             "You counted the experts that nobody chose. Those chosen are the rest."),
@@ -326,8 +330,18 @@ def _likeliest(weights, generator):
     return int(weights.argmax())
 
 
-def _softened(weights, generator):
-    return draw_one(weights.softmax(0), generator)
+def _softened(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one((p[i] - q[i]).softmax(0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _turned_round(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) < p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one((p[i] - q[i]).clamp(min=0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
 
 
 def _one_chance(proposed, q, p, generator):
@@ -398,8 +412,7 @@ ACCEPT = Exercise(
             _accepts(ratio=lambda u, p, q, token: int(p.argmax()) == token),
             "Only the model's favourite is accepted. That is right for greedy choice alone; here "
             "chance decides, with p over q."),
-        Misconception("the comparison turned round", _accepts(
-                ratio=lambda u, p, q, token: u >= float(p[token] / q[token])),
+        Misconception("the comparison turned round", _turned_round,
             "Good proposals are rejected and bad ones kept: accepted is what lies below the ratio, "
             "not above."),
         Misconception("one number for all proposals", _one_chance,
@@ -408,8 +421,7 @@ ACCEPT = Exercise(
         Misconception("the likeliest in place of a rejected one", _accepts(pick=_likeliest),
             "The token in place of a rejected one is always the same. It is drawn, in proportion "
             "to what is missing."),
-        Misconception("a softmax of what is missing", _accepts(rest=lambda p, q, token: p - q,
-                                                               pick=_softened),
+        Misconception("a softmax of what is missing", _softened,
             "The differences went through a softmax, which gives every token a share. They are "
             "shares already, once they are divided by their sum."),
         Misconception("the likeliest at the end", _accepts(
@@ -967,10 +979,15 @@ def _no_bonus(proposed, told, right):
 
 
 def _writes_kept_first(model, propose, prompt, n, drafts):
-    def grow(proposed, told, right):
-        model.keep(len(model.held) - len(told))
-        return [*proposed[:right], told[right]]
-    return _writes(grow=grow, keep=_no_keep)(model, propose, prompt, n, drafts)
+    text = [*prompt, model.run(prompt)[-1]]
+    while len(text) < len(prompt) + n:
+        proposed = propose(text, drafts)
+        told, right = model.run([text[-1], *proposed]), 0
+        while right < len(proposed) and proposed[right] == told[right]:
+            right += 1
+        model.keep(len(text) - 1)
+        text += [*proposed[:right], told[right]]
+    return text[len(prompt):len(prompt) + n]
 
 
 def _writes_kept_right(model, propose, prompt, n, drafts):
@@ -1125,7 +1142,7 @@ DRAFT = Exercise(
         Misconception("columns for rows", _drafts(row=lambda counts, token: counts[:, token]),
             "You look up what comes before. A row belongs to a token, its columns to what follows."),
         Misconception("what follows earlier tokens", lambda counts, text, count: [
-                int(counts[token].argmax()) for token in (text[-count:] if count else [])],
+                int(counts[token].argmax()) for token in text[-count:]],
             "You look up what follows tokens of the text. Proposal two follows proposal one, not the "
             "text."),
         Misconception("the first token of the text",
