@@ -104,6 +104,11 @@ def _nats_naive(logits, targets):
     return -picked[counted].sum()
 
 
+def _nats_naive_times_mask(logits, targets):
+    picked, counted = _gathered(logits, targets, logits.softmax(-1).log())
+    return -(picked * counted).sum()
+
+
 def _nats_without_log(logits, targets):
     picked, counted = _gathered(logits, targets, logits.softmax(-1))
     return (1 - picked)[counted].sum()
@@ -166,6 +171,13 @@ NATS = Exercise(
         Misconception("logarithm of a softmax", _nats_naive,
             "A very small probability becomes 0, and its logarithm minus infinity. Take "
             "logarithm and softmax in one step, on the logits."),
+        Misconception("logarithm of a softmax, masked by 0", _nats_naive_times_mask,
+            "Minus infinity times 0 is NaN: a probability became 0 before the logarithm. Take "
+            "logarithm and softmax in one step, on the logits."),
+        Misconception("three axes as they are", lambda logits, targets: F.cross_entropy(
+                logits, targets, reduction="sum"),
+            "Given three axes, cross-entropy takes the second one, T, for the vocabulary. Flatten "
+            "the first two axes, of logits and of targets."),
         Misconception("softmax twice", _entropy(change=lambda logits: logits.softmax(-1)),
             "The softmax was done twice: cross-entropy wants the logits themselves and takes "
             "its own softmax."),
@@ -283,9 +295,6 @@ RATE = Exercise(
         Misconception("no warm-up", _schedule(rise=lambda s, c: c.lr),
             "The rate is at its highest from the first step. Over warmup_steps it has to rise in "
             "a straight line."),
-        Misconception("warm-up by a curve",
-            _schedule(rise=lambda s, c: c.lr * math.sin(math.pi / 2 * (s + 1) / c.warmup_steps)),
-            "The warm-up is bent. It is a straight rise: equal parts with every step."),
         Misconception("ends one step late",
             _schedule(done=lambda s, c: (s - c.warmup_steps) / max(1, c.steps - c.warmup_steps)),
             "The last step does not reach the lowest rate. Steps count from 0, so the last one "
@@ -326,6 +335,14 @@ RATE = Exercise(
                                           * (1 - math.cos(math.pi * p)) / 2)),
             "After the warm-up the rate rises from the lowest to the highest. The cosine begins "
             "at 1, so it is added, not taken off."),
+        Misconception("without pi", _schedule(
+                fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * (1 + math.cos(p)) / 2)),
+            "The fall stops halfway: the angle ends at 1. Half a cosine runs from angle 0 to pi."),
+        Misconception("the only step left gets the lowest rate", _schedule(
+                done=lambda s, c: (s - c.warmup_steps) / (c.steps - 1 - c.warmup_steps)
+                if c.steps - 1 > c.warmup_steps else 1.0),
+            "A run with one step after the warm-up gives it the lowest rate. It begins the fall, "
+            "so it has the full rate."),
         Misconception("degrees", _schedule(
                 fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr)
                                           * (1 + math.cos(180 * p)) / 2)),
@@ -436,9 +453,16 @@ def _without_the_embeddings(model, weight_decay):
     return groups
 
 
-def _names_instead(model, weight_decay):
-    named = [name for name, w in model.named_parameters() if w.dim() == 2]
-    return [{"params": named, "weight_decay": weight_decay}]
+def _lists_exchanged(model, weight_decay):
+    matrices, rest = (group["params"] for group in parameter_groups(model, weight_decay))
+    return [{"params": rest, "weight_decay": weight_decay},
+            {"params": matrices, "weight_decay": 0.0}]
+
+
+def _without_a_decay(model, weight_decay):
+    groups = parameter_groups(model, weight_decay)
+    del groups[1]["weight_decay"]
+    return groups
 
 
 def _in_both(model, weight_decay):
@@ -507,11 +531,16 @@ GROUPS = Exercise(
             "The embeddings are in no group, so they would never be trained. Everything that "
             "does not decay belongs to the second group."),
         Misconception("pairs instead of weights", _pairs,
-            "The groups hold pairs of name and weight. Here the weights alone are wanted."),
+            "The groups hold names, or pairs of name and weight. The optimiser wants the weights "
+            "themselves."),
+        Misconception("lists exchanged", _lists_exchanged,
+            "The two lists are exchanged: the first group, which decays, holds the norms and the "
+            "embeddings. It is for the matrices."),
+        Misconception("no decay given", _without_a_decay,
+            "The second group has no weight_decay. Left out, the optimiser takes a decay of its "
+            "own: give 0.0."),
         Misconception("a fixed decay", lambda model, weight_decay: parameter_groups(model, 0.1),
             "The decay is a number of your own. Use the one that the function is given."),
-        Misconception("names instead of weights", _names_instead,
-            "The groups hold names. The optimiser wants the weights themselves."),
     ),
     hints=(
         Hint("I do not know what the result looks like",
@@ -554,11 +583,16 @@ def the_second_of_two_processes():
 
 
 def _loss_and_gradient(candidate, model, batch, config, *process):
+    """The loss, the gradient, and whether each part went backward before the next began."""
+    begun = []
+    model.register_forward_pre_hook(lambda *_: begun.append(
+        any(w.grad is not None for w in model.parameters())))
     loss = torch.as_tensor(candidate(model, batch, config, *process))
     gradients = [torch.zeros(w.numel()) if w.grad is None else w.grad.flatten()
                  for w in model.parameters()]
     kept = "with a gradient" if loss.requires_grad else "without gradient"
-    return loss.detach(), torch.cat(gradients), kept
+    waiting = "one after the other" if all(begun[1:]) else "all before the first backward"
+    return loss.detach(), torch.cat(gradients), kept, waiting
 
 
 def _parts(share, clear=False):
@@ -610,7 +644,7 @@ def _row_by_row(model, batch, config, rank=0, world=1):
     return accumulate_gradients(model, batch, config, rank, world)
 
 
-def _processes(divisor=None, own_rows=True, loss="sum"):
+def _processes(divisor=None, own_rows=True, loss="sum", backward="each"):
     """accumulate_gradients; divisor(targets of the batch, targets of the process's rows)."""
     def accumulate_gradients(model, batch, config, rank=0, world=1):
         inputs, targets = batch
@@ -619,7 +653,10 @@ def _processes(divisor=None, own_rows=True, loss="sum"):
         parts = []
         for part in rows.chunk(config.accumulation):
             parts.append(forward_loss(model, inputs[part], targets[part], config, by)[0])
-            parts[-1].backward()
+            if backward == "each":
+                parts[-1].backward()
+        if backward == "last":
+            sum(parts).backward()
         if loss == "last":
             return parts[-1].detach()
         total = torch.stack(parts).sum() / (len(parts) if loss == "mean" else 1)
@@ -686,6 +723,15 @@ ACCUMULATE = Exercise(
         Misconception("the rows of all processes", _processes(own_rows=False),
             "With two processes the rows of both were computed. Each takes every world-th row, "
             "from row number rank on."),
+        Misconception("one backward for all", _processes(backward="last"),
+            "Loss and gradient are right, but all parts wait for one backward, so all stay in "
+            "memory. Go backward with each part."),
+        Misconception("no backward", _processes(backward="never"),
+            "The loss is right, but there is no gradient. Every part has to go backward."),
+        Misconception("no backward, a loss with its graph", _processes(
+                backward="never", loss="kept"),
+            "There is no gradient yet: the loss was returned with its graph. Go backward with each "
+            "part, and return numbers only."),
         Misconception("a loss with its graph", _processes(loss="kept"),
             "The loss still carries its gradient, which keeps every part in memory. Return it "
             "without."),
@@ -755,6 +801,12 @@ SHIFT = Exercise(
             _cut(inputs=lambda r: r[:, 1:], targets=lambda r: r[:, :-1]),
             "Inputs and targets are exchanged: the model would predict the token before. Inputs "
             "lack the last token, targets the first."),
+        Misconception("whole rows as inputs", _cut(inputs=lambda r: r),
+            "The inputs are one token too long. Nothing follows the last token here, so it is no "
+            "input."),
+        Misconception("inputs without the first token", _cut(inputs=lambda r: r[:, 1:]),
+            "Inputs and targets both lack the first token, so the model only copies. The inputs "
+            "lack the last one instead."),
         Misconception("rolled round", _cut(inputs=lambda r: r, targets=lambda r: r.roll(-1, 1)),
             "The last position is asked for the first token of its own row. Cut the row instead "
             "of turning it round."),
@@ -976,10 +1028,14 @@ CLIP = Exercise(
                 1.0, limit / max(math.sqrt(sum(g.sum().item() ** 2 for g in gs)), 1e-12))),
             "The numbers of a tensor were added before they were squared, so opposite signs "
             "cancel. Square every number first."),
-        Misconception("divided by the number of tensors", _clipped(lambda gs, limit: min(
-                1.0, limit * math.sqrt(len(gs)) / max(_norm(gs).item(), 1e-12))),
-            "The squares were divided by the number of tensors. The length of one long vector "
-            "is the root of their whole sum."),
+        Misconception("always, and 0 over 0 in tensors", _clipped(
+                lambda gs, limit: limit / _norm(gs)),
+            "A short gradient was stretched to the limit, and zeros became NaN. Only a length "
+            "above the limit is changed."),
+        Misconception("absolute values", _clipped(lambda gs, limit: min(
+                1.0, limit / max(sum(g.abs().sum().item() for g in gs), 1e-12))),
+            "Absolute values were added up. The length is the root of the sum of all squares: of "
+            "3 and 4 it is 5."),
         Misconception("one long vector", lambda gradients, limit: torch.cat(
                 [g.flatten() for g in gradients]) * _right_factor(gradients, limit),
             "One long vector came back. The tensors keep their shapes, in a list like the one you "
@@ -1022,13 +1078,13 @@ def a_tiny_gradient():
 
 
 def _adamw(b1=0.9, b2=0.95, eps=1e-8, correct=(True, True), eps_inside=False, root=True,
-           decay="decoupled", old=False, memory=True, late=0):
+           decay="decoupled", old=False, memory=True, late=0, squared=True):
     def adamw_step(weight, gradient, mean, square, step, rate, decay_rate):
         step = step + late
         g = gradient + decay_rate * weight if decay == "gradient" else gradient
         before = mean, square
         mean = b1 * mean + (1 - b1) * g if memory else g
-        square = b2 * square + (1 - b2) * g.square()
+        square = b2 * square + (1 - b2) * (g.square() if squared else g)
         m, s = before if old else (mean, square)
         m = m / (1 - b1 ** step) if correct[0] else m
         s = s / (1 - b2 ** step) if correct[1] else s
@@ -1100,6 +1156,12 @@ ADAMW = Exercise(
         Misconception("betas exchanged", _adamw(b1=0.95, b2=0.9),
             "The two memories are exchanged: the mean of the gradients keeps 0.9, that of the "
             "squares 0.95."),
+        Misconception("one memory for both", _adamw(b2=0.9),
+            "The mean of the squares has the memory of the other mean, 0.9. It keeps 0.95 of "
+            "itself."),
+        Misconception("gradient not squared", _adamw(squared=False),
+            "The second mean is one of plain gradients. It is the mean of their squares, or its "
+            "root may not exist."),
         Misconception("the usual second beta", _adamw(b2=0.999),
             "The memory of the squares is PyTorch's default, 0.999. This course uses 0.95, as the "
             "text of the exercise says."),
@@ -1235,11 +1297,11 @@ EVALUATE = Exercise(
         Misconception("sum", lambda model, rows, batch_size:
                 _evaluated()(model, rows, batch_size) * int((rows.targets != IGNORE).sum()),
             "This is the sum over all targets. Divide it by their number, once, at the end."),
-        Misconception("token 0 not counted", lambda model, rows, batch_size:
-                _evaluated()(model, rows, batch_size)
-                * int((rows.targets != IGNORE).sum()) / int((rows.targets > 0).sum()),
-            "Token 0 was left out of the count. It is a token like any other: only IGNORE does "
-            "not count."),
+        Misconception("divided by batches", lambda model, rows, batch_size:
+                _evaluated()(model, rows, batch_size) * int((rows.targets != IGNORE).sum())
+                / len(rows.inputs.split(batch_size)),
+            "These are nats for each batch. Divide the sum by the number of counted targets of "
+            "the whole text."),
         Misconception("means added up", lambda model, rows, batch_size:
                 _evaluated(total=False)(model, rows, batch_size)
                 * len(rows.inputs.split(batch_size)),
@@ -1344,6 +1406,8 @@ def five_documents():
         "Key the in found Anna a mill old.",
         "Anna found a key in the old barn.",
         "Short one.",
+        "WHAT ANNA FOUND: ANNA FOUND A KEY IN THE BARN.",
+        "He saw\nnobody there at  all.",
     ]
     held_out = ["Once Anna found a key in the old mill.", "Nobody was there.",
                 "He saw nobody there at all."]
@@ -1353,7 +1417,7 @@ def five_documents():
 def four_words_in_a_row():
     documents = ["a b c d", "x a b c d y", "x a b c y", "d c b a", "", "A B  C D E", "b c d e",
                  "k l m n o", "p k l m n", "z a b c", "c d e k", "x y w d e", "K L",
-                 "k l m n q", "zz a b c d e k l m n o"]
+                 "k l m n q", "zz a b c d e k l m n o", "za b c dd", "K L"]
     return documents, ["zz a b c d e", "k l m n o", "k l"], 4
 
 
@@ -1402,6 +1466,13 @@ def _inside_the_string(document, held_out, n):
     return any(" ".join(run) in known for run in _runs(document, n))
 
 
+def _cut_at_blanks(document, held_out, n):
+    def runs(text):
+        words = text.casefold().split(" ")
+        return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+    return any(runs(document) & runs(text) for text in held_out)
+
+
 def _removed_in_the_loop(documents, held_out, n):
     for document in documents:
         if _meets(document, held_out, n):
@@ -1438,8 +1509,14 @@ DECONTAMINATE = Exercise(
             "document is the usual case."),
         Misconception("case counts", _without(
                 lambda d, held, n: _meets(d, held, n, fold=False)),
-            "A run in other letters, or across a line break, slipped through. Compare without "
-            "differences of case."),
+            "A run in capital letters slipped through. Compare without differences of case."),
+        Misconception("cut at every single blank", _without(_cut_at_blanks),
+            "Words across a line break, or with two blanks between them, were not told apart. "
+            "Without an argument split cuts at any white space."),
+        Misconception("whole held-out texts", _without(lambda d, held, n: any(
+                h.casefold() in d.casefold() for h in held)),
+            "Only documents that contain a whole held-out text went. One run of n words of it is "
+            "enough."),
         Misconception("letters instead of words", _without(
                 lambda d, held, n: _meets(d, held, n, split=False)),
             "Runs of letters were compared, so too much went. Cut the text into words first."),
@@ -1472,10 +1549,6 @@ DECONTAMINATE = Exercise(
                 _runs(d, n) & _runs(h, n) for h in held)),
             "A document went only if it shares a run with every held-out text. One of them is "
             "enough."),
-        Misconception("all runs known", _without(lambda d, held, n: _runs(d, n)
-                <= {run for h in held for run in _runs(h, n)}),
-            "A document went only if all of its runs are known, and short ones went as well. One "
-            "shared run is enough; without a run a document stays."),
         Misconception("n shared runs", _without(lambda d, held, n: len(
                 _runs(d, n) & {run for h in held for run in _runs(h, n)}) >= n),
             "You asked for n shared runs. The number n is the length of a run in words; one "
@@ -1494,6 +1567,10 @@ DECONTAMINATE = Exercise(
         Misconception("inside a string", _without(_inside_the_string),
             "A run was found inside longer words, or across the border of two texts. Compare "
             "whole words, one text at a time."),
+        Misconception("run inside the document's string", _without(lambda d, held, n: any(
+                " ".join(run) in " ".join(d.casefold().split())
+                for h in held for run in _runs(h, n))),
+            "A held-out run was found inside longer words. Compare whole words, not strings."),
         Misconception("ends shorter than n", _share_slices(lambda m, n: m),
             "Slices at the end of a text have fewer than n words, and they counted as runs. The "
             "last run begins n words before the end."),
@@ -1555,8 +1632,8 @@ def a_far_valley():
     return losses, [0.002, 0.001]
 
 
-def _searched(*, edge=True, broken=True, nan=True, pick=min, both=True, again=False,
-              worst=math.inf, factor=2, most=20, answer="best"):
+def _searched(*, edge=True, broken=True, nan=True, pick=min, up=True, down=True, again=False,
+              worst=math.inf, most=20, answer="best"):
     def best_rate(run, rates):
         found = {}
 
@@ -1575,10 +1652,10 @@ def _searched(*, edge=True, broken=True, nan=True, pick=min, both=True, again=Fa
         best = pick(found, key=found.get)
         new = best
         while edge and len(found) < min(20, len(rates) + most):
-            if best == max(found):
-                new = best * factor
-            elif both and best == min(found):
-                new = best / factor
+            if up and best == max(found):
+                new = best * 2
+            elif down and best == min(found):
+                new = best / 2
             else:
                 break
             attempt(new)
@@ -1670,7 +1747,10 @@ BEST_RATE = Exercise(
         Misconception("the edge taken for the best", _searched(edge=False),
             "The best rate stands at the edge of what was tried, so a better one may lie beyond. "
             "Double it, or halve it, until the loss rises."),
-        Misconception("only upwards", _searched(both=False),
+        Misconception("only downwards", _searched(up=False),
+            "At the highest rate the search must go on, too: double it until the loss no longer "
+            "falls."),
+        Misconception("only upwards", _searched(down=False),
             "At the lowest rate the search must go on, too: halve it until the loss no longer "
             "falls."),
         Misconception("a broken run ends the search", _searched(broken=False),
@@ -1697,9 +1777,6 @@ BEST_RATE = Exercise(
         Misconception("the last rate tried", _searched(answer="last"),
             "The rate that was run last came back. It was worse than the one before: that one is "
             "the best."),
-        Misconception("steps of ten", _searched(factor=10),
-            "Beyond the edge you moved by a factor of ten, which jumps over the best rate. "
-            "Double, or halve."),
         Misconception("beyond a valley", lambda run, rates: _everywhere(run, rates, None, None),
             "New rates were run although the best one stood in the middle. Runs are expensive: go "
             "on only from an edge."),
