@@ -98,7 +98,7 @@ def _add_train(commands) -> None:
     option = parser.add_argument
     option("--corpus", default="python", help="python, tales, shakespeare, or a text file in UTF-8")
     option("--out", required=True, metavar="FOLDER", help="a new folder for the model")
-    option("--recipe", metavar="NAME", help="as a shipped model was made: tales-dense, tales-large, tales-moe")
+    option("--recipe", metavar="NAME", help="as a shipped model was made: tales-dense, tales-moe")
     option("--download", action="store_true", help="fetch tiny Shakespeare if it is not here")
     option("--resume", action="store_true", help="go on with the run in FOLDER, as it was begun")
     size = parser.add_argument_group("the model")

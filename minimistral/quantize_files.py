@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimistral.checkpoint import SHIPPED, find_model, locate
 from minimistral.checkpoint_files import (
@@ -115,18 +115,6 @@ def put(model: Transformer, name: str, read, names: set[str], dtype, file: Path)
     if not finite(weight):
         raise ValueError(f"{file}: tensor {name!r} holds NaN or infinity")
     model.load_state_dict({name: weight.to(dtype)}, strict=False, assign=True)
-
-
-def with_floats(model: Transformer) -> Transformer:
-    """Replace the quantized layers by plain ones that hold what they stand for, in place: a
-    small model is faster so, and only its file needs to be small. Returns the model."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, QuantizedLinear):
-            floats = layer.weight
-            plain = nn.Linear(floats.shape[1], floats.shape[0], bias=False, device="meta")
-            plain.weight = nn.Parameter(floats)
-            model.set_submodule(name, plain)
-    return model
 
 
 def check_pair(packed: Tensor, scales: Tensor, shape: tuple[int, int], where: str) -> None:

@@ -23,8 +23,6 @@ from minimistral.config import ModelConfig, MoEConfig, count_parameters
 from minimistral.corpora import Corpus, load_corpus
 from minimistral.generate import generate
 from minimistral.model import Transformer
-from minimistral.quantize import quantize_model
-from minimistral.quantize_files import load_quantized, save_quantized
 from minimistral.tales import score_tales
 from minimistral.tokenizer import Tokenizer, load_tokenizer
 from minimistral.train import (TrainConfig, evaluate, join_documents, train,
@@ -39,7 +37,6 @@ class Recipe:
 
     The polish is a second run from the weights of the first: larger batches, and a low
     rate that ends at 0, so that the last steps average out what single batches want.
-    A model that grows begins with what a smaller one knows, and has its tokenizer.
     """
     model: ModelConfig
     training: TrainConfig
@@ -49,8 +46,6 @@ class Recipe:
     tokenizer_tales: int = 20_000
     framed: float = 0.04            # share of tales framed by control tokens
     samples: int = 1_000            # tales drawn to measure the model
-    grows: str | None = None        # the shipped model that it begins as
-    bits: int | None = None         # of the stored weights; None: bfloat16
 
 
 DENSE = ModelConfig(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
@@ -63,12 +58,6 @@ RECIPES = {
     "tales-dense": Recipe(DENSE, TRAINING, POLISH),
     "tales-moe": Recipe(replace(DENSE, hidden_dim=96, sliding_window=64, moe=MoEConfig(6, 2)),
                         replace(TRAINING, steps=8_000, balance=0.01), replace(POLISH, balance=0.01)),
-    "tales-large": Recipe(replace(DENSE, n_layers=12, hidden_dim=320),
-                          replace(TRAINING, steps=400, lr=2e-3, warmup_steps=50, eval_every=100,
-                                  save_every=50),
-                          replace(POLISH, steps=120, lr=1e-3, warmup_steps=20, eval_every=60,
-                                  save_every=20),
-                          grows="tales-dense", bits=8),
 }
 
 
@@ -120,10 +109,9 @@ def train_recipe(name: str, out: Path, scratch: Path, *, steps: int | None = Non
     """Make a shipped model in `out`; `scratch` keeps the checkpoints of the run.
 
     steps, or minutes of training on this machine, instead of the recipe's own number;
-    tokenizer: another model's, instead of a new one.
+    tokenizer: another shipped model's, instead of a new one.
     """
     recipe, begun = RECIPES[name], time.time()
-    tokenizer = tokenizer or recipe.grows
     say(f"drawing {recipe.n_tales} tales")
     corpus = load_corpus("tales", n_tales=recipe.n_tales, val_tales=recipe.val_tales)
     vocabulary = (load_tokenizer(tokenizer) if tokenizer else Tokenizer.train(
@@ -143,47 +131,17 @@ def train_recipe(name: str, out: Path, scratch: Path, *, steps: int | None = Non
     with quick_products():
         records = [train(model, tokens, run, val_rows=rows, floor=floor)
                    for run in (config, polish)]
-    model.to(torch.bfloat16)
-    if recipe.bits:
-        save_quantized(quantize_model(model, recipe.bits), out)
-    else:
-        save_model(model, out)
+    save_model(model.to(torch.bfloat16), out)
     vocabulary.save(out)
     say("measuring the stored weights")
-    measured = evaluate_shipped(load_stored(recipe, out), load_tokenizer(out), corpus,
-                                recipe.samples)
+    stored = load_model(out, dtype=torch.float32)
+    measured = evaluate_shipped(stored, load_tokenizer(out), corpus, recipe.samples)
     return write_record(name, recipe, records, measured, out, begun)
 
 
 def new_model(recipe: Recipe, config: TrainConfig) -> Transformer:
     torch.manual_seed(config.seed)
-    model = Transformer(recipe.model)
-    if recipe.grows:
-        grow(load_model(recipe.grows), model)
-    return model
-
-
-@torch.no_grad()
-def grow(small: Transformer, model: Transformer) -> None:
-    """Make a deeper and wider model begin as a smaller one of the same `dim` and heads: it
-    computes the same numbers, since whatever is new writes zeros at first."""
-    every = len(model.layers) // len(small.layers)
-    for i, block in enumerate(model.layers):
-        block.feed_forward.w2.weight.zero_()
-        if i % every:                                       # a block of its own
-            block.attention.wo.weight.zero_()
-            continue
-        for name, weight in small.layers[i // every].named_parameters():
-            rows, *columns = weight.shape
-            larger = block.get_parameter(name)
-            (larger[:rows, :columns[0]] if columns else larger).copy_(weight)
-    for name in ("tok_embeddings", "norm", "output"):
-        model.get_submodule(name).load_state_dict(small.get_submodule(name).state_dict())
-
-
-def load_stored(recipe: Recipe, out: Path) -> Transformer:
-    load = load_quantized if recipe.bits else load_model
-    return load(out, dtype=torch.float32)
+    return Transformer(recipe.model)
 
 
 @contextmanager
@@ -255,8 +213,8 @@ def write_record(name: str, recipe: Recipe, records: list, measured: dict, out: 
 def measure_again(name: str, out: Path) -> None:
     """Measure the stored weights once more, and write the figures into their record."""
     corpus = load_corpus("tales", n_tales=1, val_tales=RECIPES[name].val_tales)
-    measured = evaluate_shipped(load_stored(RECIPES[name], out), load_tokenizer(out), corpus,
-                                RECIPES[name].samples)
+    measured = evaluate_shipped(load_model(out, dtype=torch.float32), load_tokenizer(out),
+                                corpus, RECIPES[name].samples)
     record = out / "record.json"
     facts = json.loads(record.read_text(encoding="utf-8"))
     facts["measured_on_stored_weights"] = measured

@@ -129,7 +129,7 @@ def test_recipe_is_handed_on_and_takes_no_other_setting(tmp_path, capsys, monkey
     expected = ("tales-moe", tmp_path, tmp_path / "training"), {"steps": None, "minutes": 5.0}
     assert called == [expected]
     assert "--kv-heads does not go with --recipe" in refused(capsys, *start, "--kv-heads", "2")
-    assert "tales-dense, tales-large, tales-moe" in refused(capsys, "train", "--recipe", "tale", "--out", tmp_path)
+    assert "tales-dense, tales-moe" in refused(capsys, "train", "--recipe", "tale", "--out", tmp_path)
     (tmp_path / "params.json").touch()
     assert "holds a model" in refused(capsys, *start)
 
