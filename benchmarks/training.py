@@ -138,7 +138,8 @@ def ours(model, ids, bfloat16: bool, compiled: bool):
 
 
 def beside(name: str, samples: int) -> dict:
-    """Seconds of training steps, all contestants in turns."""
+    """Seconds of training steps, all contestants in turns: `minimistral.train`, and both models
+    in one and the same loop, without clipping and schedule."""
     shape, batch, bfloat16 = BESIDE[name]
     base = lively(CONFIGS[shape])
     torch.manual_seed(SEED)
@@ -147,7 +148,10 @@ def beside(name: str, samples: int) -> dict:
     for compiled in (False, True):
         words = "compiled" if compiled else "eager"
         mine = copy.deepcopy(base).requires_grad_(True).train()
-        steps[f"minimistral, {words}"] = ours(mine, ids, bfloat16, compiled)
+        steps[f"minimistral.train, {words}"] = ours(mine, ids, bfloat16, compiled)
+        mine = copy.deepcopy(base).requires_grad_(True).train()
+        adamw = torch.optim.AdamW(mine.parameters(), lr=3e-3, betas=(0.9, 0.95), fused=True)
+        steps[f"minimistral, {words}"] = steps_of(mine, ids, bfloat16, adamw, compiled)
         theirs = in_transformers(base).requires_grad_(True).train()
         theirs.config.use_cache = False
         adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-3, betas=(0.9, 0.95), fused=True)

@@ -1,0 +1,32 @@
+"""The README's figures are those of the JSON files."""
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
+figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(figures)
+
+
+def test_readme_and_chart_show_what_was_measured():
+    remedy = "run: python benchmarks/figures.py"
+    assert figures.section() in (ROOT / "README.md").read_text(encoding="utf-8"), remedy
+    assert figures.chart() == figures.CHART.read_text(encoding="utf-8"), remedy
+
+
+def test_a_row_without_a_record_is_said_to_be_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    made = figures.lines()
+    assert all(ours == figures.NO for _, ours, *_ in made)
+    assert len(made) > 15 and not figures.bars()
+    assert figures.table().endswith(figures.NO)
+
+
+def test_every_command_names_a_script_and_a_row_that_exist():
+    known = (ROOT / "benchmarks" / "inference.py").read_text(encoding="utf-8")
+    for *_, command in figures.lines():
+        script, *options = command.split()
+        assert (ROOT / "benchmarks" / script).exists(), command
+        if script == "inference.py":
+            assert f'"{options[-1]}":' in known, command
