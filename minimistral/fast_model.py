@@ -150,8 +150,8 @@ class OpaqueLayer:
 # Of PyTorch's ways to declare an operation the one that costs a call the least.
 OPERATIONS = torch.library.Library("minimistral", "FRAGMENT")
 OPERATIONS.define("call_opaque(Tensor x, int number, int width) -> Tensor")
-OPERATIONS.impl("call_opaque", lambda x, number, width: OpaqueLayer.known[number](x),
-                "CompositeExplicitAutograd")
+OPERATIONS.impl("call_opaque", lambda x, number, width:
+                OpaqueLayer.known[number](x), "CompositeExplicitAutograd")
 torch.library.register_fake("minimistral::call_opaque", lambda x, number, width:
                             x.new_empty(*x.shape[:-1], width), lib=OPERATIONS)
 
