@@ -196,7 +196,7 @@ assert [len(step) for step in steps] == [14, 11, 9, 7]
 #
 # Two things change for a real text. First we cut it into words, and no merge ever crosses a cut: nobody
 # wants a token for *the end of one word and the beginning of the next*. A blank belongs to the word
-# after it. Where to cut says `PATTERN`; nobody needs to read it now, and a section under *Further*
+# after it. `PATTERN` says where to cut; nobody needs to read it now, and a section under *Further*
 # explains it. Then equal words need to be counted only once.
 
 # %%
@@ -303,14 +303,15 @@ def longest_first(word):
 
 print("longest first:", longest_first(" mountain"))
 print({part.decode(): ranks[part] for part in (b"nt", b"ta", b"ain", b"in")})
-predict("order", "Training would have cut it in another way. Which part is wrong?",
+predict("order", "Training would have cut it in another way. Where does this "
+        "cut first go wrong?",
         ["mou: bytes must stay single", "nt: ta was merged earlier, and took the t",
          "ain: it is too long"], answer="")
 
 # %% [markdown]
 # Training merged everywhere, in a fixed order. The number of a token tells when it was made: we call
-# it the **rank**, and a lower rank was made earlier. So within a word, encoding joins the neighbours whose union
-# has the lowest rank, looks again, and stops when no two neighbours form a known token.
+# it the **rank**, and a lower rank was made earlier. So within a word, encoding joins the neighbours whose
+# union has the lowest rank, looks again, and stops when no two neighbours form a known token.
 
 # %%
 parts = [bytes([byte]) for byte in " mountain".encode("utf-8")]
@@ -390,9 +391,10 @@ my_model
 # %% [markdown]
 # ## See it grow
 #
-# Type a text, choose a vocabulary, and move the size. A box is a token; white boxes are single bytes.
-# A byte that is only part of a letter is shown as its number in hexadecimal, such as ‹C3› for 195. Two questions: **at which size does
-# “&nbsp;lantern” become one token, and when does “&nbsp;lanterne”? Which vocabulary cuts your own name best?**
+# Type a text, choose a vocabulary, and move the size. A box is a token; white boxes are single bytes, and
+# equal tokens have equal colours. A byte that is only part of a letter is shown as its number in
+# hexadecimal, such as ‹C3› for 195. Two questions: **at which size does “&nbsp;lantern” become one token,
+# and when does “&nbsp;lanterne”? Which vocabulary cuts your own name best?**
 
 # %% tags=["try"]
 english = [text for text in documents if parse_tale(text).language == "en"]
@@ -405,8 +407,8 @@ explore(ch01.vocabulary_explorer(vocabularies),
                   {"vocabulary": "English tales only", "size": 1496}])
 
 # %% [markdown]
-# The same as plain code: the size at which a word becomes whole is its rank plus one, because a
-# vocabulary of that size ends with it.
+# The same as plain code, to the last token where the slider moves in steps of 20: the size at which a
+# word becomes whole is its rank plus one, because a vocabulary of that size ends with it.
 
 # %%
 for name, pairs in vocabularies.items():

@@ -173,10 +173,11 @@ check("learn_merges", learn_merges)
 #
 # Difficulty: medium · importance: essential · 10 minutes
 #
-# Find the bug. A chat puts what the user says between two control tokens, so that the model can tell it
-# from everything else: `<s>`, `[INST]`, the message, `[/INST]`. This function builds that. The cell after
-# it lets a user type something sly. Repair the function: **the message must stay ordinary text, every
-# character of it**. An empty message is allowed. `tokenizer.control_tokens` holds {name: id}.
+# Find the bug. A chat puts what the user says between two *control tokens*, ids that no text may
+# produce, so that the model can tell it from everything else. The whole is `<s>`, which begins every
+# text, then `[INST]`, the message, `[/INST]`. This function builds that. The cell after it lets a user
+# type something sly. Repair the function: **the message must stay ordinary text, every character of
+# it**. An empty message is allowed. `tokenizer.control_tokens` holds {name: id}.
 
 
 # %%

@@ -190,13 +190,14 @@ MERGE_PAIR = Exercise(
             _merging(found=lambda ids, i, pair: ids[i] == pair[0]),
             "Merged wherever the left number stands, whatever comes after it. Both "
             "neighbours must fit."),
-        Misconception("the new number comes in addition",
-            _merging(put=lambda new_id, ids, i: [*ids[i:i + 2], new_id]),
-            "The pair is still there beside the new number. It is replaced: two numbers go, "
-            "one comes."),
-        Misconception("the new number twice", _merging(put=lambda new_id, ids, i: [new_id] * 2),
-            "The text did not become shorter: each of the two numbers was replaced. Two go, "
-            "one comes."),
+        Misconception("each number of the pair",
+            lambda ids, pair, new_id: [new_id if token in pair else token for token in ids],
+            "Each number that occurs in the pair was replaced, wherever it stands. Only two "
+            "neighbours together are replaced: two go, one comes."),
+        Misconception("returned inside the loop", lambda ids, pair, new_id: (
+                merge_pair(ids, pair, new_id)[:1] or None),
+            "Only the first step was made: the return stands inside the loop. Give it the "
+            "indentation of the loop itself."),
         Misconception("dropped", _merging(put=lambda new_id, ids, i: []),
             "The pair is gone and nothing stands in its place. Put the new number there."),
         Misconception("from the right", _merge_from_the_right,
@@ -271,8 +272,12 @@ def an_empty_text():
 
 def a_vocabulary_with_tokens_across_words():
     tokens = [bytes([byte]) for byte in range(256)]
-    tokens += [b"e ", b" k", b"he", b"the", b" key", b"ke", b"ey", b"y.", b" t", b" the"]
+    tokens += [b"e ", b" k", b"he", b"the", b"ey", b" key", b"ke", b"y.", b" t", b" the"]
     return "the key. the the", {token: rank for rank, token in enumerate(tokens)}
+
+
+def a_pattern_of_its_own():
+    return "Anna, the mountain in 12 days", dict(_some_ranks()), r"\w+|\W"
 
 
 # q r, s t, qr st, p qrst, p q, r s: three ways to cut one word
@@ -337,6 +342,30 @@ def _encode_all_places(text, ranks, pattern=PATTERN):
             best = min(pairs, key=pairs.get)
             ids = merge_pair(ids, best, pairs[best])
         encoded += ids
+    return encoded
+
+
+def _encode_by_replay(text, ranks, pattern=PATTERN):
+    encoded = []
+    for word in _words(text, pattern):
+        parts = [bytes([byte]) for byte in word]
+        for token in sorted(ranks, key=ranks.get):
+            i = 0
+            while i < len(parts) - 1:
+                if parts[i] + parts[i + 1] == token:
+                    parts[i:i + 2] = [token]
+                i += 1
+        encoded += [ranks[part] for part in parts]
+    return encoded
+
+
+def _encode_keeping_the_second(text, ranks, pattern=PATTERN):
+    encoded = []
+    for word in _words(text, pattern):
+        parts = [bytes([byte]) for byte in word]
+        while (i := _lowest(parts, ranks)) is not None:
+            parts[i] += parts[i + 1]
+        encoded += [ranks[part] for part in parts]
     return encoded
 
 
@@ -416,11 +445,12 @@ ENCODE_PLAIN = Exercise(
     title="Encode a text", difficulty="medium", importance="essential", minutes=12,
     reference=encode_plain,
     fixtures=(two_languages, runs_of_one_letter, letters_of_three_bytes, an_empty_text,
-              a_vocabulary_with_tokens_across_words, a_word_with_three_cuts),
+              a_vocabulary_with_tokens_across_words, a_word_with_three_cuts, a_pattern_of_its_own),
     equivalents={
         "index of the lowest": _joining(_lowest),
         "all places of a pair at once": _encode_all_places,
         "tiktoken": _encode_by_tiktoken,
+        "the ranks replayed": _encode_by_replay,
         "recursion": _encode_recursively,
     },
     misconceptions=(
@@ -457,6 +487,17 @@ ENCODE_PLAIN = Exercise(
                 _lowest, cut=lambda text, pattern: [w.encode() for w in text.split()]),
             "The blanks are lost: they belong to the words. Cut with the pattern, which keeps "
             "every character."),
+        Misconception("pattern not used", _joining(_lowest, cut=lambda text, pattern: _words(text)),
+            "The words are always cut by the library's pattern. Another vocabulary may bring "
+            "another one: use the argument."),
+        Misconception("the second part stays", _encode_keeping_the_second,
+            "The second of the joined parts is still there, so its bytes come twice. Two "
+            "parts go, one comes."),
+        Misconception("returned after the first word", lambda text, ranks, pattern=PATTERN: [
+                rank for word in regex.findall(pattern, text)[:1]
+                for rank in encode_plain(word, ranks)],
+            "Only the first word came back: the return stands inside the loop over the words. "
+            "Give it the indentation of the loop itself."),
         Misconception("letters instead of bytes", _joining(
                 _lowest, first=lambda word: [c.encode() for c in word.decode()]),
             "You began with letters. A letter such as é may have two bytes, and only single "
@@ -510,7 +551,7 @@ ENCODE_PLAIN = Exercise(
 
 
 def four_alphabets():
-    return ("À qui est la clé de Zoë ? Η γριά, 钥匙 и 🗝 für 3 €.".encode(),)
+    return ("À qui est la clé de Zoë ? ¿Η γριά? ¿钥匙? ¿Y 🗝 für 3 €?".encode(),)
 
 
 def an_old_tale():
@@ -549,14 +590,16 @@ COUNT_LETTERS = Exercise(
                 sum(b < 128 for b in data) + sum(b >= 128 for b in data) // 2),
             "You divided by two, as if no letter had more than two bytes. The Chinese ones "
             "have three."),
-        Misconception("continuing ends at 159", lambda data: sum(not 128 <= b < 160 for b in data),
-            "Some continuing bytes were counted. They begin with the bits 10, and that is the "
-            "range from 128 to 191."),
         Misconception("one byte too many", lambda data: sum(not 128 < b < 192 for b in data),
             "The byte 128 itself continues a letter. Look at the lower end of your range."),
-        Misconception("two bits compared with one", lambda data: sum(b & 0x40 == 0 for b in data),
-            "You looked at the second bit alone. In plain letters it may be 0 or 1; the first "
-            "bit has to be 1 and the second 0."),
+        Misconception("one byte too few", lambda data: sum(not 128 <= b < 191 for b in data),
+            "The byte 191 itself continues a letter. Look at the upper end of your range."),
+        Misconception("both at once", lambda data: sum(b < 128 and b > 191 for b in data),
+            "Nothing was counted: no byte is below 128 and above 191 at once. One of the two "
+            "is enough."),
+        Misconception("bytes added up",
+            lambda data: sum(b for b in data if not 128 <= b < 192),
+            "You added up the values of the bytes. It is asked how many they are."),
         Misconception("bits without leading zeros",
             lambda data: sum(bin(b)[2:4] != "10" for b in data),
             "Some plain letters are missing. Bits are shown without leading zeros, so a small "
@@ -765,6 +808,14 @@ ENCODE_BY_MERGES = Exercise(
         Misconception("all the same number", _replay_with_one_number,
             "Every merge made token 256. The number has to grow with the place of the merge in "
             "the list."),
+        Misconception("began anew each time", lambda word, merges: merge_pair(
+                list(word), merges[-1], 255 + len(merges)) if merges else list(word),
+            "Only the last merge had an effect: each one began with the bytes of the word "
+            "again. Begin with what the merge before it gave."),
+        Misconception("returned inside the loop", lambda word, merges: (
+                _replay(word, merges[:1]) if merges else None),
+            "Only the first merge was made: the return stands inside the loop. Give it the "
+            "indentation of the loop itself."),
         Misconception("the word itself", _replay_in_bytes,
             "Where nothing is to be merged the word comes back as it is, a bytes object. A "
             "list of numbers is wanted: begin with one."),
@@ -780,16 +831,6 @@ ENCODE_BY_MERGES = Exercise(
         Misconception("bytes only", lambda word, merges: list(word),
             "These are the bytes of the word. Keep what each merge returns: the function that "
             "merges gives a new list."),
-        Misconception("pairs of bytes only", lambda word, merges: _replay(
-                word, [pair if max(pair) < 256 else (-1, -1) for pair in merges]),
-            "Only pairs of single bytes were merged. A merged token is a token like any "
-            "other, and can be part of the next pair."),
-        Misconception("letters", lambda word, merges: _replay(map(ord, word.decode()), merges),
-            "You began with the letters. A letter such as é is two bytes, and merges are "
-            "learned on bytes."),
-        Misconception("tokens instead of numbers", lambda word, merges: [
-                list(ranks_from_merges(merges))[i] for i in _replay(word, merges)],
-            "These are the tokens' bytes. The numbers of the tokens are wanted."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -880,9 +921,6 @@ LEARN_MERGES = Exercise(
         Misconception("set instead of added", _learn(add=lambda c, pair, n, ids: n),
             "A pair has the count of the last word in which it stands. It stands in several "
             "words, and all of them add to it."),
-        Misconception("largest word only", _learn(add=lambda c, pair, n, ids: max(c[pair], n)),
-            "Only the most frequent word of each pair counts. All words that hold the pair "
-            "add to it."),
         Misconception("length instead of count",
             _learn(add=lambda c, pair, n, ids: c[pair] + len(ids)),
             "You added the length of the word. What is wanted is how often the word stands in "
@@ -998,6 +1036,14 @@ INSTRUCT_IDS = Exercise(
         Misconception("names removed", _cleaned,
             "Names of control tokens were cut out of the message. Users may write about them; "
             "as ordinary text they are harmless, so nothing needs to be removed."),
+        Misconception("brackets removed", lambda tokenizer, message: _instruct(
+                tokenizer, message.replace("[INST]", "").replace("[/INST]", "")),
+            "The brackets were cut out of the message. As ordinary text they are harmless; "
+            "every character of the message stays."),
+        Misconception("a list inside the list", lambda tokenizer, message: [
+                1, 3, tokenizer.encode(message), 4],
+            "The ids of the message are a list inside your list. All ids belong into one list, "
+            "side by side."),
         Misconception("frame as text", lambda tokenizer, message: tokenizer.encode(
                 f"<s>[INST]{message}[/INST]"),
             "Now the frame is ordinary text, too, so there is no control token at all. The "
@@ -1137,6 +1183,38 @@ def _whole_of_two_bytes(pieces):
     return texts
 
 
+def _whole_until_shown(pieces):
+    texts, waiting = [], b""
+    for piece in pieces:
+        waiting += piece
+        texts.append(waiting.decode("utf-8", errors="ignore"))
+        waiting = b"" if texts[-1] else waiting
+    return texts
+
+
+def _whole_to_the_last_plain_one(pieces):
+    texts, waiting = [], b""
+    for piece in pieces:
+        waiting += piece
+        size = max((i + 1 for i, byte in enumerate(waiting) if byte < 128), default=0)
+        texts.append(waiting[:size].decode("utf-8"))
+        waiting = waiting[size:]
+    return texts
+
+
+def _whole_with_three_lengths(pieces):
+    texts, waiting = [], b""
+    for piece in pieces:
+        waiting, text = waiting + piece, ""
+        while waiting:
+            size = 1 if waiting[0] < 128 else 2 if waiting[0] < 224 else 3
+            if len(waiting) < size:
+                break
+            text, waiting = text + waiting[:size].decode("utf-8"), waiting[size:]
+        texts.append(text)
+    return texts
+
+
 def _whole_by_prefix_replaced(pieces):
     texts, done = [], 0
     for n in range(1, len(pieces) + 1):
@@ -1176,6 +1254,24 @@ WHOLE_LETTERS = Exercise(
         Misconception("all or nothing", _whole_all_or_nothing,
             "Whole letters were held back because of a broken one behind them. Give out what "
             "is whole, and keep only the rest."),
+        Misconception("only what decodes", lambda pieces: [
+                text for text, piece in zip(_whole_all_or_nothing(pieces), pieces)
+                if text or not piece],
+            "Where the waiting bytes could not be read, the token got no entry. It has one: "
+            "the whole letters before the broken one, or the empty text."),
+        Misconception("rest thrown away when something was shown", _whole_until_shown,
+            "Bytes behind a whole letter were thrown away with it. Only what has been given "
+            "out leaves the waiting bytes."),
+        Misconception("waits for a plain letter", _whole_to_the_last_plain_one,
+            "A letter of several bytes was held back until a plain one came. Its last byte "
+            "makes it whole, and then it goes out."),
+        Misconception("no letter of four bytes", _whole_with_three_lengths,
+            "A letter may have four bytes, too: its first begins with 11110, that is 240 or "
+            "more."),
+        Misconception("a new decoder for each token", lambda pieces: [
+                codecs.getincrementaldecoder("utf-8")("replace").decode(p) for p in pieces],
+            "Each token began with an empty memory, so the rest of a letter is a broken sign. "
+            "What waits has to be kept from token to token."),
         Misconception("nothing thrown away",
             lambda pieces: _whole_all_or_nothing(pieces, keep=True),
             "Text comes again that was given out before. What has been given out must leave "
@@ -1184,10 +1280,6 @@ WHOLE_LETTERS = Exercise(
                 b"".join(pieces[:n + 1]).decode("utf-8", errors="ignore")
                 for n in range(len(pieces))],
             "Every entry is the whole text so far. For each token only what is new is wanted."),
-        Misconception("all at the end", lambda pieces: [
-                *[""] * (len(pieces) - 1), b"".join(pieces).decode("utf-8")],
-            "Everything comes with the last token. Each token should give out what has become "
-            "readable."),
         Misconception("one text", lambda pieces: b"".join(pieces).decode("utf-8"),
             "This is the whole text in one piece. A list is wanted, with an entry for each "
             "token."),
@@ -1303,6 +1395,9 @@ BIGRAM_LOSS = Exercise(
             _loss_with(lambda c, a: (c / c.sum(1, keepdim=True)).log()),
             "The loss is infinite or not a number: a pair that never occurred has probability "
             "0. The addition is missing."),
+        Misconception("added to the zeros only",
+            _loss_with(lambda c, a: _log_shares(torch.where(c == 0, a, c), 0.0)),
+            "Only the counts of 0 were raised. The addition goes to every count of the row."),
         Misconception("previous and next exchanged",
             _loss_with(pick=lambda table, ids: table[ids[1:], ids[:-1]]),
             "Rows and columns are exchanged when looking up: you asked what comes before. The "
@@ -1362,7 +1457,7 @@ def three_texts():
 
 
 def a_dear_language_first():
-    texts = {"b": "aa bb cc", "a": "wonderfully  long", "c": "a b c d e f", "d": "ab cd"}
+    texts = {"b": "aa bb cc", "a": "wonderfully  long-winded", "c": "a b c d e f", "d": "ab cd"}
     return _letters_of, texts
 
 
@@ -1421,15 +1516,19 @@ PREMIUM = Exercise(
                     lambda text: [i for word in text.split() for i in e(word)], t)),
             "You encoded each word by itself, so the blanks between them cost nothing. Encode "
             "the whole text once, then divide."),
-        Misconception("the fewest tokens", lambda encode, texts: _premium(
-                encode, texts, against=lambda prices: dict(zip(texts, prices))[
-                    min(texts, key=lambda name: len(encode(texts[name])))]),
-            "You compared with the text of fewest tokens, which may just be short. The "
-            "cheapest has the lowest price, tokens over words."),
         Misconception("English is cheapest", lambda encode, texts: (lambda p: {
                 n: v / p["English"] for n, v in p.items()})(_prices(encode, texts)),
             "You asked for a text named English. The texts may have any names; compare with "
             "the smallest price, whichever it is."),
+        Misconception("against the first name", lambda encode, texts: (lambda p: {
+                n: v / p[min(p)] for n, v in p.items()})(_prices(encode, texts)),
+            "Compared with the name that comes first in the alphabet: the smallest of a dict "
+            "is a name. Take the smallest of its values."),
+        Misconception("words without signs", lambda encode, texts: _premium(
+                encode, texts, prices=lambda e, t: _prices(
+                    e, t, per=lambda text: len(re.findall(r"\w+", text)))),
+            "Words were cut at signs, too, so that long-winded is two. Here words are what "
+            "stands between blanks."),
         Misconception("rounded", lambda encode, texts: {
                 n: round(v, 2) for n, v in _premium(encode, texts).items()},
             "The factors are rounded. Return them as they are; rounding belongs to printing."),
@@ -1447,9 +1546,6 @@ PREMIUM = Exercise(
         Misconception("words per token", lambda encode, texts: _premium(
                 encode, texts, prices=lambda e, t: {n: 1 / p for n, p in _prices(e, t).items()}),
             "Turned upside down: words for each token. The price is tokens for each word."),
-        Misconception("the dearest only", lambda encode, texts: max(
-                _premium(encode, texts).values()),
-            "One number came back. The result has an entry for each text, under its name."),
     ),
     hints=(
         Hint("I do not know where to start",
