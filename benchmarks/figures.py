@@ -18,9 +18,9 @@ NO = "not measured"
 
 # what is measured, the row in inference.json, contestant, its rival
 AGAINST = [
-    ("Writing, S (5.6M), float32", "decode-S", "engine", None),
+    ("Writing, S (7M parameters), float32", "decode-S", "engine", None),
     ("Writing, S, the plain page", "decode-S", "plain", None),
-    ("Writing, M (100M), float32", "decode-M", "engine", None),
+    ("Writing, M (125M parameters), float32", "decode-M", "engine", None),
     ("Writing, M, bfloat16", "decode-M-bfloat16", "engine", None),
     ("Writing, M in 8 bits, beside float32", "decode-M-8-bit", "engine", None),
     ("Writing, M in 4 bits, beside float32", "decode-M-4-bit", "engine", None),
@@ -163,19 +163,19 @@ def alt_text() -> str:
 
 
 def chart() -> str:
-    """Bars for the times, with a line at 1, as SVG. Beyond 5 a bar is cut."""
-    found, left, unit, step = bars(), 330, 90, 24
+    """Bars for the times, with a line at 1, as SVG. Beyond 6 a bar is cut."""
+    found, left, unit, step = bars(), 330, 75, 24
     height = step * len(found) + 40
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 5 * unit + 80}" '
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 6 * unit + 110}" '
              f'height="{height}" font-family="sans-serif" font-size="13" role="img">',
              f"<title>{escape(alt_text())}</title>",
              '<rect width="100%" height="100%" fill="white"/>']
     for i, (what, times) in enumerate(found):
-        y, width = 30 + i * step, min(times, 5) * unit
-        more = " (bar cut)" if times > 5 else ""
+        y, width = 30 + i * step, min(times, 6) * unit
+        more = " (bar cut)" if times > 6 else ""
         parts += [f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(what)}</text>',
                   f'<rect x="{left}" y="{y}" width="{width:.0f}" height="17" fill="#3b6ea5"/>',
-                  f'<text x="{left + width + 5:.0f}" y="{y + 13}">{times:.2f}{more}</text>']
+                  f'<text x="{left + max(width, unit) + 5:.0f}" y="{y + 13}">{times:.2f}{more}</text>']
     parts += [f'<line x1="{left + unit}" x2="{left + unit}" y1="22" y2="{height - 8}" '
               f'stroke="black" stroke-dasharray="4 3"/>',
               f'<text x="{left + unit}" y="16" text-anchor="middle">as fast as transformers'
