@@ -2,14 +2,14 @@
 
 Questions about new tales are drawn, tales-dense learns to answer them through an adapter,
 and what it answers to questions it never saw is scored. With --full the whole model learns
-from the same questions in the same order, and only the record is written: what the adapter
-is compared with. --join puts that record into the adapter's.
+from the same questions in the same order: what the adapter is compared with. --join NAME
+FOLDER puts the record of another run into the adapter's.
 """
 
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -18,14 +18,13 @@ from random import Random
 import torch
 from torch import nn
 
-from minimistral.checkpoint import load_model
+from minimistral.checkpoint import load_model, save_model
 from minimistral.corpora import load_corpus
 from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
-from minimistral.lora import ATTENTION, add_lora, merge_lora, save_adapter
+from minimistral.lora import add_lora, merge_lora, save_adapter
 from minimistral.questions import (
     KINDS, Question, as_conversation, ask, interview, is_right, shared)
-from minimistral.recipes import cpu_name, say
-from minimistral.tales_plot import LANGUAGES
+from minimistral.recipes import cpu_name, quick_products, say
 from minimistral.tokenizer import Tokenizer, load_tokenizer
 from minimistral.train import TrainConfig, evaluate, validation_rows
 
@@ -40,29 +39,28 @@ class TuningRecipe:
     lora: TrainConfig
     full: TrainConfig
     base: str = "tales-dense"
-    rank: int = 4
-    alpha: float = 16.0
-    names: tuple[str, ...] = ATTENTION
-    questions: int = 7
+    rank: int = 2
+    alpha: float = 8.0
+    names: tuple[str, ...] = ("wq", "wv", "wo", "w1", "w2", "w3")
+    languages: tuple[str, ...] = ("en",)
+    questions: int = 6
     alone: float = 0.3
     longest: int = 210                  # tokens of an interview
     seed: int = 1
-    each: int = 40
+    each: int = 60
     examination_seed: int = 77
     val_tales: int = 300
 
 
-RECIPE = TuningRecipe(
-    lora=TrainConfig(steps=1800, batch_size=16, lr=5e-3, min_lr=0.0, warmup_steps=50,
-                     weight_decay=0.0, betas=(0.9, 0.98)),
-    full=TrainConfig(steps=1800, batch_size=16, lr=2e-3, min_lr=0.0, warmup_steps=50,
-                     weight_decay=0.0, betas=(0.9, 0.98)))
+TRAINING = TrainConfig(steps=600, batch_size=8, lr=2e-3, min_lr=0.0, warmup_steps=20,
+                       weight_decay=0.0, betas=(0.9, 0.98))
+RECIPE = TuningRecipe(lora=replace(TRAINING, lr=1e-2), full=TRAINING)
 
 
 def examination(recipe: TuningRecipe = RECIPE) -> list[Question]:
     """The questions that score a model: as many of every kind in every language."""
     rng, found = Random(recipe.examination_seed), {}
-    for kind, language in product(KINDS, LANGUAGES):
+    for kind, language in product(KINDS, recipe.languages):
         count = 0
         while count < recipe.each:
             question = ask(rng, kind, language)
@@ -75,7 +73,8 @@ def interviews(recipe: TuningRecipe, count: int, tokenizer: Tokenizer) -> list[l
     """What is learned from: no tale and no sentence of the examination is among it."""
     rng, kept, forbidden = Random(recipe.seed), [], examination(recipe)
     while len(kept) < count:
-        talk = interview(rng, 1 if rng.random() < recipe.alone else recipe.questions)
+        count_asked = 1 if rng.random() < recipe.alone else recipe.questions
+        talk = interview(rng, count_asked, rng.choice(recipe.languages))
         words = "".join(m["content"] for m in as_conversation(talk))
         if len(tokenizer.encode(words)) + 4 * len(talk) <= recipe.longest:
             kept.append(talk)
@@ -99,15 +98,15 @@ def measure(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe) -> dic
     nats = evaluate(model, validation_rows(tales, max(map(len, tales))))
     return {"all": score(lambda q: True),
             "kinds": {kind: score(lambda q: q.kind == kind) for kind in KINDS},
-            "languages": {tongue: score(lambda q: q.language == tongue) for tongue in LANGUAGES},
+            "languages": {tongue: score(lambda q: q.language == tongue) for tongue in recipe.languages},
             "tales_nats_per_byte": nats.per_byte(len(corpus.val.encode())),
             "floor_nats_per_byte": corpus.floor,
-            "samples": [[q.prompt, text] for q, text in list(zip(asked, said))[::120]]}
+            "samples": [[q.prompt, text] for q, text in list(zip(asked, said))[::30]]}
 
 
 def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     """Train, measure, and write: the adapter with its tokenizer and record, or, for `full`,
-    the record alone."""
+    the whole model with its record."""
     begun = time.time()
     tokenizer, model = load_tokenizer(recipe.base), load_model(recipe.base, dtype=torch.float32)
     say("measuring the base")
@@ -125,13 +124,16 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     total = sum(w.numel() for w in load_model(recipe.base).parameters())
     say(f"{len(talks)} interviews; {trained:,} of {total:,} parameters learn")
     clock = time.time()
-    losses = fine_tune(model, rows, config)
+    with quick_products():
+        losses = fine_tune(model, rows, config)
     minutes, every = (time.time() - clock) / 60, max(1, len(losses) // 100)
     out.mkdir(parents=True, exist_ok=True)
-    if not full:
+    if full:
+        save_model(model, out)
+    else:
         save_adapter(model, out, recipe.base)
-        tokenizer.save(out)
         model = merge_lora(model)
+    tokenizer.save(out)
     say("measuring the tuned model")
     facts = {
         "name": "full" if full else "tales-chat", "date": date.today().isoformat(),
@@ -164,24 +166,25 @@ def write_record(out: Path, facts: dict) -> None:
     (out / "record.json").write_text(text, encoding="utf-8", newline="\n")
 
 
-def join(out: Path, full: Path) -> None:
-    """Put the record of full fine-tuning into the adapter's."""
-    facts, other = (json.loads((folder / "record.json").read_text(encoding="utf-8"))
-                    for folder in (out, full))
-    write_record(out, {**facts, "full": {key: value for key, value in other.items()
-                                         if key not in ("before", "recipe")}})
+def join(out: Path, name: str, other: Path) -> None:
+    """Put the record of another run into the adapter's, under a name of its own."""
+    facts, more = (json.loads((folder / "record.json").read_text(encoding="utf-8"))
+                   for folder in (out, other))
+    write_record(out, {**facts, name: {key: value for key, value in more.items()
+                                       if key not in ("before", "recipe")}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minimistral.chat_recipe", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
-    parser.add_argument("--full", action="store_true", help="train the whole model; keep the record")
-    parser.add_argument("--join", type=Path, help="folder of a --full run, to add its record")
+    parser.add_argument("--full", action="store_true", help="train the whole model")
+    parser.add_argument("--join", nargs=2, metavar=("NAME", "FOLDER"),
+                        help="add the record of another run to that in --out")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.join:
-        join(chosen.out, chosen.join)
+        join(chosen.out, chosen.join[0], Path(chosen.join[1]))
     else:
         tune(chosen.out, full=chosen.full)
 

@@ -1,8 +1,8 @@
-"""From a model that continues text to one that answers: the chat format, learning from
-answers alone, and scores with their uncertainty.
+"""From a model that continues text to one that answers: the chat format, learning
+from answers alone, and scores with their uncertainty.
 
 A conversation is a list of messages, {"role": "system" | "user" | "assistant",
-"content": text}: at most one system message, first; then user and assistant in turns.
+"content": text}: at most one system message, first; then user and assistant by turns.
 """
 
 import math
@@ -33,15 +33,16 @@ def check_conversation(messages: Conversation) -> None:
         raise ValueError("after the system message there must be one from the user")
     for n, message in enumerate(messages):
         if message.get("role") not in ROLES:
-            raise ValueError(f"message {n} has role {message.get('role')!r}: the roles "
-                             f"are {', '.join(ROLES)}")
+            raise ValueError(f"message {n} has role {message.get('role')!r}: the "
+                             f"roles are {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"message {n} must have its text as 'content'")
     for n, message in enumerate(turns):
         expected = ("user", "assistant")[n % 2]
         if message["role"] != expected:
-            raise ValueError(f"message {n + first} is from the {message['role']}, but it "
-                             f"is the {expected}'s turn: they alternate, the user first")
+            raise ValueError(
+                f"message {n + first} is from the {message['role']}, but it is the "
+                f"{expected}'s turn: they alternate, the user first")
 
 
 def place_system(messages: Conversation, version: str) -> tuple[str, list[dict]]:
@@ -66,8 +67,8 @@ def encode_chat(tokenizer, messages: Conversation) -> tuple[list[int], list[bool
     Mistral's own library writes it: the ids, and which of them are answers (the
     assistant's words and the </s> that ends them), which is what may be learned.
 
-        v1:  <s> [INST] Hello [/INST] Hi there</s> ...       the marks are plain text
-        v2+: <s>[INST]Hello[/INST]Hi there</s>[INST]...      the marks are tokens
+        v1:  <s> [INST] Hello [/INST] Hi there</s> ...      the marks are plain text
+        v2+: <s>[INST]Hello[/INST]Hi there</s>[INST]...     the marks are tokens
     """
     check_conversation(messages)
     system, turns = place_system(messages, tokenizer.version)
@@ -92,8 +93,8 @@ def between(tokenizer, name: str, text: str) -> list[int]:
     tokenizer has none of that name."""
     marks = f"[{name}]", f"[/{name}]"
     if missing := [mark for mark in marks if mark not in tokenizer.control_tokens]:
-        raise ValueError(f"this tokenizer ({tokenizer.version}) has no {missing[0]}: was "
-                         f"it made for chats?")
+        raise ValueError(f"this tokenizer ({tokenizer.version}) has no {missing[0]}"
+                         f": was it made for chats?")
     begin, end = (tokenizer.control_tokens[mark] for mark in marks)
     return [begin, *tokenizer.encode(text), end]
 
@@ -103,8 +104,8 @@ def between(tokenizer, name: str, text: str) -> list[int]:
 
 def answer_rows(tokenizer, conversations: Sequence[Conversation]) -> Rows:
     """One row for each conversation, as long as the longest: inputs, targets and
-    positions (R, T). Only answers are targets, each predicted from what is before it;
-    the rest is IGNORE, and padding has position -1."""
+    positions (R, T). Only answers are targets, each predicted from what is before
+    it; the rest is IGNORE, and padding has position -1."""
     encoded = [encode_chat(tokenizer, messages) for messages in conversations]
     shape = len(encoded), max(len(ids) for ids, _ in encoded) - 1
     inputs = torch.zeros(shape, dtype=torch.long)
@@ -119,9 +120,10 @@ def answer_rows(tokenizer, conversations: Sequence[Conversation]) -> Rows:
     return Rows(inputs, targets, positions)
 
 
-def tuning_batch(rows: Rows, step: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """The rows of one step, without columns in which all of them are padding: inputs
-    and targets (B, T). Every round through the rows has an order of its own."""
+def tuning_batch(rows: Rows, step: int, config: TrainConfig
+                 ) -> tuple[Tensor, Tensor]:
+    """The rows of one step, without columns in which all of them are padding:
+    inputs and targets (B, T). Every round has an order of its own."""
     count = len(rows.inputs)
     places = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
     chosen = []
@@ -135,8 +137,8 @@ def tuning_batch(rows: Rows, step: int, config: TrainConfig) -> tuple[Tensor, Te
 
 
 def fine_tune(model: nn.Module, rows: Rows, config: TrainConfig) -> list[float]:
-    """Train on the answers, in place: the whole model, or, if it has adapters, those
-    alone. Returns the loss of every step, in nats per token of an answer.
+    """Train on the answers, in place: the whole model, or, if it has adapters,
+    those alone. Returns the loss of every step, in nats per token of an answer.
 
     Padding is on the right, where causal attention never looks back from. The model
     learns only what `requires_grad` lets it; seq_len of the config is not used.
@@ -148,7 +150,8 @@ def fine_tune(model: nn.Module, rows: Rows, config: TrainConfig) -> list[float]:
         batch = tuning_batch(rows, step, config)
         loss = float(accumulate_gradients(model, batch, config))
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {step}: lower lr={config.lr}")
+            raise ValueError(f"the loss is {loss} at step {step}: lower "
+                             f"lr={config.lr}")
         update(model, optimizers, step, config)
         losses.append(loss)
     model.eval()
@@ -159,7 +162,8 @@ def fine_tune(model: nn.Module, rows: Rows, config: TrainConfig) -> list[float]:
 
 
 def answers(model: nn.Module, tokenizer, conversations: Sequence[Conversation],
-            max_new_tokens: int = 100, batch_size: int = 32, **sampling) -> list[str]:
+            max_new_tokens: int = 100, batch_size: int = 32, **sampling
+            ) -> list[str]:
     """What the model says to each conversation, whose last message is the user's.
     Greedy unless `sampling` says otherwise (see generate)."""
     prompts = [encode_chat(tokenizer, messages)[0] for messages in conversations]
@@ -174,9 +178,9 @@ def answers(model: nn.Module, tokenizer, conversations: Sequence[Conversation],
 @torch.no_grad()
 def option_nats(model: nn.Module, tokenizer, messages: Conversation,
                 options: Sequence[str]) -> list[float]:
-    """-ln p of each option as the whole answer, its end included, in nats: the way a
-    multiple-choice benchmark asks a model that it doesn't let speak. The likeliest
-    option has the fewest nats; long options have more than short ones."""
+    """-ln p of each option as the whole answer, its end included, in nats: the way
+    a multiple-choice benchmark asks a model that it doesn't let speak. The
+    likeliest option has the fewest nats; long ones have more than short ones."""
     told = [[*messages, {"role": "assistant", "content": text}] for text in options]
     rows = answer_rows(tokenizer, told)
     model_says = model(rows.inputs.to(model.device),
@@ -201,6 +205,6 @@ def score_interval(right: int, asked: int, z: float = 1.96) -> tuple[float, floa
         raise ValueError(f"{right} right answers of {asked}?")
     share = right / asked
     middle = share + z * z / (2 * asked)
-    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
+    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked**2))
     whole = 1 + z * z / asked
     return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)

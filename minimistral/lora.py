@@ -41,7 +41,7 @@ class LoRALinear(nn.Module):
 
 
 def adapted(model: nn.Module) -> dict[str, LoRALinear]:
-    """The adapters of a model by the names of the matrices that they stand beside."""
+    """The adapters of a model by the names of the matrices they stand beside."""
     return {name: module for name, module in model.named_modules()
             if isinstance(module, LoRALinear)}
 
@@ -57,8 +57,8 @@ def matrices(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
             found[name] = module
     missing = set(names) - {name.rpartition(".")[2] for name in found}
     if missing or not found:
-        raise ValueError(f"no layer has a matrix called {sorted(missing)}: they are wq, "
-                         f"wk, wv, wo, w1, w2, w3")
+        raise ValueError(f"no layer has a matrix called {sorted(missing)}: they "
+                         f"are wq, wk, wv, wo, w1, w2, w3")
     return found
 
 
@@ -66,17 +66,17 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16.0,
              names: tuple[str, ...] = ATTENTION) -> nn.Module:
     """Freeze the model and give the matrices of these names adapters, in place.
 
-    names: wq wk wv wo, w1 w2 w3, as the layers call them. Raises ValueError if there
-    is an adapter already, a name fits nothing, or the rank is wider than a matrix.
+    names: wq wk wv wo, w1 w2 w3, as the layers call them. Raises ValueError if
+    there is an adapter already, a name fits nothing, or the rank is too wide.
     """
     if adapted(model):
-        raise ValueError("the model has adapters already: merge_lora or remove_lora "
-                         "first, or load_adapter to change them")
+        raise ValueError("the model has adapters already: merge_lora or "
+                         "remove_lora first, or load_adapter to change them")
     found = matrices(model, names)
     narrowest = min(min(m.in_features, m.out_features) for m in found.values())
     if not 1 <= rank <= narrowest:
-        raise ValueError(f"rank={rank} must be from 1 to {narrowest}, the narrowest "
-                         f"side of these matrices")
+        raise ValueError(f"rank={rank} must be from 1 to {narrowest}, the "
+                         f"narrowest side of these matrices")
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha={alpha} must be above 0")
     model.requires_grad_(False)
@@ -108,8 +108,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
         raise ValueError("the model has no adapters: were they merged already?")
     for name, adapter in adapters.items():
         if not isinstance(adapter.base, nn.Linear):
-            raise ValueError(f"{name} is a {type(adapter.base).__name__}, to which no "
-                             f"change can be added: keep the adapter beside it")
+            raise ValueError(f"{name} is a {type(adapter.base).__name__}, to which "
+                             f"no change can be added: keep the adapter beside it")
     for adapter in adapters.values():
         weight = adapter.base.weight
         change = adapter.scale * (adapter.up @ adapter.down)     # (outputs, inputs)
@@ -141,8 +141,8 @@ def read_about(folder: Path) -> dict:
     """What adapter.json says: base, rank, alpha, names. Raises ValueError."""
     about = read_json(folder / "adapter.json")
     if set(about) != {"base", "rank", "alpha", "names"}:
-        raise ValueError(f"{folder / 'adapter.json'} must have base, rank, alpha and "
-                         f"names, not {sorted(about)}")
+        raise ValueError(f"{folder / 'adapter.json'} must have base, rank, alpha "
+                         f"and names, not {sorted(about)}")
     return about
 
 
@@ -150,8 +150,8 @@ def base_of(folder: Path) -> str:
     """The model that the adapter of a folder was made for: a name, or a folder."""
     base = read_about(folder)["base"]
     if not base:
-        raise ValueError(f"{folder / 'adapter.json'} does not say for which model it was "
-                         f"made: load that one, then load_adapter")
+        raise ValueError(f"{folder / 'adapter.json'} does not say for which model "
+                         f"it was made: load that one, then load_adapter")
     return base
 
 
@@ -170,9 +170,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         wanted[f"{name}.down"] = (about["rank"], base.in_features)
         wanted[f"{name}.up"] = (base.out_features, about["rank"])
     match(wanted, stored, folder)
-    weights = {name: read_weight(stored[name], lambda x: x, shape, None, torch.float32)
+    weights = {name: read_weight(stored[name], lambda x: x, shape, None,
+                                 torch.float32)
                for name, shape in wanted.items()}
-    add_lora(remove_lora(model), about["rank"], about["alpha"], tuple(about["names"]))
+    add_lora(remove_lora(model), about["rank"], about["alpha"],
+             tuple(about["names"]))
     for name, adapter in adapted(model).items():
         adapter.down.copy_(weights[f"{name}.down"])
         adapter.up.copy_(weights[f"{name}.up"])

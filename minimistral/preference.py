@@ -1,7 +1,7 @@
 """Learning from preferences: of two answers to the same question one is better.
 
-Where many answers are right there is none to imitate, but of two one can say which is
-better. Direct preference optimisation (DPO, Rafailov et al. 2023) raises the better
+Where many answers are right there is none to imitate, but of two one can say which
+is better. Direct preference optimisation (DPO, Rafailov et al. 2023) raises the better
 one's probability over the other's, measured from where the model began.
 """
 
@@ -32,8 +32,8 @@ def answer_log_probs(model: nn.Module, rows: Rows) -> Tensor:
     return said.where(counted, 0.0).sum(-1)
 
 
-def dpo_loss(better: Tensor, worse: Tensor, better_before: Tensor, worse_before: Tensor,
-             beta: float = 0.1) -> Tensor:
+def dpo_loss(better: Tensor, worse: Tensor, better_before: Tensor,
+             worse_before: Tensor, beta: float = 0.1) -> Tensor:
     """The mean of -ln sigmoid(beta * gain), where the gain is how much more ln p of
     the better answer has risen, since before the training, than that of the worse.
 
@@ -45,16 +45,17 @@ def dpo_loss(better: Tensor, worse: Tensor, better_before: Tensor, worse_before:
 
 def learn_preferences(model: nn.Module, tokenizer, pairs: Sequence[Preference],
                       config: TrainConfig, beta: float = 0.1) -> list[float]:
-    """Train with DPO, in place, what `requires_grad` lets learn. Returns the losses.
+    """Train with DPO, in place, what `requires_grad` lets learn.
 
-    The first is ln 2, since nothing has changed yet. seq_len of the config is not used.
+    Returns the losses, of which the first is ln 2, since nothing has changed yet.
+    seq_len of the config is not used.
     """
     rows = answer_rows(tokenizer, [           # 2n rows: better, worse, better, ...
         [*pair.messages, {"role": "assistant", "content": text}]
         for pair in pairs for text in (pair.better, pair.worse)])
     with torch.no_grad():
-        before = torch.cat([answer_log_probs(model, Rows(*part))
-                            for part in zip(*(column.split(32) for column in rows))])
+        parts = zip(*(column.split(32) for column in rows))
+        before = torch.cat([answer_log_probs(model, Rows(*part)) for part in parts])
     optimizers, losses = make_optimizers(model, config), []
     random = torch.Generator().manual_seed(config.seed)
     for step in range(config.steps):

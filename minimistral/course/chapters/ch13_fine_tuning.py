@@ -127,22 +127,16 @@ def _box(left: float, middle: float, size: float, colour: str, style: str, line:
 # ---------------------------------------------------------------- fine-tuning
 
 
-def holder(question: Question) -> str:
-    """Who has the thing, by the right answer to a question of kind "who"."""
-    words = question.answer.split(" ")
-    return words[1] if words[0] == "Now" else "Nobody"
-
-
-def house_style(question: Question) -> Question:
-    """The same question, answered in a word: "Paul."."""
-    return replace(question, answer=f"{holder(question)}.")
+def house_style(asked: Sequence[Question]) -> list[Question]:
+    """Those questions to which the answer is "Paul has the hat.", with "Paul." as their answer."""
+    return [replace(q, answer=q.answer.split(" ")[0] + ".") for q in asked if " has " in q.answer]
 
 
 def choices(question: Question) -> dict[str, str]:
     """For everybody in a tale the answer that says that they have the thing."""
-    people = sorted(parse_tale(f"{question.told} {question.answer}").places)
+    people = sorted(parse_tale(f"{question.told} Now {question.answer}").places)
     thing = question.asked.removeprefix("Who has ").rstrip("?")
-    return {name: f"Now {name} has {thing}." for name in people}
+    return {name: f"{name} has {thing}." for name in people}
 
 
 def nats_on_tales(model) -> float:
@@ -198,6 +192,27 @@ def shares_picture(rows: dict[str, Sequence[tuple[int, int]]], labels: Sequence[
     return figure
 
 
+def by_kind(attempts: dict[str, dict]) -> dict[str, list[tuple[int, int]]]:
+    """Kind of question -> for each attempt (right, asked)."""
+    kinds = next(iter(attempts.values()))["kinds"]
+    return {kind: [(run["kinds"][kind]["right"], run["kinds"][kind]["asked"])
+                   for run in attempts.values()] for kind in kinds}
+
+
+def shares_text(rows: dict[str, Sequence[tuple[int, int]]], labels: Sequence[str]) -> str:
+    """The same in words, for those who cannot see the picture."""
+    return "Right answers: " + "; ".join(
+        f"{name}: " + ", ".join(f"{label} {right} of {asked}"
+                                for label, (right, asked) in zip(labels, row))
+        for name, row in rows.items()) + "."
+
+
+def shares_data(rows: dict[str, Sequence[tuple[int, int]]], labels: Sequence[str]) -> dict:
+    """The same as a table."""
+    return {"": list(rows), **{label: [f"{row[i][0]} of {row[i][1]}" for row in rows.values()]
+                               for i, label in enumerate(labels)}}
+
+
 # ---------------------------------------------------------------- the explorer
 
 MODELS = ("tales-chat", "tales-moe")
@@ -210,6 +225,12 @@ def marks_of(model: str, wording: str, shots: int, rule: str) -> str:
     return recorded("scores")["marks"][f"{model} | {wording} | {shots} | {rule}"]
 
 
+def clearly_ahead(first: int, second: int, asked: int) -> str:
+    """Which of the two models is ahead so far that the intervals do not overlap, or "-"."""
+    (low_1, high_1), (low_2, high_2) = (score_interval(n, asked) for n in (first, second))
+    return MODELS[0] if low_1 > high_2 else MODELS[1] if low_2 > high_1 else "-"
+
+
 def score_explorer(wording: str, rule: str, questions: int):
     """Two shipped models, asked in one way with 0, 1 and 3 solved questions before."""
     shots = (0, 1, 3)
@@ -220,10 +241,8 @@ def score_explorer(wording: str, rule: str, questions: int):
             marks = marks_of(model, wording, n, rule)[:questions]
             pairs.append((marks.count("1"), len(marks)))
         rows[f"{n} solved"] = pairs
-        low, high = zip(*(score_interval(*pair) for pair in pairs))
-        apart = max(low) > min(high)
-        ahead = MODELS[0] if pairs[0][0] > pairs[1][0] else MODELS[1]
-        told.append(f"{n} solved: " + (f"{ahead} is ahead" if apart else "too close to say"))
+        ahead = clearly_ahead(pairs[0][0], pairs[1][0], questions)
+        told.append(f"{n} solved: " + ("too close to say" if ahead == "-" else f"{ahead} is ahead"))
     figure = shares_picture(rows, MODELS, f"Asked by “{wording}”, scored by {rule}")
     table = {"solved before": list(shots)}
     for i, model in enumerate(MODELS):

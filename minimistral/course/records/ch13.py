@@ -852,7 +852,7 @@ OVERALL = Exercise(
 
 def _asked(seed: int, repeat: bool) -> list[Question]:
     rng = Random(seed)
-    tales = [ask(rng, kind, "en") for kind in ("who", "person", "end", "who", "where", "person", "who")]
+    tales = [ask(rng, kind, "en") for kind in ("who", "person", "where", "who", "where", "person", "who")]
     if not repeat:
         return tales
     again = [Question("where", "en", "Where is Nora?", "At school.", q.told) for q in (tales[5], tales[1])]

@@ -1,0 +1,769 @@
+# %% [markdown]
+# # 13. Fine-tuning and evaluation
+#
+# **How does a model that continues text become one that answers, and how would we know?**
+#
+# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and a half.
+# You need chapter 5 and the tokenizers of chapter 1; what we borrow is repeated below.
+#
+# The shapes in this chapter: **R** conversations, each a row · **T** tokens of a row · a matrix is
+# **(out, in)** · **r** the rank of an adapter · **V** tokens in the vocabulary · **n** questions.
+
+# %%
+import tempfile
+from random import Random
+
+import torch
+from torch import nn
+
+import minimistral as mm
+from minimistral import instruct, lora, questions
+from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
+                                mine, predict, reveal, show, swap, verdict)
+from minimistral.course.chapters import ch13_fine_tuning as ch13
+
+
+# %% [markdown]
+# ## The headlines
+#
+# Two claims of the press of 2024. Place your bets: one letter between the quotation marks. The verdicts come
+# at the end of the core.
+
+# %%
+bet(16, answer="")
+
+# %%
+bet(22, answer="")
+
+# %% [markdown] tags=["recall"]
+# Three questions from before. Answer them in your head; skip them if you are in a hurry.
+#
+# <details><summary>What does a language model predict?</summary>
+# The next token, from all tokens before it.</details>
+# <details><summary>What is a control token?</summary>
+# A token of its own, such as &lt;s&gt; or [INST], that no text can be encoded to.</details>
+# <details><summary>What does AdamW keep for each parameter?</summary>
+# Two running means: of the gradient and of its square.</details>
+
+# %% [markdown]
+# ## It continues
+#
+# Here is a tale that stops before its last sentence, and a question about it. The tales' own program draws
+# both, and it knows the answer: so a score can be exact.
+
+# %%
+tokenizer = mm.load_tokenizer("tales-chat")
+base, chat = mm.load_model("tales-dense"), mm.load_model("tales-chat")
+question = questions.ask(Random(5), "who", "en")
+print(question.prompt)
+print("\nright:", question.answer)
+predict("base", "The base model, tales-dense, reads this text. What does it write?",
+        ["the name", "more tale, as if nobody had asked", "nothing"], answer="")
+
+# %%
+ids = tokenizer.encode(question.prompt, bos=True)
+new = mm.generate(base, ids, 40, stop_ids=(tokenizer.eos_id,))
+print("base writes:", tokenizer.decode(new))
+print("chat writes:", *instruct.answers(chat, tokenizer, [question.messages]))
+assert not questions.is_right(question, tokenizer.decode(new).strip())
+reveal("base", "B", "A question inside a tale is followed by more tale. That is "
+       "what it was trained for.")
+
+# %% [markdown]
+# The second model, tales-chat, is the first one plus an *adapter*, a small file. By the end of the core we
+# know what is in it, and you will have trained another one. It can be asked four kinds of questions: who has a
+# thing, where a thing is, where somebody is, and things that the tale has *not* told. Then the answer is three
+# dots, because the tales have no word for *not*. It matters most for an assistant: to say that it does not know.
+#
+# **In short:** a base model continues. Fine-tuning shows it what to continue a question with.
+
+# %% [markdown]
+# ## The format
+#
+# A model sees tokens only. So who speaks has to be written into them. The people at Mistral write
+# `[INST]`, what you say, `[/INST]`, then the answer, then `</s>`.
+
+# %%
+talk = [*question.conversation, {"role": "user", "content": "Who has the map?"},
+        {"role": "assistant", "content": "..."}]
+ids, learned = instruct.encode_chat(tokenizer, talk)
+show(ch13.tokens_picture(tokenizer, ids, learned, "Two questions, two answers"),
+     alt="The tokens of a conversation as boxes: marks of the format, what was "
+     "said to the model, and the answers with the end token of each.")
+predict("space", "In the format of Mistral 7B Instruct 0.1, is there a space "
+        "between [/INST] and the answer?", ["yes", "no"], answer="")
+
+# %%
+for name, text in ch13.FORMATS.items():
+    print(f"{name:9}  {text}\n           {ch13.USERS[name]}")
+assert "[/INST]_Hi" in ch13.FORMATS["v1"]
+assert "[/INST]Hi" in ch13.FORMATS["v3 Tekken"]
+reveal("space", "A", "But nobody types it: that tokenizer puts a space before "
+       "every piece of text that it encodes.")
+
+# %% [markdown]
+# A low line is such a space. Read the five lines slowly; nearly every guide on the web got one of them
+# wrong. Three rules hold in all of them: `<s>` once, at the very start. `</s>` after every answer. Nothing
+# after the last `[/INST]`: the answer begins there.
+#
+# In v1 the marks are plain text. From v2 on they are control tokens, which a user cannot type. (A
+# system message goes before the first question in v1, before the last in v2 and v3, and has marks of its
+# own from v7 on.)
+
+# %% [markdown]
+# (`encode_chat` is under *Further*, line by line.) What does a wrong space cost? We ask tales-chat 40 questions, each in the right format and in five that are
+# nearly right.
+
+# %%
+predict("slip", "Which slip costs most?",
+        ["a space after [INST]", "a second <s>", "the marks as plain text"],
+        answer="")
+
+# %%
+some = questions.ask_many(40, 21)
+right = {name: ch13.score_with(chat, tokenizer, some, write)
+         for name, write in ch13.slips(tokenizer).items()}
+rows = {name: [(n, 40)] for name, n in right.items()}
+show(ch13.shares_picture(rows, ["right of 40"], "One wrong token costs answers"),
+     alt=ch13.shares_text(rows, ["right"]), data=ch13.shares_data(rows, ["right"]))
+assert right["as it should be"] > right["marks as plain text"]
+reveal("slip", "C", "Then no token says that somebody asks. There was no error "
+       "message in any of the six.")
+
+# %% [markdown]
+# **In short:** the format is part of the model. Take its own, token for token, and never type the marks.
+
+# %% [markdown]
+# ## Learning from answers alone
+#
+# Now to the training. It is the loop of chapter 5, and a conversation is a row of tokens. But which of them
+# should the model learn to predict? The questions are the user's business.
+
+# %%
+rng = Random(3)
+talks = [questions.as_conversation(questions.interview(rng, 4)) for _ in range(200)]
+talks = [talk for talk in talks if talk]
+counts = [(sum(learned), len(ids)) for ids, learned in
+          (instruct.encode_chat(tokenizer, talk) for talk in talks)]
+share = sum(a for a, _ in counts) / sum(n for _, n in counts)
+print(f"four questions to a tale: {share:.2f} of the tokens are answers")
+assert 0.1 < share < 0.4
+
+# %% [markdown]
+# Counted together, most of the gradient would teach the model to write questions. So the other targets are marked with `IGNORE`, and the loss does not count them. Two things go wrong
+# easily here.
+#
+# First the shift: position t predicts token t + 1. The row's inputs are all tokens but the last, its targets all
+# but the first, and what `learned` says is about the **target**.
+#
+# By hand: the tokens `<s> [INST] who? [/INST] Leo </s>`, of which the last two are learned.
+
+# %%
+words = ["<s>", "[INST]", "who?", "[/INST]", "Leo", "</s>"]
+is_answer = [False, False, False, False, True, True]
+predict("first", "At which input does the loss count for the first time?",
+        ["[/INST]", "Leo", "who?"], answer="")
+
+# %%
+for t in range(len(words) - 1):
+    target = words[t + 1] if is_answer[t + 1] else "IGNORE"
+    print(f"input {t}: {words[t]:8} target {target}")
+reveal("first", "A", "The mark that ends the question has to predict the answer's "
+       "first word. And Leo has to predict the end.")
+
+# %% [markdown]
+# The second: the end token is part of the answer. A model that never learned to stop goes on, and asks
+# itself the next question.
+#
+# ### Your turn: rows of answers
+#
+# Write it for several conversations. `instruct.encode_chat(tokenizer, messages)` gives the ids and `learned`, one
+# boolean for each id. Return `Rows(inputs, targets, positions)`, each int64 of shape (R, T), where T is the
+# longest row: its number of tokens less one. Padding, on the right: input 0, target `IGNORE`, position -1.
+# Other positions count from 0.
+
+# %% tags=["your-turn"]
+from minimistral.instruct import encode_chat
+from minimistral.train import IGNORE, Rows
+
+
+def answer_rows(tokenizer, conversations):
+    """Rows(inputs, targets, positions), each (R, T); only answers are targets"""
+    encoded = [encode_chat(tokenizer, messages) for messages in conversations]
+    inputs = ...      # zeros, then each row's tokens but the last
+    targets = ...     # IGNORE, then each row's tokens but the first, where learned
+    positions = ...   # -1, then 0, 1, 2 ...
+    return Rows(inputs, targets, positions)
+
+
+check("answer_rows", answer_rows)
+
+# %% [markdown]
+# `hint("answer_rows")` helps, one step at a time. Here is the library's. The loop around it, `fine_tune`, is
+# under *Further*: its gradients and steps are those of chapter 5.
+
+# %%
+# minimistral/instruct.py
+# show: answer_rows
+
+# %% [markdown]
+# **In short:** all tokens are read, only answers are learned, and the end token is one of them.
+
+# %% [markdown]
+# ## All parameters
+#
+# The plain way is to let every parameter learn. We did that with interviews about English tales, and scored the
+# model before and after with 240 questions: 60 of each kind, about tales that are not among those it learned
+# from. It takes too long for a notebook, so the run is recorded. (`python -m minimistral.chat_recipe --full
+# --out FOLDER` repeats it.)
+
+# %%
+run = ch13.record()
+print(run["full"]["command"], "·", run["full"]["date"])
+print(run["full"]["interviews"], "interviews,", run["full"]["questions"], "answers")
+before, full = run["before"]["all"], run["full"]["after"]["all"]
+print(f"before: {before['right']} of {before['asked']}")
+print(f"after:  {full['right']} of {full['asked']}")
+assert before["share"] < 0.1 and full["share"] > 0.9
+
+# %% [markdown]
+# The model could follow the tales before. It had never been asked.
+#
+# What does that cost with a model of 7 billion parameters? While it learns, AdamW keeps for each parameter
+# a gradient, two running means and a copy in full: 16 bytes, beside the 2 bytes of the weight itself.
+
+# %%
+config = mm.MODELS["mistral-7b-v0.3"]
+total = mm.count_parameters(config).total
+for name, trained in (("all parameters", total), ("1 in 100", total // 100)):
+    parts = ch13.bytes_to_tune(config, trained)
+    print(f"{name:17}", ", ".join(f"{k} {v:.1f} GB" for k, v in parts.items()))
+assert ch13.bytes_to_tune(config, total)["for learning"] > 100
+
+# %% [markdown]
+# And the result is another model of the same size, for every customer and every task. If only one parameter
+# in a hundred had to learn!
+#
+# **In short:** full fine-tuning works, and needs about nine times the memory of the weights.
+
+# %% [markdown]
+# ## Two narrow matrices
+#
+# Leave the weight W as it is, and add a **change** that has few numbers. A matrix of 3 × 4 has 12. But this
+# one can be written with 7:
+
+# %%
+up = torch.tensor([[1.0], [2.0], [-1.0]])                 # (out, r) = (3, 1)
+down = torch.tensor([[0.5, 0.0, 1.0, 2.0]])               # (r, in) = (1, 4)
+print(up @ down)                                          # (out, in)
+
+print("4,096 x 4,096 with r = 8:", 2 * 8 * 4096, "numbers,",
+      f"{(2 * 8 * 4096) / 4096**2:.2%} of", 4096 * 4096)
+
+# %% [markdown]
+# Each row of the change is a mixture of r rows and nothing else. That is what **rank** r means.
+#
+# $$ \text{LoRA}(x) = W x + \frac{\alpha}{r}\; U (D x) \qquad
+# D: r \times \text{in}, \quad U: \text{out} \times r $$
+#
+# In words: go down to r numbers, up again, scale, and add to what the matrix says anyway. Only `down` and `up`
+# learn (Hu and others, 2021). `alpha` over `rank` is a plain factor; with it, another rank needs no other
+# learning rate.
+#
+# How should they start? The model must be as good as before at step 0, so `up @ down` must be 0. There are
+# three ways.
+
+# %%
+predict("start", "Which start can learn, and changes nothing at first?",
+        ["both zero", "both random", "down random, up zero"], answer="")
+
+# %%
+x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+for name, d, u in (("both zero", 0.0, 0.0), ("both random", 1.0, 1.0),
+                   ("down random, up zero", 1.0, 0.0)):
+    chance = torch.Generator().manual_seed(2)
+    D = (d * torch.randn(2, 4, generator=chance)).requires_grad_()
+    U = (u * torch.randn(3, 2, generator=chance)).requires_grad_()
+    change = x @ D.T @ U.T                                # (5, 3)
+    (change - 1).square().sum().backward()                # some loss
+    print(f"{name:21} change {change.abs().max():.2f}, gradient of down "
+          f"{D.grad.norm():.2f}, of up {U.grad.norm():.2f}")
+reveal("start", "C", "With both zero each waits for the other: both gradients are "
+       "0 for ever. With both random the model is spoiled before the first step.")
+
+# %% [markdown]
+# ### Your turn: the layer
+#
+# Write it as a module. `base` is a layer with `in_features` and `out_features`, mostly an `nn.Linear`. Keep
+# it as `self.base`, and freeze it. `self.down` and `self.up` are `nn.Parameter`s of the shapes above: `down` drawn
+# from a normal distribution with standard deviation in_features ** -0.5, `up` zeros. Keep alpha / rank
+# as `self.scale`. `forward` takes x of shape (..., in).
+
+# %% tags=["your-turn"]
+class LoRALinear(nn.Module):
+    """base(x) + (alpha / rank) * up(down(x)); x: (..., in) -> (..., out)"""
+
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.base = ...
+        self.scale = ...
+        self.down = ...
+        self.up = ...
+
+    def forward(self, x):
+        return ...
+
+
+check("LoRALinear", LoRALinear)
+
+# %% [markdown]
+# The library's takes care of two things more: the device, and models in half precision, whose adapters stay in
+# float32 while they learn.
+
+# %%
+# minimistral/lora.py
+# show: LoRALinear
+
+# %% [markdown]
+# And now we train one, here. Our customer is in a hurry: not *Paul has the hat.* but *Paul.* We take tales-chat, running on your pieces, give its attention
+# adapters of rank 2, and show it two hundred questions.
+
+# %%
+style = ch13.house_style(questions.ask_many(500, 31, kind="who", language="en"))
+lesson, exam = style[:200], style[200:240]
+print(lesson[0].asked, "->", lesson[0].answer)
+mine_chat = mine("tales-chat")
+torch.manual_seed(13)
+with swap(mine_chat.pieces):
+    lora.add_lora(mine_chat, rank=2, alpha=8.0)
+print("learning: {:,} of {:,} parameters".format(*ch13.trained_share(mine_chat)))
+predict("style", "40 questions it never saw: how many in the new style after a few "
+        "seconds?", answer=None)
+
+# %%
+with swap(mine_chat.pieces):
+    rows = instruct.answer_rows(tokenizer, [q.conversation for q in lesson])
+    losses = instruct.fine_tune(mine_chat, rows, mm.TrainConfig(
+        steps=40, batch_size=8, lr=1e-2, warmup_steps=4, weight_decay=0.0))
+    said = instruct.answers(mine_chat, tokenizer, [q.messages for q in exam], 20)
+score = sum(map(questions.is_right, exam, said))
+print(exam[0].asked, "->", said[0])
+assert losses[-1] < 0.2 * losses[0] and score > 30
+reveal("style", score, "It knew the answers. Only the manner is new, and that "
+       "takes few numbers.")
+
+# %% [markdown]
+# **In short:** freeze W, learn two narrow matrices beside it; one starts random, the other at zero.
+
+# %% [markdown]
+# ## Merge, save, swap
+#
+# Beside a matrix, an adapter costs time with every token. But W x + s U D x = (W + s U D) x. So it can be added to
+# the matrix once, and is gone. (Merge it twice, and the change counts twice: the library refuses.)
+
+# %%
+# minimistral/lora.py
+# show: merge_lora
+
+# %%
+folder = tempfile.mkdtemp()
+lora.save_adapter(mine_chat, folder, "tales-chat")
+ids = torch.tensor([instruct.encode_chat(tokenizer, exam[1].messages)[0]])
+with torch.no_grad():
+    beside = mine_chat(ids)                               # (1, T, V)
+    merged = lora.merge_lora(mine_chat)(ids)
+print("the same to within rounding:", torch.allclose(beside, merged, atol=1e-3))
+assert torch.allclose(beside, merged, atol=1e-3)
+
+# %% [markdown]
+# What is stored is small. And one model can change its adapters as one changes clothes: load another, or
+# take it off.
+
+# %%
+size = sum(p.stat().st_size for p in ch13.files(folder))
+print(f"this adapter: {size / 1e3:.0f} kB,",
+      f"the base: {ch13.base_bytes() / 1e3:.0f} kB")
+model = mm.load_model("tales-chat")
+for what in ("plain", "style", "plain again"):
+    if what == "style":
+        lora.load_adapter(model, folder)
+    elif what == "plain again":
+        lora.remove_lora(model)
+    print(f"{what:12}", *instruct.answers(model, tokenizer, [exam[0].messages]))
+
+# %% [markdown]
+# tales-chat itself is such a file, beside the name of its base: `mm.load_model` loads the base and merges. It
+# has the rank 2. Does an adapter reach what all parameters reached, with the same questions in the same order?
+
+# %%
+predict("reach", "The adapter's right answers over those of all parameters?",
+        ["below 0.8", "0.8 to 0.95", "above 0.95"], answer="")
+
+# %%
+tuned, part = run["after"], run["parameters"]
+print(f"{part['trained']:,} of {part['total']:,} parameters: {part['share']:.2%}")
+attempts = {"all parameters": run["full"]["after"], "adapter": tuned}
+rows = ch13.by_kind(attempts)
+show(ch13.shares_picture(rows, list(attempts), "Two in 100 do as well"),
+     alt=ch13.shares_text(rows, list(attempts)),
+     data=ch13.shares_data(rows, list(attempts)))
+shares = {name: r["all"]["share"] for name, r in attempts.items()}
+print({name: round(share, 3) for name, share in shares.items()})
+ratio = shares["adapter"] / shares["all parameters"]
+assert part["share"] < 0.02 and ratio > 0.95
+reveal("reach", "C", f"{ratio:.3f}. (The bars are 95% intervals; see below.)")
+
+# %% [markdown]
+# It was not that easy. Our first adapters failed, because the right answer to *untold* was *That is not told.* In the
+# tales the word *not* never occurs. The output layer had never learned its tokens, and no adapter inside
+# the layers could teach it. (A section under *Further* counts them.)
+#
+# **In short:** merged or beside, the same function; the file is small, and the base stays what it was.
+
+# %% [markdown]
+# ## What it forgets
+#
+# The model now answers. Can it still tell tales? Nobody showed it one while it learned.
+
+# %%
+predict("forget", "The loss on tales (nats per byte), after fine-tuning:",
+        ["lower: it has read more tales", "the same", "higher"], answer="")
+
+# %%
+floor = run["before"]["floor_nats_per_byte"]
+losses = {"base": run["before"], "LoRA": run["after"], "all": run["full"]["after"]}
+for name, facts in losses.items():
+    print(f"{name:5} {facts['tales_nats_per_byte']:.4f} nats per byte, "
+          f"{facts['tales_nats_per_byte'] - floor:.4f} above the floor")
+live = ch13.nats_on_tales(chat)
+print(f"tales-chat here, on the ladder's tales: {live:.4f}")
+assert live > ch13.nats_on_tales(base) + 0.005
+reveal("forget", "C", "What is not practised fades. An adapter can be taken off, "
+       "and the base is back.")
+
+# %% [markdown]
+# This is called *catastrophic forgetting*, and it is why a tuned model has to be examined in what it could do
+# before, too. Common cures: a lower rate, fewer steps, some of the old texts among the new ones.
+#
+# **In short:** measure before and after, on the old task as well as on the new one.
+
+# %% [markdown]
+# ## What is a score?
+#
+# We have been quoting scores as if they were facts about a model. Each is a fact about a model **and** some
+# questions. Other questions would have given another score. How far apart? There is a formula for the range in
+# which the true share lies, 19 times of 20 (Wilson, 1927). `score_interval` is the formula, and an exercise.
+
+# %%
+sizes = (50, 100, 200, 400, 800, 1600, 3200)
+show(ch13.widths_picture(sizes, 0.9), alt="The half width of the interval falls "
+     "from about 8 points with 50 questions to about 1 with 3,200.",
+     data={"questions": sizes, "plus/minus": [ch13.halves(n, 0.9) for n in sizes]})
+low, high = instruct.score_interval(54, 60)
+print(f"54 of 60: between {low:.2f} and {high:.2f}")
+assert high - low > 0.14 and ch13.halves(3200, 0.9) < 0.012
+
+# %% [markdown]
+# To see a difference of one point takes thousands of questions. So a rule for the table in the next press
+# release: two scores whose intervals overlap widely are no news. And
+# the n in the formula is the number of *questions*; a hundred answers to the same ten questions are ten.
+#
+# Now the manner of asking. A base model does not answer, so benchmarks let it **choose**: which of the given
+# answers has the largest probability? That is scoring by likelihood.
+
+# %%
+options = ch13.choices(question)                          # name: the answer with it
+for name, model in (("base", base), ("chat", chat)):
+    nats = instruct.option_nats(model, tokenizer, question.messages,
+                                list(options.values()))
+    print(name, {o: round(n, 1) for o, n in zip(options, nats)})
+predict("rule", "Asked who has the thing: which of tales-chat and tales-moe, a "
+        "larger base model, is right more often?",
+        ["tales-chat", "tales-moe", "it depends on the wording"], answer="")
+
+# %% [markdown]
+# We recorded more of this: two models, the same 100 questions, three wordings, with 0, 1 or 3 solved questions
+# before (called *shots*), scored in two ways. The wordings: the chat format; plain text with *Question:* and
+# *Answer:*; and the end of the tale, *Now ... has the hat*, which is how a tale itself would go on.
+
+# %%
+scores = ch13.recorded("scores")
+print(scores["provenance"]["command"], "·", scores["provenance"]["date"][:10])
+rows = {}
+for wording in ch13.WORDINGS:
+    for rule in ch13.RULES:
+        marks = [ch13.marks_of(m, wording, 0, rule) for m in ch13.MODELS]
+        rows[f"{wording}, {rule}"] = [(m.count("1"), len(m)) for m in marks]
+show(ch13.shares_picture(rows, ch13.MODELS, "Which model is better? It depends"),
+     alt=ch13.shares_text(rows, ch13.MODELS),
+     data=ch13.shares_data(rows, ch13.MODELS))
+ahead = {k for k, (a, b) in rows.items() if a > b}
+assert 0 < len(ahead) < len(rows)
+reveal("rule", "C", "Asked as a tale would go on, the base model knows. Asked in a "
+       "format it never saw, it guesses.")
+
+# %% [markdown]
+# The question for the explorer: **with which wording, rule and number of shots does tales-moe beat
+# tales-chat, so clearly that the intervals do not overlap? And how many questions does it take to see
+# it?**
+
+# %% tags=["try"]
+explore(ch13.score_explorer, wording=Choice(list(ch13.WORDINGS), "end of the tale"),
+        rule=Choice(list(ch13.RULES)), questions=Slider(10, 100, 100, 10),
+        settings=[
+            {"wording": "chat format", "rule": "generated", "questions": 100},
+            {"wording": "end of the tale", "rule": "generated", "questions": 100},
+            {"wording": "end of the tale", "rule": "generated", "questions": 10}])
+
+# %% [markdown]
+# The same as plain code: every way of asking in which one of the two is clearly ahead.
+
+# %%
+for wording in ch13.WORDINGS:
+    for rule in ch13.RULES:
+        for shots in (0, 1, 3):
+            a, b = (ch13.marks_of(m, wording, shots, rule).count("1")
+                    for m in ch13.MODELS)
+            clear = ch13.clearly_ahead(a, b, 100)
+            print(f"{wording:16} {rule:11} {shots} shots: {a:3} {b:3}  {clear}")
+
+# %% [markdown]
+# And one more way to a high score. A model reads what lies on the web, and benchmarks lie on the web.
+# What if the examination was among the texts it learned from? We let tales-dense learn 60 questions with
+# their answers by heart. Beside it stands tales-chat, which never saw them.
+
+# %%
+cheat = ch13.recorded("contaminated")
+rows = {name: [(n, 60) for n in r.values()] for name, r in cheat["right"].items()}
+show(ch13.shares_picture(rows, ["this examination", "a new one"],
+                         "Learned by heart: right here, wrong elsewhere"),
+     alt=ch13.shares_text(rows, ["this examination", "a new one"]),
+     data=ch13.shares_data(rows, ["this examination", "a new one"]))
+knew, honest = rows["contaminated"], rows["tales-chat"]
+assert knew[0] >= honest[0] and knew[1][0] < honest[1][0] - 20
+
+# %% [markdown]
+# Contamination looks like skill. Only new questions tell.
+#
+# **In short:** a score belongs to a model, its questions, their wording, the shots and the rule. Say all
+# five, and the interval.
+
+# %% [markdown]
+# ## The verdicts on the headlines
+
+# %%
+kB = sum(p.stat().st_size for p in ch13.files(ch13.SHIPPED / "tales-chat")) / 1e3
+print(f"{part['share']:.2%} of the parameters, {kB:.0f} kB beside",
+      f"{ch13.base_bytes() / 1e3:.0f} kB")
+print(f"right answers: {run['before']['all']['share']:.3f} before,",
+      f"{tuned['all']['share']:.3f} after")
+print(f"loss on tales: {losses['base']['tales_nats_per_byte']:.3f} before,",
+      f"{losses['LoRA']['tales_nats_per_byte']:.3f} after")
+assert kB < 0.1 * ch13.base_bytes() / 1e3
+verdict(16, "true with a condition", "Cheap in parameters and bytes. But somebody "
+        "has to write the examples, and the model forgets.")
+
+# %%
+print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
+verdict(22, "true with a condition", "Ahead in the way it was asked, with these "
+        "questions. Another wording turned the order of our two models round.")
+
+# %% [markdown]
+# Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
+# adapter with some hundredths of the parameters taught a model to answer questions about one domain. It needed
+# thousands of examples with exact answers, and afterwards the model was worse at what it did before.*
+#
+# And: *Mistral's own measurement puts 7B ahead of all open models up to 13B, in these benchmarks, with these shots
+# and this rule. Others have to repeat it with questions that no model has seen.*
+
+# %% [markdown]
+# ## What you have now
+#
+# You can now
+#
+# 1. write a conversation in a model's own format, and say what a wrong token does;
+# 2. teach a model answers, and nothing but answers;
+# 3. build an adapter, start it rightly, merge it, save it and change it;
+# 4. measure what was learned and what was forgotten;
+# 5. read a benchmark's score: with which questions, wording, shots and rule, and how far off by chance.
+#
+# New words: *instruction data*, *chat format*, *LoRA*, *rank*, *merge*, *forgetting*, *shots*, *contamination*.
+
+# %%
+predict("last", "Ten people chat with one model at the same time. What is missing?",
+        ["nothing: each waits for the others", "ten copies of the model",
+         "a program that lets all of them share the model's steps"], answer="")
+
+# %% [markdown]
+# **This chapter's mistakes and what they look like**
+#
+# | Mistake | Symptom |
+# |---|---|
+# | a space or a mark too many in the format | no error; fewer right answers |
+# | no end token learned | the answer is right, and then it goes on |
+# | the prompt counted in the loss | it learns slowly |
+# | shifted twice, or not at all | a loss near zero, or stuck |
+# | both matrices zero | the loss does not move |
+# | scale forgotten or upside down | right with alpha = r only |
+# | merged twice | twice the change |
+# | two scores without intervals | chance is news |
+
+# %% [markdown]
+# ## The question for chapter 14
+#
+# We have a model that answers, and we can say how well. It sits in a notebook.
+
+# %%
+reveal("last", "C", "Each step of the model can serve all ten. Somebody has to "
+       "bring them together, and to speak a protocol.")
+
+# %% [markdown]
+# What stands between a model and a product? That is chapter 14.
+
+# %% [markdown]
+# ## Further: what may be asked
+#
+# Everything from here on can be skipped without loss later.
+#
+# The questions come from the tales' own program: it knows who holds what. Each kind is a function of the
+# tale; an interview asks several about one tale, which teaches several answers for one reading.
+
+# %%
+# minimistral/questions.py
+# show: Question, ask, ask_about
+
+# %%
+# minimistral/questions.py
+# show: interview, as_conversation, ask_many, shared, is_right
+
+# %%
+# minimistral/questions.py
+# show: ask_who, ask_where, ask_person
+
+# %%
+# minimistral/questions.py
+# show: lying, say, ask_untold
+
+# %% [markdown]
+# An examination is worth nothing if the model has seen it. Of two seeds the tales are drawn apart, but short
+# tales can meet by chance, so `shared` looks. The recipe of tales-chat leaves such questions out of what is
+# learned.
+
+# %%
+learned_from, asked = questions.ask_many(2000, 1), questions.ask_many(500, 2)
+print("questions of 500 about a tale of the other 2,000:",
+      len(questions.shared(asked, learned_from)))
+print("and in the record of tales-chat:", run["shared_with_examination"])
+assert run["shared_with_examination"] == 0
+
+# %% [markdown]
+# ## Further: conversations, checked and answered
+#
+# What the core used of the library: the format, the loop, letting a model speak, and the scores. A conversation that
+# no format can write is refused with the number of its message.
+
+# %%
+# minimistral/instruct.py
+# show: encode_chat, between
+
+# %%
+# minimistral/instruct.py
+# show: check_conversation
+
+# %%
+# minimistral/instruct.py
+# show: place_system, answers
+
+# %%
+# minimistral/instruct.py
+# show: tuning_batch, fine_tune
+
+# %%
+# minimistral/instruct.py
+# show: score_interval, option_nats, last_answer
+
+# %% tags=["raises-exception"]
+instruct.check_conversation([{"role": "user", "content": "Hello"},
+                             {"role": "user", "content": "Are you there?"}])
+
+# %% [markdown]
+# ## Further: adapters, in and out
+#
+# Which matrices get an adapter is told by the last part of their names. Everything is looked at before
+# anything is changed.
+
+# %%
+# minimistral/lora.py
+# show: adapted, matrices, replace_module, remove_lora
+
+# %%
+# minimistral/lora.py
+# show: add_lora
+
+# %%
+# minimistral/lora.py
+# show: save_adapter, read_about, base_of
+
+# %%
+# minimistral/lora.py
+# show: load_adapter
+
+# %% [markdown]
+# ## Further: tokens that the base never wrote
+#
+# How often do the tokens of an answer occur in the ladder's two thousand tales? What never occurs has
+# never been a target: the output layer has learned one thing about it, to make it unlikely.
+
+# %%
+seen = ladder.tokens.ids.bincount(minlength=tokenizer.vocab_size)
+for text in ("That is not told.", "...", "Paul has the hat."):
+    print([(tokenizer.decode([i]), int(seen[i])) for i in tokenizer.encode(text)])
+assert min(int(seen[i]) for i in tokenizer.encode("That is not told.")) == 0
+
+# %% [markdown]
+# ## Further: of two answers the better one
+#
+# To imitate, one needs right answers. Often there are none at hand, or too many. But of two answers one can often
+# say which is better. *Direct preference optimisation* (DPO, Rafailov and others, 2023) learns from such
+# pairs.
+
+# %% [markdown]
+# $$ \text{loss} = -\ln \sigma\left(\beta \left[ \ln\frac{p(\text{better})}{p_0(\text{better})} -
+# \ln\frac{p(\text{worse})}{p_0(\text{worse})} \right]\right) $$
+#
+# In words: by how much has the better answer become likelier, since the start, than the worse one has? The loss
+# falls as this gain grows. The start, $p_0$, keeps the model from running away: only changes count.
+
+# %%
+# minimistral/preference.py
+# show: dpo_loss, answer_log_probs, Preference
+
+# %%
+# minimistral/preference.py
+# show: learn_preferences
+
+# %% [markdown]
+# By hand: at the start nothing has changed, the gain is 0, and the loss is ln 2.
+
+# %%
+from minimistral.preference import dpo_loss
+
+then = torch.tensor([-3.0, -9.0])                         # ln p at the start
+for rise, fall in ((0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (-1.0, 3.0)):
+    loss = dpo_loss(then + rise, then - fall, then, then, beta=0.5)
+    print(f"better {rise:+.0f}, worse {-fall:+.0f}: loss {loss:.3f}")
+
+# %% [markdown]
+# The last line is the trap. The better answer has become *less* likely, and the loss still falls, because the worse
+# one fell further. We let tales-chat draw four answers to each of some hundred questions, at temperature 1, took a
+# right and a wrong one where there were both, and trained an adapter with this loss. The run is recorded
+# (`python benchmarks/fine_tuning.py preferences`).
+
+# %%
+dpo = ch13.recorded("preferences")
+was, now = dpo["before"], dpo["after"]
+print(f"{dpo['pairs']} pairs; loss {dpo['losses'][0]:.3f} at first,",
+      f"{sum(dpo['losses'][-20:]) / 20:.3f} at last")
+for key in ("right_drawn", "right_greedy"):
+    print(f"{key.replace('_', ' '):12} {was[key]} -> {now[key]} of {was['asked']}")
+assert now["right_drawn"] > was["right_drawn"]
