@@ -349,8 +349,7 @@ for run in ch11.PUBLISHED:
     share = run.tokens_per_second * read / (run.gb_per_second * 1e9)
     print(f"{run.gpu:13} {run.gb_per_second}   {run.model:17} {run.bits:4} "
           f"{run.tokens_per_second:9.1f} {100 * share:9.0f}%")
-print({run.source for run in ch11.PUBLISHED if run.gpu == "A100"}, "and",
-      {run.source for run in ch11.PUBLISHED if run.gpu == "H100"})
+print(f"sources: H100 {ch11.TORCHAO}; all others {ch11.GPT_FAST}")
 predict("h200", "Mistral 7B, 16 bits, one text, on an H200. How many tokens a "
         "second will it really write?", answer=None)
 
@@ -471,7 +470,7 @@ print("every model gains:", min(gains.values()) > 1)
 print("the smallest gains most:", max(gains, key=gains.get) == "decode-S")
 assert min(gains.values()) > 1 and max(gains, key=gains.get) == "decode-S"
 reveal("compile", "A", "The less there is to read, the larger is the share of "
-       "starting. The more there is to read, the smaller the gain.")
+       "starting, and only that goes away.")
 
 # %% [markdown]
 # The engine's parts are under *Further*: joint products, caches of one fixed shape, and places that free themselves. The switch
@@ -704,7 +703,8 @@ fewer = ch11.predicted(ch11.Run("", 4800, "mistral-7b-v0.2", 4.5, 0, ""), share,
                        per_layer)
 assert 1.5 < fewer / forecast < 16 / 4.5
 reveal("bits", round(fewer / forecast, 1), "Less than 16 / 4.5 = 3.6, because what "
-       "a layer costs beside its reading stays.")
+       "a layer costs beside its reading stays. (We tested the two numbers with 16 "
+       "and 8 bits only; kernels for 4 bits reach less.)")
 
 # %% [markdown]
 # How few bits does a weight need? That is chapter 12.
@@ -957,7 +957,7 @@ reveal("places", steps, "Half of the 100 tokens at least, and a step for each en
 # show: DraftModel
 
 # %% [markdown]
-# A cheap copy of a model is the same model in 4 bits (chapter 12). It reads an eighth of float32's bytes. How often is it
+# A cheap copy of a model is the same model in 4 bits (chapter 12). It reads about a seventh of float32's bytes. How often is it
 # right, if both draw with chance?
 
 # %%
@@ -967,7 +967,7 @@ for name, way in (("look-up", speculative.PromptLookup()), ("4 bits", draft)):
     told = speculative.speculate(engine, prompt, 80, way, temperature=1.0, seed=3)
     print(f"{name:8} {told.acceptance:.2f} accepted, {told.tokens_per_step:.1f} "
           f"tokens a step")
-assert told.acceptance > 0.8
+assert told.acceptance > 0.6
 
 # %% [markdown]
 # If each proposal is accepted with probability a, a step with n proposals writes 1 + a + a² + ... + aⁿ tokens. An exercise
@@ -985,4 +985,4 @@ kept = ch11.recorded("decode-S")
 if REPEAT:
     kept = ch11.measure_again("decode-S")
 print("times as fast as plain:", kept["median"]["engine"] > kept["median"]["plain"],
-      "- samples of each way:", {len(s) for s in kept["seconds"].values()})
+      "- samples of each way:", min(map(len, kept["seconds"].values())))
