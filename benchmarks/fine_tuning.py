@@ -2,10 +2,10 @@
 
     python benchmarks/fine_tuning.py [scores | contaminated | preferences] [--threads 1]
 
-scores: two shipped models are asked the same 100 English questions, in three wordings, with 0, 1 and
+scores: two shipped models are asked the same 60 English questions, in three wordings, with 0, 1 and
 3 solved questions before, by what they write and by which answer is likeliest.
 contaminated: tales-dense learns an examination by heart and is examined with it, and with a new one.
-preferences: tales-chat draws four answers to a question; of a right one and a wrong one, DPO prefers the
+preferences: tales-chat draws three answers to a question; of a right one and a wrong one, DPO prefers the
 right one.
 Each part writes its results into benchmarks/results/fine_tuning.json and keeps the others.
 """
@@ -41,7 +41,7 @@ MODELS = ("tales-chat", "tales-moe")
 WORDINGS = ("chat format", "plain question", "end of the tale")
 SHOTS = (0, 1, 3)
 RULES = ("likelihood", "generated")
-N = 100
+N = 60
 
 
 def provenance(part: str) -> dict:
@@ -147,9 +147,9 @@ def scores() -> dict:
 
 def contaminated() -> dict:
     tokenizer, model = mm.load_tokenizer("tales-dense"), mm.load_model("tales-dense")
-    test, fresh = (ask_many(n, seed, language="en") for n, seed in ((60, 140), (90, 141)))
-    fresh = [q for q in fresh if not shared([q], test)][:60]
-    config = TrainConfig(steps=60, batch_size=20, lr=2e-3, warmup_steps=6, weight_decay=0.0, min_lr=0.1)
+    test, fresh = (ask_many(n, seed, language="en") for n, seed in ((30, 140), (60, 141)))
+    fresh = [q for q in fresh if not shared([q], test)][:30]
+    config = TrainConfig(steps=50, batch_size=10, lr=2e-3, warmup_steps=5, weight_decay=0.0, min_lr=0.1)
     model.requires_grad_(True)
     rows = answer_rows(tokenizer, [q.conversation for q in test])
     fine_tune(model, rows, config)
@@ -159,7 +159,7 @@ def contaminated() -> dict:
                     for which, asked in (("this examination", test), ("a new one", fresh))}
              for name, m in (("tales-chat", honest), ("contaminated", model))}
     say(str(right))
-    return {"asked": 60, "seeds": [140, 141], "training": asdict(config), "right": right}
+    return {"asked": 30, "seeds": [140, 141], "training": asdict(config), "right": right}
 
 
 # ---------------------------------------------------------------- preferences
@@ -171,9 +171,9 @@ def drawn(model, tokenizer, questions, seed: int) -> list[str]:
 
 def preferences() -> dict:
     tokenizer, model = mm.load_tokenizer("tales-chat"), mm.load_model("tales-chat")
-    held_out = examination(RECIPE)
-    questions = [q for q in ask_many(300, 150, language="en") if not shared([q], held_out)]
-    said = [drawn(model, tokenizer, questions, seed) for seed in range(4)]
+    held_out = examination(RECIPE)[::3]
+    questions = [q for q in ask_many(120, 150, language="en") if not shared([q], examination(RECIPE))]
+    said = [drawn(model, tokenizer, questions, seed) for seed in range(3)]
     pairs = []
     for question, texts in zip(questions, zip(*said)):
         right = [t for t in texts if is_right(question, t)]
@@ -191,7 +191,7 @@ def preferences() -> dict:
     say(f"{len(pairs)} pairs of {len(questions)} questions; {before}")
     torch.manual_seed(0)
     add_lora(model, RECIPE.rank, RECIPE.alpha, RECIPE.names)
-    config = TrainConfig(steps=60, batch_size=8, lr=1e-3, warmup_steps=6, weight_decay=0.0, min_lr=0.1)
+    config = TrainConfig(steps=30, batch_size=4, lr=1e-3, warmup_steps=3, weight_decay=0.0, min_lr=0.1)
     begun = time.time()
     losses = learn_preferences(model, tokenizer, pairs, config, beta=0.1)
     minutes = (time.time() - begun) / 60

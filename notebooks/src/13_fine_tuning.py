@@ -482,7 +482,7 @@ predict("rule", "Asked who has the thing: which of tales-chat and tales-moe, a "
         ["tales-chat", "tales-moe", "it depends on the wording"], answer="")
 
 # %% [markdown]
-# We recorded more of this: two models, the same 100 questions, three wordings, with 0, 1 or 3 solved questions
+# We recorded more of this: two models, the same 60 questions, three wordings, with 0, 1 or 3 solved questions
 # before (called *shots*), scored in two ways. The wordings: the chat format; plain text with *Question:* and
 # *Answer:*; and the end of the tale, *Now ... has the hat*, which is how a tale itself would go on.
 
@@ -509,10 +509,10 @@ reveal("rule", "C", "Asked as a tale would go on, the base model knows. Asked in
 
 # %% tags=["try"]
 explore(ch13.score_explorer, wording=Choice(list(ch13.WORDINGS), "end of the tale"),
-        rule=Choice(list(ch13.RULES)), questions=Slider(10, 100, 100, 10),
+        rule=Choice(list(ch13.RULES)), questions=Slider(10, 60, 60, 10),
         settings=[
-            {"wording": "chat format", "rule": "generated", "questions": 100},
-            {"wording": "end of the tale", "rule": "generated", "questions": 100},
+            {"wording": "chat format", "rule": "generated", "questions": 60},
+            {"wording": "end of the tale", "rule": "generated", "questions": 60},
             {"wording": "end of the tale", "rule": "generated", "questions": 10}])
 
 # %% [markdown]
@@ -524,23 +524,23 @@ for wording in ch13.WORDINGS:
         for shots in (0, 1, 3):
             a, b = (ch13.marks_of(m, wording, shots, rule).count("1")
                     for m in ch13.MODELS)
-            clear = ch13.clearly_ahead(a, b, 100)
+            clear = ch13.clearly_ahead(a, b, 60)
             print(f"{wording:16} {rule:11} {shots} shots: {a:3} {b:3}  {clear}")
 
 # %% [markdown]
 # And one more way to a high score. A model reads what lies on the web, and benchmarks lie on the web.
-# What if the examination was among the texts it learned from? We let tales-dense learn 60 questions with
+# What if the examination was among the texts it learned from? We let tales-dense learn 30 questions with
 # their answers by heart. Beside it stands tales-chat, which never saw them.
 
 # %%
 cheat = ch13.recorded("contaminated")
-rows = {name: [(n, 60) for n in r.values()] for name, r in cheat["right"].items()}
+rows = {name: [(n, 30) for n in r.values()] for name, r in cheat["right"].items()}
 show(ch13.shares_picture(rows, ["this examination", "a new one"],
                          "Learned by heart: right here, wrong elsewhere"),
      alt=ch13.shares_text(rows, ["this examination", "a new one"]),
      data=ch13.shares_data(rows, ["this examination", "a new one"]))
 knew, honest = rows["contaminated"], rows["tales-chat"]
-assert knew[0] >= honest[0] and knew[1][0] < honest[1][0] - 20
+assert knew[0] >= honest[0] and knew[1][0] < honest[1][0] - 8
 
 # %% [markdown]
 # Contamination looks like skill. Only new questions tell.
@@ -755,7 +755,7 @@ for rise, fall in ((0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (-1.0, 3.0)):
 
 # %% [markdown]
 # The last line is the trap. The better answer has become *less* likely, and the loss still falls, because the worse
-# one fell further. We let tales-chat draw four answers to each of some hundred questions, at temperature 1, took a
+# one fell further. We let tales-chat draw three answers to each of some hundred questions, at temperature 1, took a
 # right and a wrong one where there were both, and trained an adapter with this loss. The run is recorded
 # (`python benchmarks/fine_tuning.py preferences`).
 
