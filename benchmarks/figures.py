@@ -113,7 +113,8 @@ def other_lines(rows: dict) -> list[tuple]:
     made.append(("Eight texts at once, S", ours, "", "", "inference.py --only batch-S"))
     row = rows.get("speculation")
     ours = NO if row is None else ", ".join(
-        f"{way}: {number(value)} tokens/s" for way, value in row["median"].items())
+        f"{way}: {number(value)} tokens/s" for way, value in row["median"].items()
+        ) + elsewhere(row, rows)
     made.append(("Speculative decoding of tales", ours, "", "",
                  "inference.py --only speculation"))
     row = rows.get("position-S")
@@ -132,6 +133,13 @@ def other_lines(rows: dict) -> list[tuple]:
         f"after, largest float32 tensor {memory['largest_float32_tensor_bytes'] / 1e6:.0f} MB")
     made.append(("Loading M in 8 bits", ours, "", "", "quantization.py"))
     return made
+
+
+def elsewhere(row: dict, rows: dict) -> str:
+    """The machine of a row, where it is not the one named below the table."""
+    machine = row["provenance"]["name"]
+    usual = rows.get("decode-S", row)["provenance"]["name"]
+    return "" if machine == usual else f" (on {machine})"
 
 
 def table() -> str:
