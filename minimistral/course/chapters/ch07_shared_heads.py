@@ -79,12 +79,19 @@ def with_kv_heads(model: nn.Module, n_kv_heads: int, merge: Callable[[Tensor], T
 
 
 def best_seconds(work: Callable, repeats: int = 7) -> float:
-    """Seconds of the processor that the fastest of some calls takes."""
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
+    """Seconds of the processor that the fastest of some calls takes, on one thread.
+
+    Threads that wait for each other on a busy machine would count as work.
+    """
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(repeats):
+            began = time.process_time()
+            work()
+            times.append(time.process_time() - began)
+    finally:
+        torch.set_num_threads(threads)
     return min(times)
 
 

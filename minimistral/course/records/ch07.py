@@ -77,8 +77,6 @@ REPEAT_HEADS = Exercise(
         Misconception("numbers repeated", lambda x, n: x.repeat_interleave(n, dim=3),
             "The heads have become n times as long. It is the axis of the heads that grows, "
             "not that of their numbers."),
-        Misconception("texts repeated", lambda x, n: x.repeat_interleave(n, dim=0),
-            "The batch has become n times as large. It is the axis of the heads that grows."),
         Misconception("no axis named", lambda x, n: x.repeat_interleave(n),
             "The result is one long row: without an axis everything is flattened first. Name "
             "the axis of the heads."),
@@ -86,10 +84,6 @@ REPEAT_HEADS = Exercise(
             lambda x, n: _cut(x.repeat_interleave(n, dim=3), x),
             "The shape is right, but inside a head each number is there n times in a row. A "
             "head must stay whole."),
-        Misconception("the text repeated, then cut",
-            lambda x, n: _cut(x.repeat(1, n, 1, 1), x),
-            "The shape is right, but heads of other positions have come in: the axes of "
-            "positions and heads were cut anew. Only the heads may grow."),
         Misconception("a new axis left open",
             lambda x, n: x[:, :, :, None].expand(*x.shape[:3], n, x.shape[3]),
             "There is one axis too many: the copies have an axis of their own. Join it with "
@@ -108,18 +102,11 @@ REPEAT_HEADS = Exercise(
         Misconception("repeat with one number", lambda x, n: x.repeat(n),
             "repeat wants a number for each axis, and four axes got one. Say how often each of "
             "the four is repeated, or name the axis of the heads."),
-        Misconception("n more copies", lambda x, n: x.repeat_interleave(n + 1, dim=2),
-            "There is one copy too many of each head. With n the original counts as well."),
-        Misconception("unchanged", lambda x, n: x,
-            "The result is x as it was. Each head must be there n times."),
-        Misconception("heads before positions",
-            lambda x, n: x.transpose(1, 2).repeat_interleave(n, dim=1),
-            "The heads now stand before the positions. The order of the axes stays as it was: "
-            "text, position, head, number."),
-        Misconception("groups of copies shifted",
-            lambda x, n: x[:, :, ((torch.arange(x.shape[2] * n) + 1) // n) % x.shape[2]],
-            "The borders of the groups are off by one. Heads count from 0, so the first n "
-            "results are copies of head 0."),
+        Misconception("divided by the number of heads",
+            lambda x, n: torch.stack(
+                [x[:, :, h // x.shape[2]] for h in range(x.shape[2] * n)], dim=2),
+            "You divided by the number of heads in x. New head h is old head h // n, and n is "
+            "how often each is repeated."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -284,6 +271,11 @@ PLAIN_ATTEND = Exercise(
             lambda q, k, v, mask: attend(repeat_heads(q, _group_size(q, k)), k, v, mask),
             "You repeated the queries, of which there are more already. Keys and values are "
             "the ones that are too few."),
+        Misconception("queries repeated as well",
+            lambda q, k, v, mask: attend(*(repeat_heads(x, _group_size(q, k))
+                                           for x in (q, k, v)), mask),
+            "The queries were repeated too, so they are again more than the keys. Only keys "
+            "and values are too few."),
         Misconception("a group size with a decimal point",
             _repeated(repeat_heads, lambda q, k: q.shape[2] / k.shape[2]),
             "The number of copies is a decimal number, and nothing can be repeated 4.0 times. "
@@ -298,44 +290,22 @@ PLAIN_ATTEND = Exercise(
             lambda q, k, v, mask: _mean_queries(q, k, v, mask, again=False),
             "The result has as many heads as there are shared ones. It must have H: every "
             "query head looks for itself."),
-        Misconception("one query of each group kept",
-            lambda q, k, v, mask: attend(q[:, :, ::_group_size(q, k)], k, v, mask),
-            "Most query heads were thrown away. All of them look; only keys and values are "
-            "shared."),
         Misconception("first shared head for all",
             lambda q, k, v, mask: attend(q, k[:, :, :1].expand(-1, -1, q.shape[2], -1),
                                          v[:, :, :1].expand(-1, -1, q.shape[2], -1), mask),
             "Every query head reads key/value head 0. Each group has a key/value head of its "
             "own."),
-        Misconception("average of the shared heads",
-            lambda q, k, v, mask: attend(q, k.mean(2, True).expand(-1, -1, q.shape[2], -1),
-                                         v.mean(2, True).expand(-1, -1, q.shape[2], -1), mask),
-            "Every query head reads an average of all shared heads. Each group reads one of "
-            "them, as it is."),
         Misconception("mask forgotten",
             lambda q, k, v, mask: plain_attend(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight: the mask was not handed on. It is the same for all "
             "heads."),
-        Misconception("a mask of one's own",
-            lambda q, k, v, mask: plain_attend(q, k, v, causal(
-                torch.arange(q.shape[1]), torch.arange(k.shape[1]))),
-            "You made a new causal mask that begins at position 0. The queries may begin "
-            "later: hand on the mask that was given."),
         Misconception("looks joined in another order",
             _grouped(join=lambda out: out.transpose(2, 3).flatten(2, 3)),
             "Each look is right, but stands in the place of another head. Join the axes in "
             "the order in which you cut them: group, then member."),
-        Misconception("softmax over the heads of a group",
-            _grouped(soften=lambda s, hidden: s.softmax(2).masked_fill(hidden, 0.0)),
-            "The heads of a group compete for weight. They share keys, not weights: the "
-            "softmax runs over the keys, for each head by itself."),
         Misconception("no scale", _grouped(scale=lambda q: 1.0),
             "The weights are too sharp: the scores were not divided by the root of D, as in "
             "chapter 2."),
-        Misconception("scale of the whole group",
-            _grouped(scale=lambda q: 1 / math.sqrt(q.shape[-1] * q.shape[2])),
-            "The weights are too even. Shared or not, a score sums over the D numbers of one "
-            "head; divide by the root of D."),
         Misconception("NaN where nothing may be seen",
             _grouped(hide=-torch.inf, soften=lambda s, hidden: s.softmax(-1)),
             "A query that may see nothing gives NaN. As in chapter 2, its result is zeros."),
@@ -419,6 +389,8 @@ CACHE_BYTES = Exercise(
         Misconception("one layer", _bytes(
                 lambda c, s, b, z: 2 * c.n_kv_heads * c.head_dim * s * b * z),
             "That is the cache of one layer. Every layer has keys and values of its own."),
+        Misconception("one head", _bytes(lambda c, s, b, z: 2 * c.n_layers * c.head_dim * s * b * z),
+            "That is the cache of a single key/value head in each layer. How many are there?"),
         Misconception("one text", _bytes(
                 lambda c, s, b, z: _right_bytes(c, s, 1, z)),
             "That is enough for one text. Each text of the batch has keys and values of its "
@@ -428,15 +400,13 @@ CACHE_BYTES = Exercise(
         Misconception("numbers, not bytes", _bytes(lambda c, s, b, z: _right_bytes(c, s, b, 1)),
             "You counted numbers. Each takes several bytes in memory; the last argument says "
             "how many."),
-        Misconception("bits", _bytes(lambda c, s, b, z: 8 * _right_bytes(c, s, b, z)),
-            "Eight times too many: those are bits. The last argument is given in bytes."),
+        Misconception("bytes counted twice", _bytes(
+                lambda c, s, b, z: _right_bytes(c, s, b, z) * z),
+            "The bytes of a number were counted twice. The first line counts numbers; the "
+            "second turns them into bytes."),
         Misconception("GiB", _bytes(lambda c, s, b, z: _right_bytes(c, s, b, z) / 2**30),
             "That is the size in GiB. Bytes are asked for; the 4 GiB of the example only say "
             "how much it is."),
-        Misconception("keys only, of every query head", _bytes(
-                lambda c, s, b, z: c.n_layers * c.n_heads * c.head_dim * s * b * z),
-            "Two slips: the cache keeps keys and values, and it keeps them for the key/value "
-            "heads, not for every query head."),
         Misconception("queries kept as well", _bytes(
                 lambda c, s, b, z: (c.n_heads + 2 * c.n_kv_heads) * c.n_layers * c.head_dim * s * b * z),
             "You counted the queries as well. A query is used once, by its own token, and is "
@@ -457,12 +427,6 @@ CACHE_BYTES = Exercise(
                 lambda c, s, b, z: 2 * c.n_layers * c.dim * s * b * z),
             "You used the width of the model. A key has as many numbers as a head, and there "
             "is one for each key/value head."),
-        Misconception("pairs of tokens", _bytes(lambda c, s, b, z: _right_bytes(c, s * s, b, z)),
-            "It grows with the square of the length. Scores belong to pairs of tokens; keys "
-            "and values belong to single ones."),
-        Misconception("a head for each pair", _bytes(
-                lambda c, s, b, z: _right_bytes(c, s, b, z) * c.n_heads),
-            "Query heads and key/value heads were multiplied. Queries are not kept at all."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -509,9 +473,9 @@ GROUPED_IN_ORDER = Exercise(
         Misconception("keys cut into H heads", (0, 7, 2, 3, 4, 5, 6),
             "One line cuts keys and values into H heads. They have K heads: that is what is "
             "shared."),
-        Misconception("keys cut into H heads, repeated early", (0, 7, 2, 4, 3, 5, 6),
-            "Two slips: keys and values have K heads, not H, and they are repeated only after "
-            "the cache."),
+        Misconception("nothing shared", (0, 7, 2, 3, 5, 6),
+            "That is a layer without sharing. wk and wv make K heads, which are kept as they "
+            "are and repeated for the look."),
         Misconception("rotated after the cache", (0, 1, 3, 2, 4, 5, 6),
             "The keys go into the cache unrotated, and old keys would then be turned by the "
             "new token's angle. A key is rotated once, at its own position."),
@@ -543,17 +507,18 @@ GROUPED_IN_ORDER = Exercise(
 # ---------------------------------------------------------------- exercise: spread_heads (bug)
 
 
-def _expanded(axis, shape=None, cut=True):
-    """x with a new axis of n at one place, joined again."""
+def _spread(make_wide):
+    """spread_heads with another line for `wide`; its last line is given."""
     def spread_heads(x, n):
-        wide = x.unsqueeze(axis)
-        sizes = list(wide.shape)
-        sizes[axis] = n
-        wide = wide.expand(sizes)
-        if shape:
-            return wide.reshape(shape(x, n))
-        return _cut(wide, x) if cut else wide
+        B, S, K, D = x.shape
+        return make_wide(x, n).reshape(B, S, K * n, D)
     return spread_heads
+
+
+def _expanded(axis):
+    """x with a new axis of n at one place, joined again."""
+    return _spread(lambda x, n: x.unsqueeze(axis).expand(
+        *x.shape[:axis], n, *x.shape[axis:]))
 
 
 SPREAD_HEADS = Exercise(
@@ -578,30 +543,21 @@ SPREAD_HEADS = Exercise(
         Misconception("the new axis before the positions", _expanded(1),
             "The new axis stands before the positions, and joining mixes tokens. It belongs "
             "between heads and numbers."),
-        Misconception("joined with the numbers",
-            _expanded(3, lambda x, n: (*x.shape[:3], n * x.shape[3])),
-            "The copies were joined with the numbers: as many heads as before, each longer. "
-            "Join them with the heads."),
-        Misconception("not joined", _expanded(3, cut=False),
-            "The new axis is in the right place now, but it is still there. Join it with the "
-            "heads."),
         Misconception("new axis moved, sizes not",
-            lambda x, n: x[:, :, :, None].expand(
-                *x.shape[:2], n, *x.shape[2:]).reshape(*x.shape[:2], -1, x.shape[3]),
+            _spread(lambda x, n: x[:, :, :, None].expand(*x.shape[:2], n, *x.shape[2:])),
             "The new axis stands after the heads now, but the sizes to expand to still name "
             "it before them. Both must say the same."),
         Misconception("sizes moved, new axis not",
-            lambda x, n: x[:, :, None].expand(
-                *x.shape[:3], n, x.shape[3]).reshape(*x.shape[:2], -1, x.shape[3]),
+            _spread(lambda x, n: x[:, :, None].expand(*x.shape[:3], n, x.shape[3])),
             "The sizes name the new axis after the heads, but it still stands before them. "
             "Both must say the same."),
-        Misconception("view in the place of reshape",
-            lambda x, n: x[:, :, :, None].expand(*x.shape[:3], n, x.shape[3]).view(
-                *x.shape[:2], -1, x.shape[3]),
-            "The axis stands in the right place. But expanded copies are not in memory, so "
-            "they cannot be viewed as one axis; join them by the function that was there."),
-        Misconception("nothing expanded", lambda x, n: x,
-            "No head was repeated. Only the place of the new axis was wrong."),
+        Misconception("nothing expanded", _spread(lambda x, n: x[:, :, :, None]),
+            "The new axis has the right place and the size 1. It still has to be expanded to "
+            "n copies, as before."),
+        Misconception("as many copies as heads",
+            _spread(lambda x, n: x[:, :, :, None].expand(*x.shape[:3], *x.shape[2:])),
+            "The new axis has the right place, but not the size n: there are as many copies "
+            "as heads."),
     ),
     hints=(
         Hint("I do not see the bug",
@@ -671,12 +627,24 @@ def _rows_with_wrong_mask(q, k, v, mask):
     return out.reshape(B, T, n, -1, D).transpose(2, 3).reshape(B, T, H, D)
 
 
-def _rows_by_head_mask(q, k, v, mask):
-    """Rows one head after another, each row of the mask n times."""
+def _rows_by_head(q, k, v, mask):
+    """Rows one head after another; the mask as it is given."""
     (B, T, H, D), n = q.shape, _group_size(q, k)
     rows = q.unflatten(2, (-1, n)).permute(0, 3, 1, 2, 4).reshape(B, n * T, -1, D)
-    out = attend(rows, k, v, mask.repeat_interleave(n, dim=-2))
+    out = attend(rows, k, v, mask)
     return out.reshape(B, n, T, -1, D).permute(0, 2, 3, 1, 4).reshape(B, T, H, D)
+
+
+def _rows_by_head_mask(q, k, v, mask):
+    """The same, each row of the mask n times."""
+    return _rows_by_head(q, k, v, mask.repeat_interleave(_group_size(q, k), dim=-2))
+
+
+def _hidden_after_softmax(q, k, v, mask):
+    groups = q.unflatten(2, (k.shape[2], -1))
+    scores = torch.einsum("btkgd,bskd->bkgts", groups, k) / math.sqrt(q.shape[-1])
+    weights = scores.softmax(-1) * mask.unsqueeze(-3).unsqueeze(-3)
+    return torch.einsum("bkgts,bskd->btkgd", weights, v).flatten(2, 3)
 
 
 def _scores_times_mask(q, k, v, mask):
@@ -734,10 +702,6 @@ WITHOUT_COPIES = Exercise(
         Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
             "The mask met the axes of the heads instead of those of text, query and key. It "
             "needs two new axes after the first."),
-        Misconception("softmax over the heads of a group",
-            _grouped(soften=lambda s, hidden: s.softmax(2).masked_fill(hidden, 0.0)),
-            "The heads of a group compete for weight. The softmax runs over the keys, for "
-            "each head by itself."),
         Misconception("no scale", _grouped(scale=lambda q: 1.0),
             "The weights are too sharp: the scores were not divided by the root of D."),
         Misconception("mask ignored",
@@ -745,12 +709,18 @@ WITHOUT_COPIES = Exercise(
             "Hidden keys get weight. The mask needs an axis for the groups and one for their "
             "members."),
         Misconception("softmax over the queries",
-            _grouped(soften=lambda s, hidden: s.softmax(-2)),
+            _grouped(hide=-torch.inf, soften=lambda s, hidden: s.softmax(-2)),
             "The weights of one query do not sum to 1: the softmax ran over the queries. It "
             "runs over the keys, the last axis of the scores."),
         Misconception("scores multiplied by the mask", _scores_times_mask,
             "Hidden keys get weight: a score of 0 is not a weight of 0. Hide scores before the "
             "softmax, so that their weights vanish."),
+        Misconception("mask after the softmax", _hidden_after_softmax,
+            "Hidden keys took their part of the softmax, so the other weights sum to less than "
+            "1. Hide scores before the softmax."),
+        Misconception("mask one axis short", _grouped(room=lambda mask: mask.unsqueeze(-3)),
+            "The mask got one new axis. The scores have two axes of heads, group and member, "
+            "so it needs two, after that of the texts."),
         Misconception("mask turned round",
             lambda q, k, v, mask: _grouped(
                 hide=-torch.inf, soften=lambda s, hidden: s.softmax(-1))(q, k, v, ~mask),
@@ -760,12 +730,17 @@ WITHOUT_COPIES = Exercise(
             _grouped(join=lambda out: out.flatten(2, 3).transpose(1, 2)),
             "The looks are right, but the heads stand before the positions. The result is "
             "text, position, head, number."),
+        Misconception("positions and heads mixed at the end",
+            _grouped(join=lambda out: out.permute(0, 2, 3, 1, 4).reshape(
+                out.shape[0], out.shape[1], -1, out.shape[4])),
+            "The looks stood in another order of axes, and reshape does not swap axes: "
+            "positions and heads are mixed. Put the positions second, then join."),
+        Misconception("mask not repeated for rows", _rows_by_head,
+            "There are n times as many rows of queries now, and the mask still has T. Each "
+            "row needs the mask of its position."),
         Misconception("mask interleaved for rows one head after another", _rows_by_head_mask,
             "Your rows run through all queries of one head, then the next head; the mask "
             "repeats each query n times in a row. Both must run alike."),
-        Misconception("one query for a group", _mean_queries,
-            "All heads of a group give the same. Only keys and values are shared; each head "
-            "keeps its own query."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -829,10 +804,6 @@ def _same(x, n):
     return x
 
 
-def _keep_last_only(kept, pair):
-    kept[:] = [pair]
-
-
 def _keep_all_again(kept, pair):
     """The joined keys are appended to what they were joined from."""
     joined = [torch.cat([*(old[i] for old in kept), pair[i]], dim=1) for i in (0, 1)]
@@ -850,30 +821,14 @@ def _keep_and_append_joined(q, k, v, kept):
     return _look_at(q, keys, values)
 
 
-def _keep_first_copies(q, k, v, kept):
-    n, K = _group_size(q, k), k.shape[2]
-    kept.append(tuple(repeat_heads(x, n)[:, :, :K] for x in (k, v)))
-    return _look_at(q, *(torch.cat(parts, dim=1) for parts in zip(*kept)))
-
-
-def _keep_joined_along_heads(q, k, v, kept):
-    n = _group_size(q, k)
-    kept.append((k, v))
-    keys, values = (repeat_heads(torch.cat(parts, dim=2), n) for parts in zip(*kept))
-    return attend(q, keys, values, _seen(q, keys))
-
-
 def _keep_too_late(q, k, v, kept):
     keys, values = (torch.cat(parts, dim=1) for parts in zip(*kept))
     kept.append((k, v))
     return _look_at(q, keys, values)
 
 
-def _keep_and_pop(q, k, v, kept):
-    kept.append((k, v))
-    out = _look_at(q, *(torch.cat(parts, dim=1) for parts in zip(*kept)))
-    kept.pop()
-    return out
+def _keep_nothing(q, k, v, kept):
+    return _look_at(q, *(torch.cat(parts, dim=1) for parts in zip(*kept, (k, v))))
 
 
 LOOK_AND_KEEP = Exercise(
@@ -923,25 +878,16 @@ LOOK_AND_KEEP = Exercise(
         Misconception("joined pairs appended as well", _keep_and_append_joined,
             "Old tokens are kept several times: the joined pair was appended to the pairs it "
             "was made of. Either keep single pairs, or the joined one alone."),
-        Misconception("the first K of the copies", _keep_first_copies,
-            "The list is small now, but it holds wrong heads: the first K copies all belong to "
-            "the first heads. Keep what came in, before anything is repeated."),
-        Misconception("repeated twice",
-            _keeping(after=lambda x, n: repeat_heads(repeat_heads(x, n), n)),
-            "The list is small now, but its heads are repeated twice on the way to the look. "
-            "Once is enough."),
-        Misconception("joined along the heads", _keep_joined_along_heads,
-            "What was kept was joined along the heads, so each token adds heads. Tokens belong "
-            "one after the other, along the second axis."),
+        Misconception("repeated before and after",
+            _keeping(before=repeat_heads, after=repeat_heads),
+            "Keys and values are repeated twice on the way to the look. Keep them as they "
+            "come, and repeat once, after the list."),
         Misconception("joined before the new pair is in", _keep_too_late,
             "The list is joined before the new pair is in it. At the first token it is still "
             "empty; append first."),
-        Misconception("taken out again", _keep_and_pop,
+        Misconception("never kept", _keep_nothing,
             "The list is empty after the look, so a new token sees only itself. What is kept "
             "must stay, with K heads."),
-        Misconception("the last piece only", _keeping(store=_keep_last_only),
-            "The list holds the newest piece only, so a new token cannot see the earlier "
-            "ones."),
         Misconception("only the new keys are looked at",
             lambda q, k, v, kept: (kept.append((k, v)), plain_attend(q, k, v, _seen(q, k)))[1],
             "Everything is kept, but the look uses the new keys and values alone. Join the "
@@ -1009,14 +955,16 @@ def _reordered_by_view(wq, wo, n_heads, n_kv_heads):
     return new_q, new_o
 
 
-def _reordered_rows(wq, wo, n_heads, n_kv_heads):
-    """The places of single numbers, not of heads."""
-    order = torch.arange(len(wq)).view(-1, n_kv_heads).T.flatten()
-    return wq[order], wo[:, order]
+def _reordered_torn(wq, wo, n_heads, n_kv_heads):
+    """Cut into numbers first, heads second."""
+    order = _side_by_side(n_heads, n_kv_heads)
+    return (wq.unflatten(0, (-1, n_heads))[:, order].flatten(0, 1),
+            wo.unflatten(1, (-1, n_heads))[:, :, order].flatten(1))
 
 
-def _sorted_by_remainder(wq, wo, n_heads, n_kv_heads):
-    order = torch.arange(n_heads).argsort(stable=True, descending=True)
+def _reordered_by_wrong_step(wq, wo, n_heads, n_kv_heads):
+    n = n_heads // n_kv_heads
+    order = [h for g in range(n_kv_heads) for h in range(g, n_heads, n)]
     return _reordered(lambda H, K: order)(wq, wo, n_heads, n_kv_heads)
 
 
@@ -1038,13 +986,16 @@ REORDER_QUERIES = Exercise(
             "h // n."),
         Misconception("output left as it was", _reordered(_side_by_side, output=False),
             "The queries are in order, but wo still expects the looks in the old one. A look "
-            "moves together with its query."),
+            "moves with its query: its place in wo is a block of columns."),
         Misconception("queries left as they were", _reordered(_side_by_side, queries=False),
             "wo expects the new order, but the queries still come in the old one. Both must "
             "move together."),
-        Misconception("single rows moved", _reordered_rows,
-            "Single numbers were moved, so heads are torn apart. A head is a block of D rows "
-            "that stays together."),
+        Misconception("cut into numbers first, heads second", _reordered_torn,
+            "Heads are torn apart: the rows were cut as if the first number of every head came "
+            "first. A head is D rows that stand together."),
+        Misconception("every n-th head for a group", _reordered_by_wrong_step,
+            "The number of rows has changed: heads are lost or there twice. Those that read "
+            "one key/value head stand K apart in the old order, not n."),
         Misconception("one row for each head", lambda wq, wo, H, K: (
                 wq[_side_by_side(H, K)], wo[:, _side_by_side(H, K)]),
             "Only H rows and columns are left: the order of heads was used for single rows. A "
@@ -1068,20 +1019,9 @@ REORDER_QUERIES = Exercise(
                 wo.unflatten(1, (H, -1))[:, _side_by_side(H, K)]),
             "The order is right, but heads and their numbers still have an axis each. Join "
             "them, so that both are matrices again."),
-        Misconception("head size from the width",
-            lambda wq, wo, H, K: (wq.view(H, wq.shape[1] // H, -1), wo),
-            "The size of a head was taken as the width over H. Read it from the rows of wq, "
-            "which are H times D."),
-        Misconception("each group backwards", _reordered(
-                lambda H, K: _side_by_side(H, K).view(K, -1).flip(1).flatten()),
-            "The groups are right, but each runs backwards. Heads of one group keep their "
-            "order."),
         Misconception("nothing moved", lambda wq, wo, n_heads, n_kv_heads: (wq, wo),
             "Nothing has moved. Old head 1 read key/value head 1; where must it stand to read "
             "it under our rule?"),
-        Misconception("turned round", _sorted_by_remainder,
-            "The heads were put in reverse order. Sort them by the key/value head which they "
-            "read, each group in its old order."),
         Misconception("shared head taken for a query head",
             _reordered(lambda H, K: torch.arange(H) // (H // K)),
             "Some heads are there several times and others are lost: the order holds numbers "
@@ -1164,6 +1104,16 @@ POOL_HEADS = Exercise(
         Misconception("sum", _pooled(lambda heads: heads.sum(1)),
             "The heads of a group were added up, so keys and values become too large. An "
             "average divides by their number."),
+        Misconception("divided by the new heads", lambda w, K, new: _pooled(
+                lambda heads: heads.sum(1) / new)(w, K, new),
+            "The sums were divided by the number of new heads. A group has K / new members."),
+        Misconception("slices of the wrong length", lambda w, K, new: torch.cat(
+                [w.unflatten(0, (K, -1))[g * new:(g + 1) * new].mean(0) for g in range(new)]),
+            "As many heads were averaged as new ones are wanted. A group has K / new members, "
+            "and begins where the last one ended."),
+        Misconception("one head for all", lambda w, K, new: w.unflatten(0, (K, -1)).mean(0),
+            "One head is left: the average ran over all of them. There must be one for each "
+            "group."),
         Misconception("first head of each group", _pooled(lambda heads: heads[:, 0]),
             "Only the first head of each group was kept. The task is the average of the "
             "group; the cell below compares the two."),
@@ -1196,10 +1146,6 @@ POOL_HEADS = Exercise(
                 1, keepdim=True).expand(-1, K // new, -1, -1).flatten(0, 2),
             "The averages are right, but each is still there several times. The new matrix "
             "has fewer rows: one block for each new head."),
-        Misconception("divided by all heads",
-            lambda w, K, new: w.unflatten(0, (new, K // new, -1)).sum(1).flatten(0, 1) / K,
-            "The sums were divided by the number of all heads. A group has only K / new "
-            "of them."),
         Misconception("new and group size exchanged",
             lambda w, K, new: w.unflatten(0, (K // new, new, -1)).mean(1).flatten(0, 1),
             "The number of new heads is wrong: you made groups of that size. The number of "
@@ -1208,15 +1154,6 @@ POOL_HEADS = Exercise(
             lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(2).flatten(0, 1),
             "Each head became a single row: the average ran over the rows of a head. It runs "
             "over the heads of a group, and each keeps its D rows."),
-        Misconception("median",
-            _pooled(lambda heads: heads.median(1).values),
-            "That is the median, one of the numbers, not their average. Add the heads of a "
-            "group up and divide by their number."),
-        Misconception("columns averaged",
-            lambda w, K, new: w.unflatten(0, (K, -1))[:new].mean(2, keepdim=True).expand(
-                -1, -1, w.shape[1]).flatten(0, 1),
-            "The average ran along the input. Heads are blocks of rows, as nn.Linear stores "
-            "outputs first."),
     ),
     hints=(
         Hint("I do not know where to start",
