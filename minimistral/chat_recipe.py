@@ -1,9 +1,12 @@
-"""How tales-chat was made: python -m minimistral.chat_recipe --out folder
+"""How tales-chat was made: python -m minimistral.chat_recipe --full --out folder
 
-Questions about new tales are drawn, tales-dense learns to answer them through an adapter,
-and what it answers to questions it never saw is scored. With --full the whole model learns
-from the same questions in the same order: what the adapter is compared with. --join NAME
-FOLDER puts the record of another run into the adapter's.
+Questions about new tales are drawn, tales-dense learns to answer them, and what it answers to
+questions it never saw is scored. With --full all parameters learn, without it an adapter does,
+from the same questions in the same order. --join NAME FOLDER puts the record of another run
+into that in --out.
+
+The shipped model is the --full one: after as many steps the adapter, with 1.8% of the
+parameters, knows half as many answers. Both are in its record.
 """
 
 import argparse
@@ -129,14 +132,15 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     minutes, every = (time.time() - clock) / 60, max(1, len(losses) // 100)
     out.mkdir(parents=True, exist_ok=True)
     if full:
-        save_model(model, out)
+        save_model(model.to(torch.bfloat16), out)
+        model = model.float()
     else:
         save_adapter(model, out, recipe.base)
         model = merge_lora(model)
     tokenizer.save(out)
     say("measuring the tuned model")
     facts = {
-        "name": "full" if full else "tales-chat", "date": date.today().isoformat(),
+        "name": "tales-chat" if full else "adapter", "date": date.today().isoformat(),
         "command": "python -m minimistral.chat_recipe" + " --full" * full,
         "base": recipe.base, "chat_format": tokenizer.version,
         "adapter": None if full else {"rank": recipe.rank, "alpha": recipe.alpha,

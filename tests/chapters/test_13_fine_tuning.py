@@ -1,9 +1,6 @@
 """Chapter 13: its records are sound, its drafts agree with the library, its claims hold."""
 
-import json
-
 import pytest
-import torch
 
 import minimistral as mm
 from minimistral.chat_recipe import RECIPE, examination, interviews
@@ -114,17 +111,6 @@ def test_full_tuning_of_7b_needs_more_than_100_gb():
     assert parts["for learning"] == pytest.approx(8 * parts["weights"])
 
 
-@pytest.mark.parametrize("wording", ch13.WORDINGS)
-@pytest.mark.parametrize("rule", ch13.RULES)
-def test_the_explorer_counts_what_was_recorded(wording, rule):
-    figure, sentence, table = ch13.score_explorer(wording, rule, 40)
-    for i, shots in enumerate((0, 1, 3)):
-        for model in ch13.MODELS:
-            marks = ch13.marks_of(model, wording, shots, rule)
-            assert len(marks) == 60 and table[model][i] == f"{marks[:40].count('1')} of 40"
-    assert sentence.count("solved") == 3
-
-
 # ---------------------------------------------------------------- tales-chat and its record
 
 
@@ -135,14 +121,13 @@ def test_the_examination_is_even_and_nobody_learned_from_it(tokenizer):
     assert not shared(learned, asked) and not shared(asked, learned)
 
 
-def test_the_record_says_what_was_promised():
+def test_the_record_says_what_was_measured():
     run = ch13.record()
-    assert run["shared_with_examination"] == 0 == run["full"]["shared_with_examination"]
+    assert run["shared_with_examination"] == 0 == run["lora"]["shared_with_examination"]
     assert run["before"]["all"]["share"] < 0.1
     assert run["after"]["all"]["share"] >= 0.9
-    assert run["parameters"]["share"] <= 0.02
-    assert run["after"]["all"]["share"] >= 0.95 * run["full"]["after"]["all"]["share"]
-    for part in (run["before"], run["after"], run["full"]["after"]):
+    assert run["lora"]["parameters"]["share"] <= 0.02
+    for part in (run["before"], run["after"], run["lora"]["after"]):
         counted = part["all"]
         assert sum(kind["right"] for kind in part["kinds"].values()) == counted["right"]
         assert sum(tongue["asked"] for tongue in part["languages"].values()) == counted["asked"]
@@ -152,18 +137,8 @@ def test_the_record_says_what_was_promised():
 def test_the_shipped_model_answers_as_its_record_says(tokenizer):
     from minimistral.instruct import answers
 
-    model, asked = mm.load_model("tales-chat"), examination()[::20]
+    model, asked = mm.load_model("tales-chat"), examination()[::5]
     said = answers(model, tokenizer, [q.messages for q in asked], 60)
     share = sum(map(is_right, asked, said)) / len(asked)
-    assert abs(share - ch13.record()["after"]["all"]["share"]) < 0.15      # 50 questions
+    assert abs(share - ch13.record()["after"]["all"]["share"]) < 0.15      # 48 of the 240 questions
     assert ch13.record()["chat_format"] == tokenizer.version
-
-
-def test_the_recorded_runs_have_their_provenance():
-    for part in ("scores", "contaminated", "preferences"):
-        result = ch13.recorded(part)
-        assert {"command", "date", "processor", "torch", "threads"} <= set(result["provenance"])
-    marks = ch13.recorded("scores")["marks"]
-    assert all(len(row) == 60 and set(row) <= {"0", "1"} for row in marks.values())
-    assert len(json.dumps(marks)) > 3000
-    assert torch.tensor(ch13.recorded("preferences")["losses"][0]).item() == pytest.approx(0.6931, abs=1e-3)
