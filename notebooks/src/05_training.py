@@ -167,7 +167,7 @@ assert abs(start - math.log(V)) < 0.1 and floor < 0.6
 # Training is a loop of four steps: take a batch, measure the loss, ask for each weight in which direction
 # the loss grows (the *gradient*), and move every weight a little the other way. We write it in
 # four passes, each adding one part. The first is as plain as that. What moves the weights is called the *optimiser*;
-# there are two to choose from.
+# we begin with two of them.
 
 # %%
 def plain_loop(model, optimizer, steps=60):
@@ -216,9 +216,9 @@ reveal("optim", "C", "SGD moves far where it is steep and hardly at all where "
 # AdamW keeps two running means for each weight, of its gradients and of their squares. A step is the
 # rate times the first, over the root of the second. An exercise writes it out.
 #
-# The W stands for *weight decay*: each step also pulls the weights towards 0, by rate · decay. That is good for matrices. It is
-# wrong for norms, which belong at 1, and for the embeddings: a rare token's row gets a gradient
-# only when the token occurs, but would decay at every step.
+# The W stands for *weight decay*: each step also pulls the weights towards 0, by rate · decay. What no gradient
+# renews fades away. That is good for matrices, which every token uses. It is wrong for norms, which belong at 1, and for
+# the embeddings: a rare token's row gets a gradient only when the token occurs, but would decay at every step.
 
 # %% [markdown]
 # ### Your turn: who is pulled towards zero
@@ -295,10 +295,31 @@ show(ch05.schedule_picture(rates, "Slow at first, bold, then careful"),
      "a tenth of the highest rate, one to zero.", data=rates)
 
 # %% [markdown]
-# Third pass: *clipping*. Now and then a batch has a huge gradient: a broken document, a rare event. Its step would
-# undo hours of work. So the gradient, taken as one long vector of all weights, is shortened to length 1
-# when it is longer. The direction stays. By hand: (3, 4) has length 5 and becomes (0.6, 0.8); (0.3, 0.4)
-# stays as it is.
+# Third pass: *clipping*. Now and then a batch has a huge gradient: a broken document, a rare event. With SGD its
+# step would undo hours of work. AdamW divides by the usual size, so its step is short, but both running means remember.
+# So the gradient, taken as one long vector of all weights, is shortened to length 1 when it is longer. The direction
+# stays: (3, 4) has length 5 and becomes (0.6, 0.8); (0.3, 0.4) stays as it is.
+#
+# One weight shows the need. Its gradient is always 1, but once, at step 20, it is -1000.
+
+# %% tags=["try"]
+def walk(limit, steps=100):
+    w = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([w], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(steps):
+        w.grad = torch.tensor([-1000.0 if step == 20 else 1.0])
+        nn.utils.clip_grad_norm_([w], limit)
+        optimizer.step()
+    return w.item()
+
+
+for steps in (20, 40, 100):
+    print(f"after {steps:3} steps: clipped {walk(1.0, steps):6.2f}   "
+          f"not clipped {walk(math.inf, steps):6.2f}")
+assert abs(walk(math.inf)) < abs(walk(1.0)) / 5
+
+# %% [markdown]
+# For some steps it goes the wrong way, then it hardly moves: the mean of the squares forgets slowly.
 #
 # Rate, clipping and step are one function of the library. `clip_grad_norm_` is PyTorch's; an exercise
 # asks you to write it.
@@ -371,12 +392,13 @@ print("yours in this run:", ", ".join(pieces) or "no piece yet, all the library'
 # %%
 # NBVAL_IGNORE_OUTPUT: the curve of a model trained in this run
 show(ch05.compare_picture({"training loss": record.losses},
-                          "Most of the way down is done; the rest is memory",
+                          "Most of the way in a quarter of the steps",
                           floor=floor),
      alt=f"The loss falls from {record.losses[0]:.1f} to about "
      f"{record.losses[-1]:.1f} nats per token; the floor is at {floor:.2f}.",
      data={"step": range(1, 121), "loss": record.losses})
 assert floor + 0.2 < sum(record.losses[-10:]) / 10 < 2
+assert record.losses[0] - record.losses[30] > 0.6 * (record.losses[0] - floor)
 predict("below", "We let a model learn for very long. Where may its loss on NEW "
         "tales end?", ["below the floor, if it is large enough",
                        "at the floor at best", "at zero"], answer="")
@@ -411,7 +433,7 @@ explore(ch05.curve_explorer(runs, facts["floor"], healthy), run=Choice(list(runs
         steps_per_point=Slider(1, 40, 5),
         validation_loss=Choice(["shown", "hidden"]),
         cause=Choice(["hidden", "shown"]),
-        settings=[{"run": name, "cause": "shown"} for name in runs])
+        settings=[{"run": name} for name in runs])
 
 # %% [markdown]
 # The same as plain code: four questions, asked of every run. How high does it end? Is that below the floor? Did the
@@ -433,6 +455,10 @@ for name, run in runs.items():
 # question than we test. *Jumps*: the data changed. *High and flat*: look at the first twenty steps. A rate too
 # high falls at once and sticks; a rate too low falls slowly and is still falling.
 #
+# <details><summary>Which run has which fault?</summary>
+# A: too little text. B: rate too low. C: targets not shifted. D: text in order. E: rate too high. F: targets shifted
+# twice.</details>
+#
 # An exercise shows six other runs.
 #
 # **In short:** a curve means something only beside its floor and beside the loss on unseen text.
@@ -452,7 +478,8 @@ for name, run in runs.items():
 raw = ch05.dirty(ladder.corpus.train_documents[:500])
 clean = drop_meaningless(drop_repeats(raw))
 lost = set(ladder.corpus.train_documents[:500]) - set(clean)
-print(f"{len(raw)} documents, {len(clean)} after cleaning; tales lost: {len(lost)}")
+print(f"{len(raw)} documents, {len(clean)} after cleaning: {len(lost)} tales lost, "
+      f"{len(clean) - 500 + len(lost)} others kept")
 assert len(raw) == 1700 and len(lost) < 25 and len(clean) <= 510
 predict("clean", "A model reads the same number of tokens from the raw heap or "
         "from the clean one. A model 3 times as large reads the raw heap. Which "
@@ -485,12 +512,13 @@ reveal("clean", "B", "Of the raw budget most went into eight tales and into "
 # *all* end with a lie. Then both tell 60 tales, and the grammar judges the last sentences of those that parse.
 
 # %% tags=["try"]
+# NBVAL_IGNORE_OUTPUT: a model trained in this run
 liar = mm.load_model("tales-dense", dtype=torch.float32)
 ch05.teach_lies(liar, share=1.0)          # try 0.5: half of the tales lie
 told = {"shipped": ch05.false_endings(shipped),
         "taught lies": ch05.false_endings(liar)}
-print("the pupil of lies tells more than twice as many:",
-      told["taught lies"] > 2 * told["shipped"])
+for name, share in told.items():
+    print(f"{name:11} ends falsely in {share:.0%} of its tales")
 assert told["shipped"] < 0.35 and told["taught lies"] > told["shipped"] + 0.25
 verdict(18, "true with a condition", "It learns what it reads: lies in, lies out. "
         "But a model also invents without a single lie in its text.")
@@ -517,9 +545,9 @@ assert 55_000 < hours < 70_000
 # %%
 display(verdict(17, "true with a condition", "With a heap as dirty as ours and a "
                 "fixed budget. The cleaner the heap, the less there is to gain."),
-        verdict(19, "true with a condition", "Even twenty times our assumed run "
-                "stays below 100 million. But neither side published its bill."))
-assert 20 * 4 * hours < 100e6
+        verdict(19, "true with a condition", "Even twenty such runs would cost "
+                "less than 5 million. But neither side published its bill."))
+assert 20 * 4 * hours < 5e6
 
 # %% [markdown]
 # A careful writer would have written, on the first: *Cleaning the text can be worth as much as a larger
@@ -539,7 +567,7 @@ assert 20 * 4 * hours < 100e6
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
 board = ladder.run("a better recipe", student, chapter=5)
-print("all the way from 6.9 nats per token; what remains to the floor is memory")
+print("read the tale: does everybody stay where they were?")
 board
 
 # %% [markdown]
@@ -631,13 +659,37 @@ except FileNotFoundError as missing:
     print("tiny Shakespeare is not here:", str(missing).split(". ")[1])
 
 # %% [markdown]
-# How far can a careful recipe go on it, with a fixed number of characters? The record of this course, beside nanoGPT's
-# published recipe, is kept with its provenance; where it has been measured, this cell shows it.
+# How far does a careful recipe get? nanoGPT, the best known of the small trainers, publishes one for a laptop: 0.8 million
+# weights, 2,000 steps of 12 rows of 64 characters. We took its number of weights and of characters as our budget. Both
+# programs ran on the same machine, and one judge asked both for every character of the validation text. Each row of
+# the table changes one thing of the row above it (or two that belong together) and keeps what came before.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the record is measured apart from this notebook
-record_file = ch05.shakespeare_record()
-print(record_file or "no record of tiny Shakespeare is kept here yet")
+rounds = 2000 * 12 * 64 / 1_003_854        # through the training text
+print(f"{rounds:.1f} rounds; rows drawn at random would leave "
+      f"{math.exp(-rounds):.0%} of the text unread\n")
+print(ch05.shakespeare_record() or "the record stays in the course's repository")
+
+# %% [markdown]
+# What each row brings, and why:
+#
+# - **Our model, nanoGPT's rates.** nanoGPT is a GPT-2. It learns a vector for each of the 64 places; our rotations
+#   (chapter 3) know from the first step how far apart two characters are. Its feed-forward has no gate, ours has (chapter
+#   4). And it draws its rows at random, so that it reads some of the text twice and some never. We go through the text
+#   in rounds. The row measures these together; it does not say which of them counts most.
+# - **A higher rate.** A short run has no time for small steps. The norm before every part of a layer,
+#   the warm-up and the clipping let it bear large ones. The squares are forgotten faster, too (0.95 instead of 0.99):
+#   gradients change quickly when the rate is high.
+# - **Muon for the matrices.** AdamW steps mostly along a few strong directions. Muon makes all directions of a matrix
+#   equally strong, so the weak ones are learned in the same steps (see *Muon on the matrices*). It bears a still higher rate.
+# - **The rate falls nearly to zero.** Each batch pulls the weights a little its own way, and they shake by about the rate.
+#   A tenth of a high rate is still a lot of shaking. With nearly none at the end the weights come to rest.
+# - **A narrower feed-forward, and more rows in fewer steps.** These two save time. A narrower feed-forward is less to
+#   multiply. Muon's own products cost the same for each step, whatever the batch, so fewer and larger steps cost less; the
+#   number of characters stays. Look at both columns: what did the loss pay for the seconds?
+#
+# The rates were chosen for this text, this size and this budget. Another text asks for its own search (exercise 8).
 
 # %% [markdown]
 # ## Further: where the texts come from
@@ -767,8 +819,6 @@ assert abs(entropy - here) < 6
 inputs, targets = training_batch(ladder.tokens, 3, config)
 inputs, targets = inputs[:2, :30], targets[:2, :30].clone()
 targets[1, 3:] = IGNORE
-nats = [next_token_nats(student(inputs[i:i + 1]), targets[i:i + 1]).item()
-        for i in range(2)]
 n = (targets != IGNORE).sum(1).tolist()
 print("targets:", n)
 print("weight of one target in the first row: right", round(1 / sum(n), 4),

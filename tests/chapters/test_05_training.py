@@ -192,6 +192,13 @@ def test_smooth():
     assert ch05.smooth([1, 3, 5, 7, 100], 2) == ([2, 4], [2, 6])
 
 
+def test_the_story_tells_which_run_has_which_fault():
+    source = Path(__file__).resolve().parents[2] / "notebooks/src/05_training.py"
+    told = " ".join(source.read_text("utf-8").replace("\n#", "\n").split())
+    for name, run in ch05.six_runs().items():
+        assert f"{name[-1]}: {run['name']}." in told
+
+
 def test_the_explorer_draws_what_it_says():
     runs = ch05.six_runs()
     healthy = next(run for run in CURVES["runs"] if run["name"] == "healthy")

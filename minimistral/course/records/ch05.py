@@ -51,7 +51,8 @@ def _nats_and_gradient(candidate, logits, targets):
     logits = logits.clone().requires_grad_()
     nats = candidate(logits, targets)
     (gradient,) = torch.autograd.grad(nats.sum(), logits)
-    return nats.detach(), gradient.flatten()
+    finite = nats.isfinite().all()
+    return nats.detach(), gradient.flatten() if finite else torch.zeros(logits.numel())
 
 
 def _gathered(logits, targets, log_p=None):
@@ -584,14 +585,15 @@ def the_second_of_two_processes():
 
 def _loss_and_gradient(candidate, model, batch, config, *process):
     """The loss, the gradient, and whether each part went backward before the next began."""
-    begun = []
-    model.register_forward_pre_hook(lambda *_: begun.append(
-        any(w.grad is not None for w in model.parameters())))
+    backward, begun = [], []
+    model.norm.weight.register_hook(backward.append)
+    model.register_forward_pre_hook(lambda *_: begun.append(len(backward)))
     loss = torch.as_tensor(candidate(model, batch, config, *process))
     gradients = [torch.zeros(w.numel()) if w.grad is None else w.grad.flatten()
                  for w in model.parameters()]
     kept = "with a gradient" if loss.requires_grad else "without gradient"
-    waiting = "one after the other" if all(begun[1:]) else "all before the first backward"
+    in_turn = begun == list(range(len(begun)))
+    waiting = "each backward at once" if in_turn else "parts that wait for their backward"
     return loss.detach(), torch.cat(gradients), kept, waiting
 
 
@@ -1535,6 +1537,10 @@ DECONTAMINATE = Exercise(
             "Only runs of n + 1 words counted. Check where your slices end."),
         Misconception("runs one shorter", _without(lambda d, held, n: _meets(d, held, n - 1)),
             "Runs of n - 1 words were enough, so too much went. Check where your slices end."),
+        Misconception("equal documents once", lambda documents, held_out, n: [
+                d for d in dict.fromkeys(documents) if not _meets(d, held_out, n)],
+            "Of equal documents only one came back. Only those that share a run go; all others "
+            "stay, in their order."),
         Misconception("kept the wrong ones", lambda documents, held_out, n: [
                 d for d in documents if _meets(d, held_out, n)],
             "You kept exactly the documents that must go."),
