@@ -110,17 +110,17 @@ assert 16 * full > 2 * mm.weight_bytes(llama)
 reveal("llama", big, "Half a megabyte, for a few letters.")
 
 # %% [markdown]
-# Sixteen people who talk with one such model need more than twice as much memory for their caches as
+# Sixteen people, each with a text of 4,096 tokens, need more than twice as much memory for their caches as
 # for the model.
 #
-# And memory is not all. To write one token, a machine has to **read** every weight once and the whole
-# cache once: keys to be compared, values to be mixed. Reading from memory is what takes the time
-# (chapter 11 measures it). So: how much of this reading is cache?
+# And memory is not all. To write one token, a machine has to **read** every weight once (of the table of
+# token embeddings only one row) and the whole cache once: keys to be compared, values to be mixed.
+# Reading from memory is what takes the time (chapter 11 measures it). So: how much of this reading is cache?
 
 # %%
-predict("share", "The shipped model has 3 million bytes of weights and keeps 2048 "
-        "bytes for each token. From how many tokens on does it read more cache "
-        "than weights? A number:", answer=None)
+predict("share", "To write one token the shipped model reads 2.5 million bytes of "
+        "weights. It keeps 2048 bytes for each token. From how many tokens on does it "
+        "read more cache than weights? A number:", answer=None)
 
 # %%
 lengths = [2**n for n in range(7, 16)]                    # 128 to 32,768 tokens
@@ -150,9 +150,8 @@ for texts in (1, 16):
              for config in (llama, mistral)]
     print(f"{texts:2} x 4,096 tokens: cache is {parts[0]:.0f}% of the reading of "
           f"Llama 2 7B, {parts[1]:.0f}% of that of Mistral 7B")
-assert 1000 < equal < 1500 and parts[0] > 66 > parts[1]
-reveal("share", round(equal), "Of the table of token embeddings only one row is "
-       "read, so it is a little less than 3 million / 2048.")
+assert 2.45e6 < weights < 2.55e6 and parts[0] > 66 > parts[1]
+reveal("share", round(equal), f"It is {weights:,} / {each}.")
 
 # %% [markdown]
 # For one token the weights are read once, however long the text; the cache grows with it. And the weights
@@ -285,7 +284,7 @@ with swap("attention.repeat_heads", repeat_in_turn):
 bigram = next(row for row, _ in ladder.rows() if row.name == "bigram")
 print(f"side by side {right:.2f}, in turn {wrong:.2f}, bigram {bigram.loss:.2f}")
 print("in turn it writes:", tokenizer.decode(new).replace("\n", " "))
-assert wrong > 3 * right and wrong > 0.8 * bigram.loss
+assert wrong > 3 * right and wrong > bigram.loss
 reveal("turn", "C", "Of the four query heads of a layer two search the wrong keys.")
 
 # %% [markdown]
@@ -477,7 +476,7 @@ predict("quality", "From K = 8 to 4 to 1: what happens to the loss?",
 
 # %% tags=["try"]
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
-KV_HEADS = 4                                              # 8, 4, 2 or 1
+KV_HEADS = 4                              # 8, 4, 2 or 1; some ten seconds
 torch.manual_seed(0)
 grouped = mm.Transformer(mm.ModelConfig(
     dim=96, n_layers=2, n_heads=8, n_kv_heads=KV_HEADS, head_dim=12,
