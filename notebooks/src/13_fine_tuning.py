@@ -70,8 +70,8 @@ reveal("base", "B", "A question inside a tale is followed by more tale. That is 
        "what it was trained for.")
 
 # %% [markdown]
-# The second model, tales-chat, is the first one plus an *adapter*, a small file. By the end of the core we
-# know what is in it, and you will have trained another one. It can be asked four kinds of questions: who has a
+# The second model, tales-chat, is the first one after some minutes of *fine-tuning*. By the end of the core we
+# know what these minutes did, and you will have tuned it further. It can be asked four kinds of questions: who has a
 # thing, where a thing is, where somebody is, and things that the tale has *not* told. Then the answer is three
 # dots, because the tales have no word for *not*. It matters most for an assistant: to say that it does not know.
 #
@@ -120,7 +120,7 @@ predict("slip", "Which slip costs most?",
         answer="")
 
 # %%
-some = questions.ask_many(40, 21)
+some = questions.ask_many(40, 21, language="en")
 right = {name: ch13.score_with(chat, tokenizer, some, write)
          for name, write in ch13.slips(tokenizer).items()}
 rows = {name: [(n, 40)] for name, n in right.items()}
@@ -219,12 +219,12 @@ check("answer_rows", answer_rows)
 
 # %%
 run = ch13.record()
-print(run["full"]["command"], "·", run["full"]["date"])
-print(run["full"]["interviews"], "interviews,", run["full"]["questions"], "answers")
-before, full = run["before"]["all"], run["full"]["after"]["all"]
+print(run["command"], "·", run["date"])
+print(run["interviews"], "interviews,", run["questions"], "answers")
+before, full = run["before"]["all"], run["after"]["all"]
 print(f"before: {before['right']} of {before['asked']}")
 print(f"after:  {full['right']} of {full['asked']}")
-assert before["share"] < 0.1 and full["share"] > 0.9
+assert before["share"] < 0.1 and full["share"] >= 0.9
 
 # %% [markdown]
 # The model could follow the tales before. It had never been asked.
@@ -392,31 +392,32 @@ for what in ("plain", "style", "plain again"):
     print(f"{what:12}", *instruct.answers(model, tokenizer, [exam[0].messages]))
 
 # %% [markdown]
-# tales-chat itself is such a file, beside the name of its base: `mm.load_model` loads the base and merges. It
-# has the rank 2. Does an adapter reach what all parameters reached, with the same questions in the same order?
+# A manner of answering is one thing. Can an adapter also learn what tales-chat learned, to answer at all? We gave
+# tales-dense adapters of rank 2 on nearly all matrices, and the same questions in the same order.
 
 # %%
 predict("reach", "The adapter's right answers over those of all parameters?",
         ["below 0.8", "0.8 to 0.95", "above 0.95"], answer="")
 
 # %%
-tuned, part = run["after"], run["parameters"]
+tuned, part = run["lora"]["after"], run["lora"]["parameters"]
 print(f"{part['trained']:,} of {part['total']:,} parameters: {part['share']:.2%}")
-attempts = {"all parameters": run["full"]["after"], "adapter": tuned}
+attempts = {"all parameters": run["after"], "adapter": tuned}
 rows = ch13.by_kind(attempts)
-show(ch13.shares_picture(rows, list(attempts), "Two in 100 do as well"),
+show(ch13.shares_picture(rows, list(attempts), "An adapter learns it more slowly"),
      alt=ch13.shares_text(rows, list(attempts)),
      data=ch13.shares_data(rows, list(attempts)))
 shares = {name: r["all"]["share"] for name, r in attempts.items()}
 print({name: round(share, 3) for name, share in shares.items()})
 ratio = shares["adapter"] / shares["all parameters"]
-assert part["share"] < 0.02 and ratio > 0.95
-reveal("reach", "C", f"{ratio:.3f}. (The bars are 95% intervals; see below.)")
+assert part["share"] < 0.02 and ratio < 0.8
+reveal("reach", "A", f"{ratio:.2f}. (The bars are 95% intervals; see below.)")
 
 # %% [markdown]
-# It was not that easy. Our first adapters failed, because the right answer to *untold* was *That is not told.* In the
-# tales the word *not* never occurs. The output layer had never learned its tokens, and no adapter inside
-# the layers could teach it. (A section under *Further* counts them.)
+# After as many steps the adapter knows about half as much, and its loss is still falling. With models of billions of
+# parameters the same share is millions of numbers, and ranks are 8 to 64; ours is so small that 2% is very
+# little. And an adapter inside the layers cannot teach the output layer tokens that it never learned. (A
+# section under *Further* counts some.)
 #
 # **In short:** merged or beside, the same function; the file is small, and the base stays what it was.
 
@@ -431,7 +432,7 @@ predict("forget", "The loss on tales (nats per byte), after fine-tuning:",
 
 # %%
 floor = run["before"]["floor_nats_per_byte"]
-losses = {"base": run["before"], "LoRA": run["after"], "all": run["full"]["after"]}
+losses = {"base": run["before"], "all": run["after"], "LoRA": run["lora"]["after"]}
 for name, facts in losses.items():
     print(f"{name:5} {facts['tales_nats_per_byte']:.4f} nats per byte, "
           f"{facts['tales_nats_per_byte'] - floor:.4f} above the floor")
@@ -552,16 +553,14 @@ assert knew[0] >= honest[0] and knew[1][0] < honest[1][0] - 8
 # ## The verdicts on the headlines
 
 # %%
-kB = sum(p.stat().st_size for p in ch13.files(ch13.SHIPPED / "tales-chat")) / 1e3
-print(f"{part['share']:.2%} of the parameters, {kB:.0f} kB beside",
-      f"{ch13.base_bytes() / 1e3:.0f} kB")
-print(f"right answers: {run['before']['all']['share']:.3f} before,",
-      f"{tuned['all']['share']:.3f} after")
-print(f"loss on tales: {losses['base']['tales_nats_per_byte']:.3f} before,",
-      f"{losses['LoRA']['tales_nats_per_byte']:.3f} after")
-assert kB < 0.1 * ch13.base_bytes() / 1e3
-verdict(16, "true with a condition", "Cheap in parameters and bytes. But somebody "
-        "has to write the examples, and the model forgets.")
+print(f"a manner of answering: rank 2, {size / 1e3:.0f} kB beside",
+      f"{ch13.base_bytes() / 1e3:.0f} kB, {score} of 40 right")
+for name, result in (("all parameters", run["after"]), ("1.8% of them", tuned)):
+    print(f"to answer at all, {name}: {result['all']['share']:.3f} right, loss on "
+          f"tales {result['tales_nats_per_byte']:.3f}")
+assert size < 0.1 * ch13.base_bytes() and score > 30
+verdict(16, "true with a condition", "A new manner is cheap. A new skill took all "
+        "parameters here, many examples, and the model forgot its tales.")
 
 # %%
 print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
@@ -570,8 +569,8 @@ verdict(22, "true with a condition", "Ahead in the way it was asked, with these 
 
 # %% [markdown]
 # Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
-# adapter with some hundredths of the parameters taught a model to answer questions about one domain. It needed
-# thousands of examples with exact answers, and afterwards the model was worse at what it did before.*
+# adapter with some hundredths of the parameters changed a model's manner within seconds. To teach it a new skill
+# took all parameters and thousands of exact examples, and then it was worse at what it did before.*
 #
 # And: *Mistral's own measurement puts 7B ahead of all open models up to 13B, in these benchmarks, with these shots
 # and this rule. Others have to repeat it with questions that no model has seen.*
