@@ -87,6 +87,7 @@ def learner_block(self, x, positions, angles, cache=None):
         ("start_weights", lambda model: [w.data.zero_() for w in model.parameters()], "spread"),
         ("who_says_it", lambda model, ids, answer: model(ids[None])[0, -1, answer], "shape"),
         ("my_config", lambda: 3, "ModelConfig"),
+        ("my_config", lambda: mm.MODELS["mistral-7b-v0.1"], "at most 300,000"),   # not built
     ],
 )
 def test_other_wrong_answers_get_a_sentence(name, work, told):

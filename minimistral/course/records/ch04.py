@@ -223,7 +223,7 @@ RMS_NORM = Exercise(
             "You divided by the length of the token, so its numbers shrink as dim grows. The "
             "root mean square takes the mean of the squares, not their sum."),
         Misconception("spread with n - 1", _norm(_divided(
-                lambda self, x: (x.var(-1, keepdim=True) + self.eps).sqrt())),
+                lambda self, x: x.std(-1, keepdim=True) + self.eps)),
             "You divided by a standard deviation: it leaves the mean out and divides by n - 1. "
             "The root mean square does neither."),
         Misconception("always float16", _norm(lambda self, x: (
