@@ -441,7 +441,8 @@ reveal("most", "A", "The 70B model and every Mistral share; the 13B does not. "
 #
 # A question for the explorer. You have **2 GiB** left for the cache, and a model with 32 layers of 32
 # query heads, numbers of 16 bits. A text of 32,768 tokens should fit. How many query heads must share one
-# key/value head? Which other controls get you there?
+# key/value head? Which other controls get you there? (The blue lines are what a small and a large graphics
+# card hold, weights and all.)
 
 # %% tags=["try"]
 explore(ch07.cache_explorer, query_heads=Choice([16, 32, 64, 128], 32),
