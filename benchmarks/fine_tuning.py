@@ -147,9 +147,9 @@ def scores() -> dict:
 
 def contaminated() -> dict:
     tokenizer, model = mm.load_tokenizer("tales-dense"), mm.load_model("tales-dense")
-    test, fresh = (ask_many(n, seed, language="en") for n, seed in ((30, 140), (60, 141)))
+    test, fresh = (ask_many(n, seed, language="en") for n, seed in ((30, 141), (60, 140)))
     fresh = [q for q in fresh if not shared([q], test)][:30]
-    config = TrainConfig(steps=50, batch_size=10, lr=2e-3, warmup_steps=5, weight_decay=0.0, min_lr=0.1)
+    config = TrainConfig(steps=110, batch_size=10, lr=2e-3, warmup_steps=5, weight_decay=0.0, min_lr=0.1)
     model.requires_grad_(True)
     rows = answer_rows(tokenizer, [q.conversation for q in test])
     fine_tune(model, rows, config)
@@ -159,7 +159,7 @@ def contaminated() -> dict:
                     for which, asked in (("this examination", test), ("a new one", fresh))}
              for name, m in (("tales-chat", honest), ("contaminated", model))}
     say(str(right))
-    return {"asked": 30, "seeds": [140, 141], "training": asdict(config), "right": right}
+    return {"asked": 30, "seeds": [141, 140], "training": asdict(config), "right": right}
 
 
 # ---------------------------------------------------------------- preferences
