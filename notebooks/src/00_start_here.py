@@ -229,5 +229,5 @@ progress()
 ch00.course_map()
 
 # %% [markdown]
-# Every chapter begins with a short refresher, so a chapter that is still to come does not stop you: go
-# on with the next one that is ready. That is also where the first pieces of your own model wait.
+# Every chapter begins with a short refresher, so you can start where your question is. Chapter 1 is next:
+# there the first pieces of your own model wait.

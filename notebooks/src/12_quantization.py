@@ -63,7 +63,7 @@ reveal("size", total * 2 / 1e9, "It leaves one and a half GB for everything else
 # %% [markdown]
 # At 16 bits the weights alone fill the machine. At 8 they take half of it, at 4 a quarter. Bits are also
 # time: to write one token, a machine reads all these weights once, and half the bytes are read in half the
-# time. (Chapter 11: GPU inference (to come) is about that.)
+# time. ([Chapter 11](11_gpu_inference.ipynb) is about that.)
 #
 # So the question is what a weight loses with its bits. A byte has 256 values, half a byte has 16. Can a
 # model run on sixteen different numbers?
