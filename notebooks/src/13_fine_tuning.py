@@ -102,8 +102,8 @@ reveal("space", "A", "But nobody types it: that tokenizer puts a space before "
        "every piece of text that it encodes.")
 
 # %% [markdown]
-# A low line is such a space. Read the five lines slowly; nearly every guide on the web got one of them
-# wrong. Three rules hold in all of them: `<s>` once, at the very start. `</s>` after every answer. Nothing
+# A low line is such a space. Read the five lines slowly; they are easily mixed up. Three
+# rules hold in all of them: `<s>` once, at the very start. `</s>` after every answer. Nothing
 # after the last `[/INST]`: the answer begins there.
 #
 # In v1 the marks are plain text. From v2 on they are control tokens, which a user cannot type. (A
@@ -124,7 +124,7 @@ some = questions.ask_many(40, 21, language="en")
 right = {name: ch13.score_with(chat, tokenizer, some, write)
          for name, write in ch13.slips(tokenizer).items()}
 rows = {name: [(n, 40)] for name, n in right.items()}
-show(ch13.shares_picture(rows, ["right of 40"], "One wrong token costs answers"),
+show(ch13.shares_picture(rows, ["right of 40"], "Some slips cost nothing, some nearly all"),
      alt=ch13.shares_text(rows, ["right"]), data=ch13.shares_data(rows, ["right"]))
 assert right["as it should be"] > right["marks as plain text"]
 reveal("slip", "C", "Then no token says that somebody asks. There was no error "
