@@ -269,6 +269,14 @@ try:
 except NotImplementedError:
     print("not written yet")
 
+# %% [markdown] tags=["solution"]
+# The attention of block 2 says Leo, far louder than any other writer. Hardly anyone speaks against Leo; the
+# last feed-forward speaks against Anna.
+
+# %% tags=["solution"]
+assert said[0].argmax() == names.index("block 2, attention")
+assert said[0].min() > -0.5 and said[1].argmin() == len(names) - 1
+
 # %% [markdown]
 # ## Exercise 7: the best small model
 #
