@@ -124,7 +124,8 @@ some = questions.ask_many(40, 21, language="en")
 right = {name: ch13.score_with(chat, tokenizer, some, write)
          for name, write in ch13.slips(tokenizer).items()}
 rows = {name: [(n, 40)] for name, n in right.items()}
-show(ch13.shares_picture(rows, ["right of 40"], "Some slips cost nothing, some nearly all"),
+title = "Some slips cost nothing, some all"
+show(ch13.shares_picture(rows, ["right of 40"], title),
      alt=ch13.shares_text(rows, ["right"]), data=ch13.shares_data(rows, ["right"]))
 assert right["as it should be"] > right["marks as plain text"]
 reveal("slip", "C", "Then no token says that somebody asks. There was no error "
