@@ -549,8 +549,8 @@ verdict(5, "true", "The cache shrinks by H / K, exactly. The price in quality is
 
 # %% [markdown]
 # The claim is true, and more precise than most: by the factor H / K, four for Mistral 7B. It leaves two things
-# out. The saving is in the **cache**, not in the weights, so it matters for long texts and many of them.
-# And Mistral did not invent it: Llama 2 70B had it two months earlier.
+# out. The saving is in the **cache**, and only a little in the weights, so it matters for long texts and
+# many of them. And Mistral did not invent it: Llama 2 70B had it two months earlier.
 #
 # A careful writer would have written: *Mistral 7B shares keys and values among groups of four heads, as
 # Llama 2 70B did before. Its cache takes a quarter of the memory it would otherwise need, at a small
