@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -239,3 +240,21 @@ def test_the_recorded_rung_is_trained_as_the_story_says():
     source = Path(__file__).resolve().parents[2] / "notebooks/src/05_training.py"
     told = re.search(r"^recipe = (mm\.TrainConfig\(.*?\))$", source.read_text("utf-8"), re.S | re.M)
     assert eval(told[1], {"mm": mm}) == ch05.RECIPE
+
+
+def test_tiny_shakespeare_went_as_the_story_tells():
+    """What the chapter says of each row of the record; a measured file, so bands and orders."""
+    record = json.loads(ch05.SHAKESPEARE.read_text(encoding="utf-8"))
+    loss, seconds = ({name: median(run[key] for run in record["runs"] if run["name"] == name)
+                      for name in record["names"]} for key in ("nats_per_character", "wall_seconds"))
+    theirs, plain, higher, muon, falling, narrow, last = record["names"]
+    seeds = [run["seed"] for run in record["runs"] if run["name"] in (theirs, last)]
+    assert sorted(seeds) == [0, 0, 1, 1, 2, 2]
+    assert loss[plain] < loss[theirs] - 0.15               # a large gain
+    assert -0.03 < loss[higher] - loss[plain] < 0.03       # none
+    assert loss[muon] < loss[higher] - 0.1                 # the second large gain
+    assert 0.15 < 1 - seconds[higher] / seconds[muon] < 0.35           # a quarter of the time
+    assert abs(loss[falling] - loss[muon]) < 0.01          # less than another seed
+    assert loss[narrow] < loss[falling] + 0.01             # nothing is lost
+    assert loss[narrow] < loss[last] < 1.60                # rises a little
+    assert seconds[last] <= seconds[theirs]
