@@ -7,6 +7,7 @@ what this script makes.
 """
 
 import json
+import statistics
 from html import escape
 from pathlib import Path
 
@@ -76,7 +77,22 @@ def lines() -> list[tuple[str, str, str, str, str]]:
                 for who in ("minimistral", "transformers")}
         made.append((what, *(f"{number(v)} tokens/s" for v in best.values()),
                      f"{best['minimistral'] / best['transformers']:.2f}", command))
-    return [*made, ("Everything on a GPU", NO, NO, "", "gpu.py")]
+    return [*made, shakespeare_line(), ("Everything on a GPU", NO, NO, "", "gpu.py")]
+
+
+def shakespeare_line() -> tuple:
+    """Our last recipe beside nanoGPT's, after as many characters."""
+    what, command = "Tiny Shakespeare, beside nanoGPT's recipe for a CPU", "shakespeare.py"
+    record = load("shakespeare.json")
+    if not record:
+        return what, NO, NO, "", command
+    told = []
+    for name in (record["names"][-1], "nanoGPT"):
+        runs = [run for run in record["runs"] if run["name"] == name]
+        loss, seconds = (statistics.median(run[key] for run in runs)
+                         for key in ("nats_per_character", "wall_seconds"))
+        told.append(f"{loss:.3f} nats per character in {seconds:.0f} s")
+    return what, told[0], f"nanoGPT: {told[1]}", "", command
 
 
 def position_lines(rows: dict) -> list[tuple]:
