@@ -340,6 +340,13 @@ def test_a_piece_that_leans_on_the_notebook_is_not_saved(chapter_99):
     assert not (chapter_99 / "mine").exists()
 
 
+def test_a_lambda_passes_but_is_not_saved(chapter_99):
+    result = check("causal", lambda query_positions, key_positions:
+                   key_positions[None] <= query_positions[:, None])
+    assert result.passed and "Write it with def" in result.notes[-1]
+    assert not (chapter_99 / "mine").exists()
+
+
 def test_a_piece_takes_its_constants_along(chapter_99):
     constants = 'INF = float("-inf")\nKIND = torch.bool\nEDGES = (0, [1, "x"])\n'
     source = constants + GOOD.replace(
