@@ -4,7 +4,8 @@
 
 scores: two shipped models are asked the same 60 English questions, in three wordings, with 0, 1 and
 3 solved questions before, by what they write and by which answer is likeliest.
-contaminated: tales-dense learns an examination by heart and is examined with it, and with a new one.
+contaminated: tales-dense learns an examination by heart and is examined with it, and with a new one; four
+times, with other questions.
 preferences: tales-chat draws three answers to a question; of a right one and a wrong one, DPO prefers the
 right one.
 Each part writes its results into benchmarks/results/fine_tuning.json and keeps the others.
@@ -146,20 +147,21 @@ def scores() -> dict:
 
 
 def contaminated() -> dict:
-    tokenizer, model = mm.load_tokenizer("tales-dense"), mm.load_model("tales-dense")
-    test, fresh = (ask_many(n, seed, language="en") for n, seed in ((30, 141), (60, 140)))
-    fresh = [q for q in fresh if not shared([q], test)][:30]
+    tokenizer, honest = mm.load_tokenizer("tales-dense"), mm.load_model("tales-chat")
     config = TrainConfig(steps=110, batch_size=10, lr=2e-3, warmup_steps=5, weight_decay=0.0, min_lr=0.1)
-    model.requires_grad_(True)
-    rows = answer_rows(tokenizer, [q.conversation for q in test])
-    fine_tune(model, rows, config)
-    honest = mm.load_model("tales-chat")
-    right = {name: {which: sum(is_right(q, text) for q, text in zip(
-                        asked, answers(m, tokenizer, [q.messages for q in asked], 60)))
-                    for which, asked in (("this examination", test), ("a new one", fresh))}
-             for name, m in (("tales-chat", honest), ("contaminated", model))}
-    say(str(right))
-    return {"asked": 30, "seeds": [141, 140], "training": asdict(config), "right": right}
+    rounds = []
+    for seed in (140, 150, 160, 170):
+        test, fresh = (ask_many(n, s, language="en") for n, s in ((30, seed + 1), (60, seed)))
+        fresh = [q for q in fresh if not shared([q], test)][:30]
+        model = mm.load_model("tales-dense").requires_grad_(True)
+        fine_tune(model, answer_rows(tokenizer, [q.conversation for q in test]), config)
+        right = {name: {which: sum(is_right(q, text) for q, text in zip(
+                            asked, answers(m, tokenizer, [q.messages for q in asked], 60)))
+                        for which, asked in (("this examination", test), ("a new one", fresh))}
+                 for name, m in (("tales-chat", honest), ("contaminated", model))}
+        say(f"seed {seed}: {right}")
+        rounds.append({"seeds": [seed + 1, seed], "right": right})
+    return {"asked": 30, "training": asdict(config), "rounds": rounds}
 
 
 # ---------------------------------------------------------------- preferences

@@ -111,8 +111,8 @@ reveal("space", "A", "But nobody types it: that tokenizer puts a space before "
 # own from v7 on.)
 
 # %% [markdown]
-# (`encode_chat` is under *Further*, line by line.) What does a wrong space cost? We ask tales-chat 40 questions, each in the right format and in five that are
-# nearly right.
+# (`encode_chat` is under *Further*, line by line.) What does a wrong space cost? We ask tales-chat 40 questions,
+# each in the right format and in five that are nearly right.
 
 # %%
 predict("slip", "Which slip costs most?",
@@ -127,7 +127,8 @@ rows = {name: [(n, 40)] for name, n in right.items()}
 title = "Some slips cost nothing, some all"
 show(ch13.shares_picture(rows, ["right of 40"], title),
      alt=ch13.shares_text(rows, ["right"]), data=ch13.shares_data(rows, ["right"]))
-assert right["as it should be"] > right["marks as plain text"]
+assert min(right, key=right.get) == "marks as plain text"
+assert abs(right["as it should be"] - right["<s> twice"]) < 5
 reveal("slip", "C", "Then no token says that somebody asks. There was no error "
        "message in any of the six.")
 
@@ -151,8 +152,8 @@ print(f"four questions to a tale: {share:.2f} of the tokens are answers")
 assert 0.1 < share < 0.4
 
 # %% [markdown]
-# Counted together, most of the gradient would teach the model to write questions. So the other targets are marked with `IGNORE`, and the loss does not count them. Two things go wrong
-# easily here.
+# Counted together, most targets would be the user's words. So these are marked with `IGNORE`, and the loss does
+# not count them. Two things go wrong easily here.
 #
 # First the shift: position t predicts token t + 1. The row's inputs are all tokens but the last, its targets all
 # but the first, and what `learned` says is about the **target**.
@@ -271,8 +272,8 @@ print("4,096 x 4,096 with r = 8:", 2 * 8 * 4096, "numbers,",
 # learn (Hu and others, 2021). `alpha` over `rank` is a plain factor; with it, another rank needs no other
 # learning rate.
 #
-# How should they start? The model must be as good as before at step 0, so `up @ down` must be 0. There are
-# three ways.
+# How should they start? The model must be as good as before at step 0, so `up @ down` must be 0. And both have
+# to learn from then on. We try three starts.
 
 # %%
 predict("start", "Which start can learn, and changes nothing at first?",
@@ -377,8 +378,7 @@ print("the same to within rounding:", torch.allclose(beside, merged, atol=1e-3))
 assert torch.allclose(beside, merged, atol=1e-3)
 
 # %% [markdown]
-# What is stored is small. And one model can change its adapters as one changes clothes: load another, or
-# take it off.
+# What is stored is small. And one model can have many adapters, one at a time: load another, or take it off.
 
 # %%
 size = sum(p.stat().st_size for p in ch13.files(folder))
@@ -414,11 +414,25 @@ ratio = shares["adapter"] / shares["all parameters"]
 assert part["share"] < 0.02 and ratio < 0.8
 reveal("reach", "A", f"{ratio:.2f}. (The bars are 95% intervals; see below.)")
 
+# %%
+curves = {"adapter": run["lora"]["losses"], "all parameters": run["losses"]}
+late = {name: [sum(c["nats_per_token"][i:i + 10]) / 10 for i in (70, 90)]
+        for name, c in curves.items()}                     # steps 421-480, 541-600
+show(ch13.curves_picture(curves, "The same lessons, step by step"),
+     alt="Two falling losses. The adapter's stays above the other, and still falls.",
+     data={"": list(late), "steps 421-480": [f"{a:.3f}" for a, _ in late.values()],
+           "steps 541-600": [f"{b:.3f}" for _, b in late.values()]})
+assert late["adapter"][0] > late["adapter"][1] > 2 * late["all parameters"][1]
+
 # %% [markdown]
-# After as many steps the adapter knows about half as much, and its loss is still falling. With models of billions of
-# parameters the same share is millions of numbers, and ranks are 8 to 64; ours is so small that 2% is very
-# little. And an adapter inside the layers cannot teach the output layer tokens that it never learned. (A
-# section under *Further* counts some.)
+# After as many steps the adapter answers about half as many questions, and its loss is still falling. Why is it
+# slower? A matrix with an adapter of rank 2 can change in two directions only, and all matrices have to find theirs.
+# That is our explanation, not a measurement: whether more steps or more ranks are missing, these two runs cannot
+# tell.
+#
+# With models of billions of parameters the same share is millions of numbers, and ranks are 8 to 64. And an
+# adapter inside the layers cannot teach the output layer tokens that it never learned. (A section under
+# *Further* counts some.)
 #
 # **In short:** merged or beside, the same function; the file is small, and the base stays what it was.
 
@@ -515,7 +529,7 @@ explore(ch13.score_explorer, wording=Choice(list(ch13.WORDINGS), "end of the tal
         settings=[
             {"wording": "chat format", "rule": "generated", "questions": 60},
             {"wording": "end of the tale", "rule": "generated", "questions": 60},
-            {"wording": "end of the tale", "rule": "generated", "questions": 10}])
+            {"wording": "plain question", "rule": "generated", "questions": 10}])
 
 # %% [markdown]
 # The same as plain code: every way of asking in which one of the two is clearly ahead.
@@ -529,23 +543,45 @@ for wording in ch13.WORDINGS:
             clear = ch13.clearly_ahead(a, b, 60)
             print(f"{wording:16} {rule:11} {shots} shots: {a:3} {b:3}  {clear}")
 
+few = [ch13.marks_of(m, "plain question", 0, "generated") for m in ch13.MODELS]
+for n in (10, 20, 30):
+    a, b = (marks[:n].count("1") for marks in few)
+    print(f"plain question, the first {n}: {a} and {b}, {ch13.clearly_ahead(a, b, n)}")
+solved = [ch13.marks_of("tales-chat", "chat format", n, "generated").count("1")
+          for n in (0, 3)]
+assert instruct.score_interval(solved[0], 60)[0] > instruct.score_interval(
+    solved[1], 60)[1]
+
 # %% [markdown]
+# Solved questions before do not help here, and they harm tales-chat in its own format. We guess why: every
+# conversation that it learned from told one tale, at its beginning. Three shots are three more tales, and longer
+# than anything it learned from. No cell here tests that.
+#
 # And one more way to a high score. A model reads what lies on the web, and benchmarks lie on the web.
 # What if the examination was among the texts it learned from? We let tales-dense learn 30 questions with
-# their answers by heart. Beside it stands tales-chat, which never saw them.
+# their answers by heart. Beside it stands tales-chat, which never saw them. We did it four times, with other
+# questions each time.
 
 # %%
-cheat = ch13.recorded("contaminated")
-rows = {name: [(n, 30) for n in r.values()] for name, r in cheat["right"].items()}
-show(ch13.shares_picture(rows, ["this examination", "a new one"],
-                         "Learned by heart: right here, wrong elsewhere"),
-     alt=ch13.shares_text(rows, ["this examination", "a new one"]),
-     data=ch13.shares_data(rows, ["this examination", "a new one"]))
-knew, honest = rows["contaminated"], rows["tales-chat"]
-assert knew[0] >= honest[0] and knew[1][0] < honest[1][0] - 8
+rounds = ch13.recorded("contaminated")["rounds"]
+exams, gains = ["this examination", "a new one"], []
+for n, one in enumerate(rounds):
+    print(f"round {n + 1}, right of 30:", {
+        name: tuple(r[e] for e in exams) for name, r in one["right"].items()})
+    honest, knew = one["right"].values()
+    gains.append(knew["this examination"] - honest["this examination"])
+    assert knew["this examination"] == 30 and knew["a new one"] < 15
+print("ahead by", gains, "in the examination that it learned by heart")
+rows = {name: [(sum(one["right"][name][e] for one in rounds), 30 * len(rounds))
+               for e in exams] for name in rounds[0]["right"]}
+show(ch13.shares_picture(rows, exams, "Learned by heart: right here, wrong elsewhere"),
+     alt=ch13.shares_text(rows, exams), data=ch13.shares_data(rows, exams))
+assert 0 < min(gains) < max(gains)
 
 # %% [markdown]
-# Contamination looks like skill. Only new questions tell.
+# In the table the contaminated model is ahead each time; how far depends on the questions we drew, and in most
+# single rounds it is within chance. With new questions it falls far behind. Contamination looks like skill; only
+# new questions tell.
 #
 # **In short:** a score belongs to a model, its questions, their wording, the shots and the rule. Say all
 # five, and the interval.
@@ -560,8 +596,8 @@ for name, result in (("all parameters", run["after"]), ("1.8% of them", tuned)):
     print(f"to answer at all, {name}: {result['all']['share']:.3f} right, loss on "
           f"tales {result['tales_nats_per_byte']:.3f}")
 assert size < 0.1 * ch13.base_bytes() and score > 30
-verdict(16, "true with a condition", "A new manner is cheap. A new skill took all "
-        "parameters here, many examples, and the model forgot its tales.")
+verdict(16, "true with a condition", "A new manner is cheap. A new skill took many "
+        "examples, and all parameters in as many steps; and the tales were forgotten.")
 
 # %%
 print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
@@ -570,8 +606,9 @@ verdict(22, "true with a condition", "Ahead in the way it was asked, with these 
 
 # %% [markdown]
 # Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
-# adapter with some hundredths of the parameters changed a model's manner within seconds. To teach it a new skill
-# took all parameters and thousands of exact examples, and then it was worse at what it did before.*
+# adapter with about a hundredth of the parameters changed a model's manner within seconds. For a new skill, with
+# thousands of exact examples, 600 steps of all parameters were enough and 600 steps of a small adapter were not;
+# and then the model was worse at what it did before.*
 #
 # And: *Mistral's own measurement puts 7B ahead of all open models up to 13B, in these benchmarks, with these shots
 # and this rule. Others have to repeat it with questions that no model has seen.*
@@ -601,8 +638,8 @@ predict("last", "Ten people chat with one model at the same time. What is missin
 # |---|---|
 # | a space or a mark too many in the format | no error; fewer right answers |
 # | no end token learned | the answer is right, and then it goes on |
-# | the prompt counted in the loss | it learns slowly |
-# | shifted twice, or not at all | a loss near zero, or stuck |
+# | the prompt counted in the loss | it writes questions, too |
+# | not shifted, or shifted twice | a loss near zero, or one that stays high |
 # | both matrices zero | the loss does not move |
 # | scale forgotten or upside down | right with alpha = r only |
 # | merged twice | twice the change |
@@ -751,7 +788,7 @@ from minimistral.preference import dpo_loss
 then = torch.tensor([-3.0, -9.0])                         # ln p at the start
 for rise, fall in ((0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (-1.0, 3.0)):
     loss = dpo_loss(then + rise, then - fall, then, then, beta=0.5)
-    print(f"better {rise:+.0f}, worse {-fall:+.0f}: loss {loss:.3f}")
+    print(f"better {rise:+.0f}, worse {0 - fall:+.0f}: loss {loss:.3f}")
 
 # %% [markdown]
 # The last line is the trap. The better answer has become *less* likely, and the loss still falls, because the worse
@@ -761,9 +798,19 @@ for rise, fall in ((0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (-1.0, 3.0)):
 
 # %%
 dpo = ch13.recorded("preferences")
-was, now = dpo["before"], dpo["after"]
-print(f"{dpo['pairs']} pairs; loss {dpo['losses'][0]:.3f} at first,",
-      f"{sum(dpo['losses'][-20:]) / 20:.3f} at last")
+asked, first, last = dpo["before"]["asked"], dpo["losses"][0], dpo["losses"][-10:]
+print(f"{dpo['pairs']} pairs; loss {first:.3f} at first, {sum(last) / 10:.3f} at last")
+ends = {}
 for key in ("right_drawn", "right_greedy"):
-    print(f"{key.replace('_', ' '):12} {was[key]} -> {now[key]} of {was['asked']}")
-assert now["right_drawn"] > was["right_drawn"]
+    for when in ("before", "after"):
+        n = dpo[when][key]
+        ends[key, when] = low, high = instruct.score_interval(n, asked)
+        print(f"{key.replace('_', ' '):12} {when:6} {n} of {asked}: "
+              f"{low:.2f} to {high:.2f}")
+    assert ends[key, "before"][0] < ends[key, "after"][1]  # no harm that we could see
+assert sum(last) / 10 < first - 0.02
+
+# %% [markdown]
+# The loss fell, so the preferences were learned. Do we have a better model? The intervals overlap nearly
+# everywhere: so small a difference is within chance. Some dozen pairs did no harm that 80 questions could show, and no
+# good either. It takes more pairs to improve a model, and more questions to see it.

@@ -63,11 +63,11 @@ check("chat_ids", chat_ids)
 # its words, in the history as well: without it the model sees two speakers in one breath.
 
 # %% [markdown]
-# ## Exercise 2: one step of tuning, in order
+# ## Exercise 2: one run of tuning, in order
 #
 # Difficulty: easy · importance: essential · 5 minutes
 #
-# These are the lines of a small loop that trains an adapter and writes it into the model, shuffled. One line is a
+# These lines train an adapter, keep it in a folder and write it into the model; they are shuffled. One line is a
 # mistake and stays out. Type the letters in order, with blanks between them.
 
 # %%
@@ -82,8 +82,9 @@ order = "A D E F C G"
 check("tuning_in_order", order)
 
 # %% [markdown] tags=["solution"]
-# First freeze and add, then tell the optimiser which parameters there are: an optimiser that was made before
-# knows nothing of `down` and `up`. Merging comes last, and once.
+# First freeze and add, then train: `fine_tune` lets those parameters learn that it finds, and without an
+# adapter these are all. Save before you merge: after that there is nothing left to save. The rows may be made
+# at any time before the training.
 
 # %% [markdown]
 # ## Exercise 3: an adapter in numbers
@@ -208,8 +209,10 @@ rows = instruct.answer_rows(tokenizer, [[*one.messages, {
 with torch.no_grad():
     logits = chat(rows.inputs, positions=rows.positions)
 try:
-    for option, mean in zip(options, answer_nats(logits, rows.targets).tolist()):
-        print(f"{mean:6.2f} nats a token  {option}")
+    counted = (rows.targets != IGNORE).sum(-1).tolist()
+    means = answer_nats(logits, rows.targets).tolist()
+    for option, mean, n in zip(options, means, counted):
+        print(f"{mean:6.2f} nats a token, {mean * n:6.2f} in all  {option}")
 except (NotImplementedError, TypeError, AttributeError):
     print("not written yet")
 
@@ -290,19 +293,23 @@ asked = questions.ask_many(120, 7, kind="person", language="en")
 sunny = [replace(q, answer="The sun was shining. " + q.answer) for q in asked]
 try:
     learn, exam = split(sunny, 20)
+    torch.manual_seed(7)
     model = lora.add_lora(mm.load_model("tales-chat"), rank=1, alpha=4.0)
     rows = instruct.answer_rows(tokenizer, [q.conversation for q in learn])
     instruct.fine_tune(model, rows, mm.TrainConfig(
-        steps=25, batch_size=8, lr=1e-2, warmup_steps=3, weight_decay=0.0))
-    said = instruct.answers(model, tokenizer, [q.messages for q in exam], 20)
+        steps=40, batch_size=8, lr=1e-2, warmup_steps=3, weight_decay=0.0))
+    said = instruct.answers(model, tokenizer, [q.messages for q in exam], 24)
     print(said[0], "·", sum(map(questions.is_right, exam, said)), "of", len(exam))
+    others = questions.ask_many(20, 8, kind="where", language="en")
+    said = instruct.answers(model, tokenizer, [q.messages for q in others], 24)
+    print("where is it? in the style too:", sum("sun" in text for text in said), "of 20")
 except (NotImplementedError, TypeError):
     print("not written yet")
 
 # %% [markdown] tags=["solution"]
-# A fixed beginning is learned from a handful of examples. A style that depends on the answer takes more, and a
-# style that contradicts what the adapter before taught takes most. Other kinds often take the style as well:
-# the adapter cannot know that it was meant for one kind only, unless the examples say so.
+# A fixed beginning is learned within seconds, and the answers after it stay right. But the style spreads: questions
+# of another kind, which no example showed, get it as well. Nothing told the adapter that it was meant for
+# one kind only. Put some questions of the other kinds among the examples, with their plain answers, and see.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the table grows with every chapter

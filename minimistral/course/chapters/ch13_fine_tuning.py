@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from minimistral.instruct import encode_chat, score_interval
 from minimistral.questions import Question, is_right
 from minimistral.tales import parse_tale
 
-from ..figures import BLACK, BLUE, GREEN, HATCHES, ORANGE, PINK, new_figure
+from ..figures import BLACK, BLUE, GREEN, ORANGE, PINK, new_figure
 from ..ladder import ladder
 
 RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "fine_tuning.json"
@@ -187,8 +186,7 @@ def shares_picture(rows: dict[str, Sequence[tuple[int, int]]], labels: Sequence[
     ax.set(xlim=(-2, 102), ylim=(-len(names) + 0.4, 0.6), xlabel=xlabel, title=title)
     ax.grid(axis="x", color="#dddddd", linestyle="-", linewidth=1)
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.55 / len(names) - 0.18),
-              ncols=len(labels))
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(labels))
     return figure
 
 
@@ -218,6 +216,7 @@ def shares_data(rows: dict[str, Sequence[tuple[int, int]]], labels: Sequence[str
 MODELS = ("tales-chat", "tales-moe")
 WORDINGS = ("chat format", "plain question", "end of the tale")
 RULES = ("generated", "likelihood")
+SCORED = {"generated": "scored by what is written", "likelihood": "scored by what is likeliest"}
 
 
 def marks_of(model: str, wording: str, shots: int, rule: str) -> str:
@@ -243,7 +242,7 @@ def score_explorer(wording: str, rule: str, questions: int):
         rows[f"{n} solved"] = pairs
         ahead = clearly_ahead(pairs[0][0], pairs[1][0], questions)
         told.append(f"{n} solved: " + ("too close to say" if ahead == "-" else f"{ahead} is ahead"))
-    figure = shares_picture(rows, MODELS, f"Asked by “{wording}”, scored by {rule}")
+    figure = shares_picture(rows, MODELS, f"{wording[0].upper()}{wording[1:]}, {SCORED[rule]}")
     table = {"solved before": list(shots)}
     for i, model in enumerate(MODELS):
         table[model] = [f"{pairs[i][0]} of {pairs[i][1]}" for pairs in rows.values()]
@@ -277,8 +276,6 @@ def bytes_to_tune(config: mm.ModelConfig, trained: int) -> dict[str, float]:
     parameter that learns a gradient and two running means, and a copy in 4 bytes."""
     total = mm.count_parameters(config).total
     return {"weights": 2 * total / 1e9, "for learning": 16 * trained / 1e9}
-
-
 
 
 def files(folder) -> list[Path]:

@@ -56,8 +56,7 @@ def a_system_message_before_the_question():
     ]
 
 
-def _rows(shift=True, mask="targets", first="inputs", pad=IGNORE, longest=None, count=None, keep=None,
-          positions=None, fill=0):
+def _rows(shift=True, mask="targets", pad=IGNORE, keep=None, positions=None, fill=0):
     """answer_rows with one step exchanged."""
     def answer_rows(tokenizer, conversations):
         encoded = [encode_chat(tokenizer, messages) for messages in conversations]
@@ -128,6 +127,11 @@ def _zero_where_ignored(tokenizer, conversations):
     return Rows(rows.inputs, rows.targets.masked_fill(rows.targets == IGNORE, 0), rows.positions)
 
 
+def _inputs_masked(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(rows.inputs.masked_fill(rows.targets == IGNORE, 0), rows.targets, rows.positions)
+
+
 def _positions_go_on(tokenizer, conversations):
     rows = answer_rows(tokenizer, conversations)
     count, longest = rows.inputs.shape
@@ -167,6 +171,9 @@ ANSWER_ROWS = Exercise(
             "rows full of IGNORE."),
         Misconception("prompt targets are 0", _zero_where_ignored,
             "Where nothing is to be learned, the target is 0, which is a token. It has to be IGNORE."),
+        Misconception("inputs masked, too", _inputs_masked,
+            "The inputs are masked as well, so the model cannot read the question. All tokens are read; "
+            "only targets get IGNORE."),
         Misconception("padded with IGNORE in the inputs", _rows(fill=IGNORE),
             "The inputs hold IGNORE, and no embedding has that number. Padded inputs are 0."),
         Misconception("positions of padding go on",
@@ -221,6 +228,8 @@ def _use_layer(candidate, base, rank, alpha, x):
     with torch.random.fork_rng():
         torch.manual_seed(17)
         layer = candidate(base, rank, alpha)
+    if isinstance(layer.down, nn.Module) or isinstance(layer.up, nn.Module):
+        raise TypeError("down and up are layers; they have to be parameters, plain matrices")
     at_first = layer(x)
     (layer(x) - 1).square().sum().backward()
     learns = {name: float(w.grad is not None and w.grad.norm() > 0)
@@ -235,7 +244,7 @@ def _use_layer(candidate, base, rank, alpha, x):
     return {"shapes of down and up": shapes, "what it gives at first": at_first.detach(),
             "with other numbers in down and up": after.detach(), "scale": float(layer.scale),
             "what learns": learns, "base frozen": not any(w.requires_grad for w in base.parameters()),
-            "down as spread as it should be": 0.6 < spread < 1.5,
+            "spread of down": "right" if 0.6 < spread < 1.5 else "too wide" if spread > 1 else "too narrow",
             "base kept": layer.base is base}
 
 
@@ -288,20 +297,6 @@ class _Transposed(nn.Module):
         return self.base(x) + self.scale * x @ self.down @ self.up
 
 
-class _Merged(nn.Module):
-    """Adds the change to the base's weight at every call."""
-
-    def __init__(self, base, rank, alpha):
-        super().__init__()
-        self.base, self.scale = base.requires_grad_(False), alpha / rank
-        self.down = nn.Parameter(torch.randn(rank, base.in_features) * base.in_features ** -0.5)
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
-
-    def forward(self, x):
-        self.base.weight.data += (self.scale * self.up @ self.down).detach()
-        return self.base(x) + 0 * self.scale * F.linear(F.linear(x, self.down), self.up)
-
-
 LORA_LINEAR = Exercise(
     name="LoRALinear", chapter=13, kind="piece", piece="lora.LoRALinear", entry="LoRALinear",
     title="A layer with an adapter", difficulty="medium", importance="essential", minutes=10,
@@ -345,6 +340,9 @@ LORA_LINEAR = Exercise(
         Misconception("spread of one", _lora(std=lambda base, rank: 1.0),
             "The numbers in down are too large. Their standard deviation is one over the root of the "
             "number of inputs."),
+        Misconception("spread over inputs", _lora(std=lambda base, rank: 1 / base.in_features),
+            "The numbers in down are too small, or drawn by rand. They come from randn, times one over the "
+            "root of the number of inputs."),
         Misconception("a nonlinearity between", _lora(forward=lambda s, x: s.base(x)
                 + s.scale * torch.relu(x @ s.down.T) @ s.up.T),
             "There is a nonlinearity between down and up. Without one, the change is a matrix that "
@@ -557,6 +555,11 @@ ADAPTER_SIZE = Exercise(
             "These are the matrices themselves. An adapter has two narrow ones, one for each side."),
         Misconception("rank times the whole matrix", _sizes(per=lambda r, a, b: r * a * b),
             "The two sides were multiplied. Down has rank times in, up has out times rank: add them."),
+        Misconception("rank forgotten", _sizes(per=lambda r, a, b: a + b),
+            "The rank is missing: both matrices have it as one of their sides."),
+        Misconception("heads without their size",
+            _sizes(q=lambda c: c.n_heads, kv=lambda c: c.n_kv_heads),
+            "Heads were counted, not their numbers. Each head has head_dim of them."),
         Misconception("only one of the two", _sizes(per=lambda r, a, b: r * a),
             "Only one of the two matrices was counted. There is down as well as up."),
         Misconception("both of the same side", _sizes(per=lambda r, a, b: 2 * r * b),
@@ -826,7 +829,11 @@ OVERALL = Exercise(
             "The interval is too narrow: that is one standard error. For 95% it is z = 1.96."),
         Misconception("root of n only",
             _overalls(spread=lambda p, n: 1.96 * (p * (1 - p) + 1.96**2 / (4 * n)) ** 0.5),
-            "The interval is far too wide: under the root, the first term is divided by n and the second by n twice."),
+            "The interval is far too wide: under the root, the first term is divided by n and the second "
+            "by n twice."),
+        Misconception("times n in the middle", _overalls(middle=lambda p, n: p + 1.96**2 / 2 * n),
+            "The ends lie far beyond 1: z² was halved and then multiplied by n. It is divided by 2n, in "
+            "brackets."),
         Misconception("not divided at the end", _overalls(below=lambda n: 1.0),
             "The interval lies too high: everything is divided by 1 + z² / n at the end."),
         Misconception("in per cent", _overalls(scale=100),
