@@ -136,13 +136,17 @@ class Ladder:
     @torch.no_grad()
     def measure(self, name: str, model: Callable[[Tensor], Tensor], *, chapter: int) -> Row:
         """The standard judgement of a model, without putting it anywhere."""
-        nats_per_byte = self.validation_nats(model) / len(self.corpus.val.encode())
+        loss = self.nats_per_byte(model)
         tales = self.write(model, [""] * self.standard.samples)
         from minimistral.tales import score_tales
 
         parses, _ = score_tales(tales)
         sample = self.write(model, [self.standard.prompt])[0]
-        return Row(name, chapter, nats_per_byte, self.corpus.floor, parses, sample)
+        return Row(name, chapter, loss, self.corpus.floor, parses, sample)
+
+    def nats_per_byte(self, model) -> float:
+        """The loss on the validation tales, as the scoreboard counts it."""
+        return self.validation_nats(model) / len(self.corpus.val.encode())
 
     @torch.no_grad()
     def validation_nats(self, model) -> float:

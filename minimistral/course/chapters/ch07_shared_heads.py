@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,9 @@ import minimistral as mm
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, PINK, new_figure
 from ..ladder import ladder
+from ..timing import best_seconds  # noqa: F401 (the notebooks take it from here)
+
+nats_per_byte = ladder.nats_per_byte
 
 RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "shared_heads.json"
 KIB, GIB = 2**10, 2**30
@@ -33,11 +35,6 @@ def ladder_model(n_kv_heads: int, hidden_dim: int = 192, seed: int = 0) -> mm.Tr
     """The same, untrained."""
     torch.manual_seed(seed)
     return mm.Transformer(ladder_config(n_kv_heads, hidden_dim))
-
-
-def nats_per_byte(model) -> float:
-    """The loss on the ladder's validation tales, as the scoreboard counts it."""
-    return ladder.validation_nats(model) / len(ladder.corpus.val.encode())
 
 
 def recorded_runs(steps: int, path: Path = RECORDED) -> dict[str, list[float]]:
@@ -76,23 +73,6 @@ def with_kv_heads(model: nn.Module, n_kv_heads: int, merge: Callable[[Tensor], T
 
 
 # ---------------------------------------------------------------- measuring
-
-
-def best_seconds(work: Callable, repeats: int = 7) -> float:
-    """Seconds of the processor that the fastest of some calls takes, on one thread.
-
-    Threads that wait for each other on a busy machine would count as work.
-    """
-    threads, times = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        for _ in range(repeats):
-            began = time.process_time()
-            work()
-            times.append(time.process_time() - began)
-    finally:
-        torch.set_num_threads(threads)
-    return min(times)
 
 
 def largest_stored(look: Callable, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple:

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,9 @@ from minimistral.tales import parse_tale
 
 from ..figures import BLACK, BLUE, ORANGE, lines_chart, new_figure
 from ..ladder import ladder
+from ..timing import best_seconds, one_thread  # noqa: F401 (the notebooks take it from here)
+
+nats_per_byte = ladder.nats_per_byte
 
 GREY = "#767676"
 
@@ -47,11 +49,6 @@ def one_layer(window: int) -> mm.Transformer:
     """A single layer for the bug hunt, whose heads do not share keys."""
     torch.manual_seed(0)
     return mm.Transformer(replace(ladder_config(window), n_layers=1, n_kv_heads=8))
-
-
-def nats_per_byte(model) -> float:
-    """The loss on the ladder's validation tales, as the scoreboard counts it."""
-    return ladder.validation_nats(model) / len(ladder.corpus.val.encode())
 
 
 # ---------------------------------------------------------------- one model, another window
@@ -288,17 +285,6 @@ def cache_at(model: mm.Transformer, position: int) -> mm.KVCache:
     return cache
 
 
-@contextmanager
-def one_thread():
-    """One thread meanwhile: threads that wait for each other on a busy machine count as work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @torch.no_grad()
 def milliseconds_per_token(model: mm.Transformer, places: Sequence[int], rounds: int,
                            tokens: int = 8) -> dict[int, list[float]]:
@@ -382,17 +368,6 @@ def rungs_picture(rungs: dict[tuple, float], own: float | None = None):
            title="The short window's lead shrinks with training", ylim=(0, 0.6))
     ax.legend(frameon=False, loc="lower left")
     return figure
-
-
-def best_seconds(work: Callable, repeats: int = 5) -> float:
-    """Seconds of the processor that the fastest of some calls takes."""
-    times = []
-    with one_thread():
-        for _ in range(repeats):
-            began = time.process_time()
-            work()
-            times.append(time.process_time() - began)
-    return min(times)
 
 
 @torch.no_grad()

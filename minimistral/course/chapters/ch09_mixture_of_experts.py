@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,10 @@ from minimistral.train import TrainConfig, validation_rows
 from ..figures import BLACK, BLUE, GREEN, HATCHES, MARKERS, ORANGE, PINK, new_figure
 from ..ladder import ladder
 from ..pieces import swap
+from ..timing import best_seconds  # noqa: F401 (the notebooks take it from here)
 from .ch02_attention import lines_of, pieces, shown
+
+nats_per_byte = ladder.nats_per_byte
 
 RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "mixture.json"
 GREY = "#767676"
@@ -75,11 +77,6 @@ def learn(model: nn.Module, tokens=None, *, balance: float = BALANCE, seed: int 
 def ladder_model(seed: int = 0) -> mm.Transformer:
     """The model of this chapter's rung, untrained. ``learn(ladder_model())`` trains it."""
     return small_model("mixture", seed)
-
-
-def nats_per_byte(model) -> float:
-    """The loss on the ladder's validation tales, as the scoreboard counts it."""
-    return ladder.validation_nats(model) / len(ladder.corpus.val.encode())
 
 
 # ---------------------------------------------------------------- who goes where
@@ -407,13 +404,3 @@ def speed_picture(runs: Sequence[dict]):
            xlabel="tokens in one go", ylabel="times a dense layer of\nequal active parameters")
     ax.legend(frameon=False)
     return figure
-
-
-def best_seconds(work: Callable, repeats: int = 5) -> float:
-    """Seconds of the processor that the fastest of some calls takes."""
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return min(times)

@@ -16,17 +16,14 @@ from minimistral.quantize import dequantize, quantize
 from ..figures import BLACK, BLUE, GREEN, HATCHES, ORANGE, PINK, new_figure
 from ..ladder import ladder
 
+nats_per_byte = ladder.nats_per_byte
+
 RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "quantization.json"
 GREY = "#767676"
 
 # ---------------------------------------------------------------- measuring
 
 LAYERS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "output")
-
-
-def nats_per_byte(model) -> float:
-    """The loss on the ladder's validation tales, as the scoreboard counts it."""
-    return ladder.validation_nats(model) / len(ladder.corpus.val.encode())
 
 
 @torch.no_grad()
