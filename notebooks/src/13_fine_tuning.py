@@ -417,17 +417,17 @@ reveal("reach", "A", f"{ratio:.2f}. (The bars are 95% intervals; see below.)")
 # %%
 curves = {"adapter": run["lora"]["losses"], "all parameters": run["losses"]}
 late = {name: [sum(c["nats_per_token"][i:i + 10]) / 10 for i in (70, 90)]
-        for name, c in curves.items()}                     # steps 421-480, 541-600
+        for name, c in curves.items()}                    # of 100 points
 show(ch13.curves_picture(curves, "The same lessons, step by step"),
      alt="Two falling losses. The adapter's stays above the other, and still falls.",
-     data={"": list(late), "steps 421-480": [f"{a:.3f}" for a, _ in late.values()],
-           "steps 541-600": [f"{b:.3f}" for _, b in late.values()]})
+     data={"": list(late), "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
+           "the last tenth": [f"{b:.3f}" for _, b in late.values()]})
 assert late["adapter"][0] > late["adapter"][1] > 2 * late["all parameters"][1]
 
 # %% [markdown]
 # After as many steps the adapter answers about half as many questions, and its loss is still falling. Why is it
 # slower? A matrix with an adapter of rank 2 can change in two directions only, and all matrices have to find theirs.
-# That is our explanation, not a measurement: whether more steps or more ranks are missing, these two runs cannot
+# That is our explanation, not a measurement: whether it needs more steps or a higher rank, these two runs cannot
 # tell.
 #
 # With models of billions of parameters the same share is millions of numbers, and ranks are 8 to 64. And an
@@ -547,10 +547,14 @@ few = [ch13.marks_of(m, "plain question", 0, "generated") for m in ch13.MODELS]
 for n in (10, 20, 30):
     a, b = (marks[:n].count("1") for marks in few)
     print(f"plain question, the first {n}: {a} and {b}, {ch13.clearly_ahead(a, b, n)}")
-solved = [ch13.marks_of("tales-chat", "chat format", n, "generated").count("1")
-          for n in (0, 3)]
-assert instruct.score_interval(solved[0], 60)[0] > instruct.score_interval(
-    solved[1], 60)[1]
+
+for model in ch13.MODELS:
+    for wording in ch13.WORDINGS:
+        for rule in ch13.RULES:
+            none, three = (instruct.score_interval(ch13.marks_of(
+                model, wording, shots, rule).count("1"), 60) for shots in (0, 3))
+            own = (model, wording) == ("tales-chat", "chat format")
+            assert three[1] < none[0] if own else three[0] <= none[1]
 
 # %% [markdown]
 # Solved questions before do not help here, and they harm tales-chat in its own format. We guess why: every
@@ -570,18 +574,20 @@ for n, one in enumerate(rounds):
         name: tuple(r[e] for e in exams) for name, r in one["right"].items()})
     honest, knew = one["right"].values()
     gains.append(knew["this examination"] - honest["this examination"])
-    assert knew["this examination"] == 30 and knew["a new one"] < 15
+    assert knew["a new one"] < 15
+    assert ch13.clearly_ahead(*(r["this examination"] for r in (honest, knew)), 30) == "-"
 print("ahead by", gains, "in the examination that it learned by heart")
 rows = {name: [(sum(one["right"][name][e] for one in rounds), 30 * len(rounds))
                for e in exams] for name in rounds[0]["right"]}
 show(ch13.shares_picture(rows, exams, "Learned by heart: right here, wrong elsewhere"),
      alt=ch13.shares_text(rows, exams), data=ch13.shares_data(rows, exams))
+assert ch13.clearly_ahead(*(row[0][0] for row in rows.values()), 120) != "-"
 assert 0 < min(gains) < max(gains)
 
 # %% [markdown]
-# In the table the contaminated model is ahead each time; how far depends on the questions we drew, and in most
-# single rounds it is within chance. With new questions it falls far behind. Contamination looks like skill; only
-# new questions tell.
+# In this examination the contaminated model is ahead each time. How far depends on the questions that we drew:
+# in no single round are the intervals apart, in all four together they are. With new questions it falls
+# far behind. Contamination looks like skill; only new questions tell.
 #
 # **In short:** a score belongs to a model, its questions, their wording, the shots and the rule. Say all
 # five, and the interval.
@@ -596,8 +602,8 @@ for name, result in (("all parameters", run["after"]), ("1.8% of them", tuned)):
     print(f"to answer at all, {name}: {result['all']['share']:.3f} right, loss on "
           f"tales {result['tales_nats_per_byte']:.3f}")
 assert size < 0.1 * ch13.base_bytes() and score > 30
-verdict(16, "true with a condition", "A new manner is cheap. A new skill took many "
-        "examples, and all parameters in as many steps; and the tales were forgotten.")
+verdict(16, "true with a condition", "A new manner is cheap. A new skill took more "
+        "than a small adapter in the same time, and the tales were forgotten.")
 
 # %%
 print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
@@ -811,6 +817,6 @@ for key in ("right_drawn", "right_greedy"):
 assert sum(last) / 10 < first - 0.02
 
 # %% [markdown]
-# The loss fell, so the preferences were learned. Do we have a better model? The intervals overlap nearly
-# everywhere: so small a difference is within chance. Some dozen pairs did no harm that 80 questions could show, and no
-# good either. It takes more pairs to improve a model, and more questions to see it.
+# The loss fell, so the preferences were learned. Do we have a better model? Before and after overlap nearly
+# everywhere: so small a difference is within chance. These few pairs did neither harm nor good that 80 questions
+# could show. Whether more pairs would help, we did not try.

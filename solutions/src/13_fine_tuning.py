@@ -163,8 +163,8 @@ check("merged", merged)
 
 # %% [markdown] tags=["solution"]
 # The rank is the narrow side: the rows of `down`, or the **columns** of `up`. And `+=` writes into the weight
-# that was given: the next call adds the change once more. With alpha = r and a fresh weight each time, both
-# bugs stay hidden.
+# that was given: the next call adds the change once more. With a fresh weight at each call, nobody would see
+# that one.
 
 # %% [markdown]
 # ## Exercise 5: nats of an answer
@@ -307,9 +307,9 @@ except (NotImplementedError, TypeError):
     print("not written yet")
 
 # %% [markdown] tags=["solution"]
-# A fixed beginning is learned within seconds, and the answers after it stay right. But the style spreads: questions
-# of another kind, which no example showed, get it as well. Nothing told the adapter that it was meant for
-# one kind only. Put some questions of the other kinds among the examples, with their plain answers, and see.
+# A fixed beginning is learned within seconds, and nearly all answers after it stay right. But the style spreads: many
+# questions of another kind, which no example showed, get it as well. Nothing told the adapter that it was meant
+# for one kind only. Put some questions of the other kinds among the examples, with their plain answers, and see.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the table grows with every chapter
