@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Mistral family of language models, built piece by piece.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_train, _add_generate,
+    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_reset, _add_train, _add_generate,
                 _add_chat, _add_serve, _add_postcard):
         add(commands)
     return parser
@@ -87,6 +87,20 @@ def _progress(arguments: argparse.Namespace) -> None:
     from minimistral.course import progress
 
     print(progress())
+
+
+def _add_reset(commands) -> None:
+    parser = commands.add_parser("reset", help="begin a chapter anew; your files are kept beside")
+    parser.add_argument("chapter", type=int, help="its number, e.g. 04")
+    parser.set_defaults(run=_reset)
+
+
+def _reset(arguments: argparse.Namespace) -> None:
+    from minimistral.lab import course_folder, reset_chapter, work_folder
+
+    for name, kept in reset_chapter(course_folder(), work_folder(), arguments.chapter):
+        print(f"{name.as_posix()}: fresh" + (f"; yours is {kept.name}" if kept else ""))
+    print("What passed, and your pieces in work/mine, stay as they are.")
 
 
 def _add_train(commands) -> None:

@@ -59,9 +59,34 @@ def copy_course(course: Path, work: Path) -> list[Path]:
     return written
 
 
+def reset_chapter(course: Path, work: Path, number: int) -> list[tuple[Path, Path | None]]:
+    """Puts fresh copies of a chapter into `work`; a changed file is kept beside, as `NAME.old.ipynb`.
+
+    Returns what was replaced and where the old file is (None if there was none, or an equal one),
+    relative to `work`. Raises ValueError for a chapter that does not exist.
+    """
+    manifest_file = work / MANIFEST
+    copied = json.loads(manifest_file.read_text("utf-8")) if manifest_file.exists() else {}
+    done = []
+    for original in (o for folder in FOLDERS
+                     for o in sorted((course / folder).glob(f"{number:02d}_*.ipynb"))):
+        name, content = original.relative_to(course), original.read_bytes()
+        kept = None
+        if (work / name).exists() and (work / name).read_bytes() != content:
+            kept = next(c for c in _candidates(name, "old") if c != name and not (work / c).exists())
+            os.replace(work / name, work / kept)
+        _write(work / name, content)
+        copied[name.as_posix()] = _digest(content)
+        _write(manifest_file, json.dumps(copied, indent=1).encode())
+        done.append((name, kept))
+    if not done:
+        raise ValueError(f"there is no chapter {number} in {course}")
+    return done
+
+
 def _place(work: Path, name: Path, digest: str, copied: dict[str, str]) -> Path | None:
     """Where a version of an original belongs, or None if the learner has, or had, that version."""
-    for target in _candidates(name):
+    for target in _candidates(name, "new"):
         last = copied.get(target.as_posix())
         if not (work / target).exists():
             deleted_update = target != name and last == digest
@@ -73,12 +98,13 @@ def _place(work: Path, name: Path, digest: str, copied: dict[str, str]) -> Path 
             return target  # untouched since it was copied
 
 
-def _candidates(name: Path) -> Iterator[Path]:
+def _candidates(name: Path, word: str) -> Iterator[Path]:
+    """NAME.ipynb, NAME.word.ipynb, NAME.word2.ipynb, ..."""
     yield name
-    yield name.with_suffix(".new.ipynb")
+    yield name.with_suffix(f".{word}.ipynb")
     number = 2
     while True:
-        yield name.with_suffix(f".new{number}.ipynb")
+        yield name.with_suffix(f".{word}{number}.ipynb")
         number += 1
 
 

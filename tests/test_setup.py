@@ -347,6 +347,22 @@ def test_text_of_a_stream_is_never_cut_inside_a_character():
     assert list(lab.decoded_stream(Bytes(), "ù".encode()[:1])) == ["\N{REPLACEMENT CHARACTER}"]
 
 
+def test_a_chapter_begun_anew_keeps_what_was_there(course):
+    original, work = course
+    lab.copy_course(original, work)
+    changed, fresh = work / "exercises" / "00_start_here.ipynb", "exercises v1"
+    for n, kept in enumerate(("00_start_here.old.ipynb", "00_start_here.old2.ipynb")):
+        changed.write_text(f"mine {n}", encoding="utf-8")
+        done = dict(lab.reset_chapter(original, work, 0))
+        assert done[Path("exercises/00_start_here.ipynb")] == Path("exercises") / kept
+        assert done[Path("notebooks/00_start_here.ipynb")] is None
+        assert changed.read_text("utf-8") == fresh
+        assert (changed.parent / kept).read_text("utf-8") == f"mine {n}"
+    assert lab.copy_course(original, work) == []  # it counts as copied, and nothing is to tell
+    with pytest.raises(ValueError, match="no chapter 7"):
+        lab.reset_chapter(original, work, 7)
+
+
 def test_lab_opens_the_first_chapter_of_the_learners_folder(tmp_path, monkeypatch):
     started = {}
     monkeypatch.setattr(lab, "work_folder", lambda: tmp_path / "work")
@@ -383,8 +399,10 @@ def test_readmes_links_lead_somewhere():
     assert targets and [target for target in targets if not (ROOT / target).exists()] == []
 
 
-def test_readmes_library_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_readmes_examples_run(capsys):
+    example, in_a_notebook = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(in_a_notebook, "README.md", "exec"), {})
+    capsys.readouterr()
     exec(compile(example, "README.md", "exec"), {})
     tale, parameters, cache = capsys.readouterr().out.strip().rsplit("\n", 2)
     assert len(tale) > 40
