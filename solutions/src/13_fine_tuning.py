@@ -173,7 +173,7 @@ check("merged", merged)
 #
 # Score by likelihood. `logits` (R, T, V) are what the model says at each position of R rows, `targets` (R, T) what
 # comes next, `IGNORE` (-100) where nothing counts. Return for each row the **mean** nats of its counted targets,
-# (R,): the sum of -ln p over the row's counted targets, over their number. A row with none gets 0.
+# (R,): minus the sum of ln p over these targets, divided by their number. A row with none gets 0.
 #
 # The mean, so that a long answer is not punished for its length. Benchmarks differ in this too, and it
 # changes scores.

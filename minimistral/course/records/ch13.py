@@ -371,7 +371,7 @@ def one_question():
 
 
 def two_turns_with_spaces():
-    return _tokenizer(), [_user(" two  spaces "), _assistant("x = [INST] 1  "), _user("Où est-elle ?\n"),
+    return _tokenizer(), [_user(" two  spaces "), _assistant(" x = [INST] 1\n  "), _user("Où est-elle ?\n"),
                           _assistant("Au moulin.")]
 
 
@@ -428,6 +428,9 @@ CHAT_IDS = Exercise(
             "The beginning token stands before every question. It stands once, at the very start."),
         Misconception("answers not stripped", _chat(answer=lambda text: text),
             "An answer kept the spaces at its end. They are taken off."),
+        Misconception("answers stripped of more", _chat(answer=lambda text: text.strip()),
+            "An answer lost more than the spaces at its end: its line break, or a space before it. All of "
+            "these stay."),
         Misconception("everything stripped",
             _chat(lambda t, a, b, text, n: [a, *t.encode(text.strip()), b],
                   lambda text: text.strip()),
@@ -646,6 +649,9 @@ MERGED = Exercise(
             "The change comes in unscaled. Its factor is alpha over rank."),
         Misconception("sign forgotten", _merges(signed=False),
             "Taking out adds once more. The sign belongs to the change."),
+        Misconception("sign of everything",
+            lambda weight, down, up, alpha, sign=1: sign * (weight + alpha / len(down) * (up @ down)),
+            "Taking out turns the sign of the weight as well. The sign belongs to the change alone."),
         Misconception("added twice", _merged_twice_over,
             "The change counts twice. It is added once."),
     ),
