@@ -767,7 +767,8 @@ reveal("out", "B", "A model without attention is about a bigram. One without "
 # token; it comes close. Without feed-forward it has everything it needs to look back, and is worse still: a
 # short training does not get there by sums alone. Without positions it loses little, as far as a short
 # training shows: in chapter 3 a second look under the causal mask told the orders apart.
-#
+
+# %% [markdown]
 # The surprise is the gate. A feed-forward with a plain ReLU and as many parameters does as well here. The
 # papers that prefer the gate compared much longer trainings, and the differences are small. A feed-forward
 # with no bend at all does worse.

@@ -454,7 +454,8 @@ for name, run in runs.items():
 # is learned at once, tales take longer. *Smooth, but the honest validation rises*: we train for another
 # question than we test. *Jumps*: the data changed. *High and flat*: look at the first twenty steps. A rate too
 # high falls at once and sticks; a rate too low falls slowly and is still falling.
-#
+
+# %% [markdown]
 # <details><summary>Which run has which fault?</summary>
 # A: too little text. B: rate too low. C: targets not shifted. D: text in order. E: rate too high. F: targets shifted
 # twice.</details>
@@ -499,8 +500,6 @@ AGAIN = False                             # True repeats two of the runs: 20 sec
 if AGAIN:
     for text in (raw, clean):
         print(round(ch05.fixed_budget(text, ch05.ladder_model()) - limit, 3))
-
-# %%
 assert above["small", "clean"] < above["small", "raw"] - 0.05
 assert above["small", "clean"] < above["bigger", "raw"]
 reveal("clean", "B", "Of the raw budget most went into eight tales and into "

@@ -119,8 +119,8 @@ reveal("llama", big, "Half a megabyte, for a few letters.")
 
 # %%
 predict("share", "To write one token the shipped model reads 2.5 million bytes of "
-        "weights. It keeps 2048 bytes for each token. From how many tokens on does it "
-        "read more cache than weights? A number:", answer=None)
+        "weights. It keeps 2048 bytes for each token. From how many tokens on does "
+        "it read more cache than weights? A number:", answer=None)
 
 # %%
 lengths = [2**n for n in range(7, 16)]                    # 128 to 32,768 tokens

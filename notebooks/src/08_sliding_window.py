@@ -492,7 +492,8 @@ def printed_look(q, k, v, window, n_heads, hide=None):
 
 
 predict("fatal", "Which fault is the worst?", ["the loop: it is slow",
-        "the end of the neighbourhood", "the scale", "-1e9 is not minus infinity"], answer="")
+        "the end of the neighbourhood", "the scale",
+        "-1e9 is not minus infinity"], answer="")
 
 # %% [markdown]
 # Your test of chapter 2 finds it in a minute: move one token and watch the others.

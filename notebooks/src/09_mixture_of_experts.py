@@ -273,7 +273,7 @@ def always_the_first(logits, k):
     weights, experts = route(logits, k)
     return weights, torch.arange(k).expand_as(experts)
 
-# %%
+
 predict("broken", "Which of the three harms the trained model least?",
         ["not renormalised: the proportions stay right",
          "sorted apart: the right experts are asked",
@@ -422,8 +422,8 @@ for number, values in enumerate(runs["off"]["shares"]):   # E for each layer
 least = min(min(values) for values in runs["off"]["shares"])
 most = max(max(values) for values in runs["off"]["shares"])
 assert least < 0.03 and most > 0.2
-reveal("collapse", round(100 * least, 1), "Paid for in memory, and asleep. When few experts "
-       "do all the work, this is called collapse.")
+reveal("collapse", round(100 * least, 1), "Paid for in memory, and asleep. When "
+       "few experts do all the work, this is called collapse.")
 
 # %% [markdown]
 # We want even use. But a count of choices has no gradient: moving a score a little changes no choice. The trick

@@ -174,10 +174,6 @@ for name, count in counts.items():
 small, large = counts["mixtral-8x7b-v0.1"], counts["mixtral-8x22b-v0.1"]
 assert [round(x / 1e9, 1) for x in (small.total, large.total)] == [46.7, 140.6]
 assert [round(x / 1e9, 1) for x in (small.active, large.active)] == [12.9, 39.2]
-reveal("mixtral", round(small.total / 1e9, 1), "One feed-forward of all layers is "
-       "5.6 billion; eight of them are 45.1, and 1.6 billion are there once.")
-
-# %%
 named = {"8x7B": mm.MODELS["mixtral-8x7b-v0.1"], "8x22B":
          mm.MODELS["mixtral-8x22b-v0.1"], "7B": mm.MODELS[second]}
 claims = {"8x7B": 56, "8x22B": 176}
@@ -186,6 +182,8 @@ show(ch10.name_picture(named, claims), alt="Mixtral 8x7B stores 46.7 billion "
      "says 176; what is shared is counted once.",
      data={"model": list(named), **{part: [ch10.parts(c)[part] for c in
            named.values()] for part in ("shared", "expert", "stored", "used")}})
+reveal("mixtral", round(small.total / 1e9, 1), "One feed-forward of all layers is "
+       "5.6 billion; eight of them are 45.1, and 1.6 billion are there once.")
 
 # %% [markdown]
 # A name such as 8x7B multiplies everything by eight; the model multiplies only its feed-forwards. And an "expert"
@@ -449,8 +447,8 @@ def exchanged(name, right=library.hf_name):               # w1 is up, w3 the gat
     return right(".".join(other.get(part, part) for part in name.split(".")))
 
 
-# %%
-mistakes = {
+# %% tags=["try"]
+mistakes = {                                              # add one of your own
     "rows of wq and wk not moved": ("checkpoint.unpermute_rotary", plain),
     "moved the same way again": ("checkpoint.unpermute_rotary",
                                  library.permute_rotary),

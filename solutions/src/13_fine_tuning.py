@@ -302,7 +302,8 @@ try:
     print(said[0], "·", sum(map(questions.is_right, exam, said)), "of", len(exam))
     others = questions.ask_many(20, 8, kind="where", language="en")
     said = instruct.answers(model, tokenizer, [q.messages for q in others], 24)
-    print("where is it? in the style too:", sum("sun" in text for text in said), "of 20")
+    print("where is it? in the style too:",
+          sum("sun" in text for text in said), "of 20")
 except (NotImplementedError, TypeError):
     print("not written yet")
 

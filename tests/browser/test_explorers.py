@@ -32,7 +32,8 @@ def test_nearly_every_chapter_has_one():
 def test_hand_and_keyboard_move_every_control(name, lab, tab):
     places = explorers()[name]
     lab.open(tab, ROOT / "notebooks" / name, cells=range(places[-1] + 1))
-    boxes = tab.locator(".jp-CodeCell .widget-vbox:has([role=status])")
+    boxes = (tab.locator(".jp-CodeCell").filter(has_text="explore(")
+             .locator(".widget-vbox:has([role=status])"))
     assert boxes.count() == len(places)
     for box in boxes.all():
         box.scroll_into_view_if_needed()
