@@ -454,13 +454,10 @@ for name, run in runs.items():
 # is learned at once, tales take longer. *Smooth, but the honest validation rises*: we train for another
 # question than we test. *Jumps*: the data changed. *High and flat*: look at the first twenty steps. A rate too
 # high falls at once and sticks; a rate too low falls slowly and is still falling.
-
-# %% [markdown]
+#
 # <details><summary>Which run has which fault?</summary>
 # A: too little text. B: rate too low. C: targets not shifted. D: text in order. E: rate too high. F: targets shifted
 # twice.</details>
-#
-# An exercise shows six other runs.
 #
 # **In short:** a curve means something only beside its floor and beside the loss on unseen text.
 
@@ -671,25 +668,20 @@ print(f"{rounds:.1f} rounds; rows drawn at random would leave "
 print(ch05.shakespeare_record() or "the record stays in the course's repository")
 
 # %% [markdown]
-# What each row brings:
-#
-# - **Our model, nanoGPT's rates.** A large gain. nanoGPT is a GPT-2. It learns a vector for each of the 64 places; our
-#   rotations (chapter 3) know from the first step how far apart two characters are. Its feed-forward has no gate, ours has
-#   (chapter 4). And it draws its rows at random, so that it reads some of the text twice and some never. We go through the
-#   text in rounds. The row measures these together; it does not say which of them counts most.
-# - **The rate three times as high.** We expected a gain, as a short run has no time for small steps. There is none: for
-#   AdamW the published rate was good. The row stays, because a table of gains alone would hide how many ideas fail.
-# - **Muon for the matrices.** The second large gain. AdamW steps mostly along a few strong directions. Muon makes all
-#   directions of a matrix equally strong, so the weak ones are learned in the same steps (see *Muon on the matrices*). But
-#   look at the seconds: its own products cost a quarter of the time.
+# - **Our model, nanoGPT's rates.** A large gain. nanoGPT learns a vector for each of the 64 places; our rotations (chapter
+#   3) know from the start how far apart two characters are. Its feed-forward has no gate, ours has (chapter 4). And it
+#   draws its rows at random; we read the text in rounds. Which of them counts most, the row does not say.
+# - **The rate three times as high.** We expected a gain. There is none: for AdamW the published rate was good. A
+#   table of gains alone would hide failed ideas.
+# - **Muon for the matrices.** The second large gain (see *Muon on the matrices*). But look at the seconds: its own
+#   products cost a quarter of the time.
 
 # %% [markdown]
-# - **The rate falls to 2%.** Each batch pulls the weights a little its own way, and they shake by about the rate. With
-#   nearly none at the end they should come to rest. Here that changes less than another seed does: no gain, no harm.
-# - **A feed-forward of 192.** Fewer weights, less to multiply, and nothing is lost: in so few steps the wider one did not
-#   use its weights.
-# - **20 rows in 1,200 steps.** Muon's products cost the same for each step, whatever the batch. Fewer and larger steps
-#   need fewer of them. The number of characters stays, the loss rises a little, and the whole takes no longer than nanoGPT.
+# - **The rate falls to 2%.** Each batch pulls the weights its own way; with nearly no rate at the end they should come to
+#   rest. It changes less than another seed does: no gain, no harm.
+# - **A feed-forward of 192.** Less to multiply, and nothing is lost: in so few steps the wider one did not use its weights.
+# - **20 rows in 1,200 steps.** Muon's products cost the same for each step, whatever the batch. So fewer and larger steps
+#   save time. The loss rises a little, and the whole takes no longer than nanoGPT.
 #
 # The rates were chosen for this text, this size and this budget. Another text asks for its own search (exercise 8).
 

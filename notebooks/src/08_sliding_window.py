@@ -690,7 +690,7 @@ verdict(3, "true with a condition", "Memory: yes. Work: little, until the text i
 # And here is the twist. *The secret of Mistral 7B is first of all the sliding window.* Which models have one?
 
 # %%
-ours = {n: c for n, c in mm.MODELS.items() if not n.startswith("llama")}   # Mistral's
+ours = {n: c for n, c in mm.MODELS.items() if not n.startswith("llama")}
 for name, c in ours.items():
     print(f"{name:20} window {str(c.sliding_window):30} K = {c.n_kv_heads}")
 windowed_ones = [n for n, c in ours.items() if c.sliding_window is not None]

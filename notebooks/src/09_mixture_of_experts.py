@@ -537,8 +537,8 @@ early, paid = map(ch09.recorded_losses, (120, 400))       # name -> losses
 floor = ch09.recorded("quality")[-1]["floor"]
 show(ch09.quality_picture(paid, floor, "After 400 steps: better than the dense "
                           "model of equal cost"),
-     alt="After 400 steps all three seeds of the mixture lie below all three of the "
-     "dense model with equal active parameters.",
+     alt="After 400 steps all three seeds of the mixture lie below all three of "
+     "the dense model with equal active parameters.",
      data={name: [round(x, 4) for x in paid[name]] for name in paid})
 
 # %%
@@ -570,7 +570,7 @@ reveal("pays", "A", "It knows more for the same work, about as much as the dense
 
 # %%
 E, k = 8, 2
-table = mixtral.vocab_size * mixtral.dim                  # of it a token reads one row
+table = mixtral.vocab_size * mixtral.dim              # of it a token reads one row
 each = mixtral.n_layers * feed_forward(mixtral)           # one expert in all layers
 count = mm.count_parameters(mixtral)
 fixed = count.active - k * each - table
@@ -764,7 +764,8 @@ ratio = on_code["nats_per_byte"] / dense_run["nats_per_byte"]
 print(f"loss of the mixture over loss of the dense model: {ratio:.3f}")
 for name, run in (("tales", runs["on"]), ("code", on_code)):
     for number, values in enumerate(run["shares"]):
-        print(f"{name:5} layer {number}: each expert has {100 * min(values):4.1f}% to "
+        print(f"{name:5} layer {number}: each expert has "
+              f"{100 * min(values):4.1f}% to "
               f"{100 * max(values):4.1f}% of the choices")
 assert abs(ratio - 1) < 0.02 and min(map(min, on_code["shares"])) > 0.03
 assert max(map(max, on_code["shares"])) > 1.2 * max(map(max, runs["on"]["shares"]))

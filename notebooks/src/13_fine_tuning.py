@@ -422,7 +422,8 @@ late = {name: [sum(c["nats_per_token"][i:i + 10]) / 10 for i in (70, 90)]
         for name, c in curves.items()}                    # of 100 points
 show(ch13.curves_picture(curves, "The same lessons, step by step"),
      alt="Two falling losses. The adapter's stays above, and still falls.",
-     data={"": list(late), "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
+     data={"": list(late),
+           "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
            "the last tenth": [f"{b:.3f}" for _, b in late.values()]})
 assert late["adapter"][0] > late["adapter"][1] > 2 * late["all parameters"][1]
 for name, after in long.items():
@@ -435,11 +436,8 @@ assert long["adapter"]["all"]["share"] > 0.9
 # or only slow? We gave both five times as many steps. Now the adapter answers nine of ten, as all parameters did
 # before; all parameters answer nearly every question, and have forgotten the tales altogether. So it is slower: in
 # a matrix with an adapter of rank 2 only two directions can change. (That is our explanation, not a measurement.)
-
-# %% [markdown]
-# With models of billions of parameters the same share is millions of numbers, and ranks are 8 to 64. And an
-# adapter inside the layers cannot teach the output layer tokens that it never learned. (A section under
-# *Further* counts some.)
+#
+# An adapter inside the layers cannot teach the output layer new tokens. (*Further* counts some.)
 #
 # **In short:** merged or beside, the same function; the file is small, and the base stays what it was.
 
@@ -553,7 +551,8 @@ for wording in ch13.WORDINGS:
 few = [ch13.marks_of(m, "plain question", 0, "generated") for m in ch13.MODELS]
 for n in (10, 20, 30):
     a, b = (marks[:n].count("1") for marks in few)
-    print(f"plain question, the first {n}: {a} and {b}, {ch13.clearly_ahead(a, b, n)}")
+    print(f"plain question, the first {n}: {a} and {b},",
+          ch13.clearly_ahead(a, b, n))
 
 for model in ch13.MODELS:
     for wording in ch13.WORDINGS:
@@ -582,11 +581,12 @@ for n, one in enumerate(rounds):
     honest, knew = one["right"].values()
     gains.append(knew["this examination"] - honest["this examination"])
     assert knew["a new one"] < 15
-    assert ch13.clearly_ahead(*(r["this examination"] for r in (honest, knew)), 30) == "-"
+    a, b = (r["this examination"] for r in (honest, knew))
+    assert ch13.clearly_ahead(a, b, 30) == "-"
 print("ahead by", gains, "in the examination that it learned by heart")
 rows = {name: [(sum(one["right"][name][e] for one in rounds), 30 * len(rounds))
                for e in exams] for name in rounds[0]["right"]}
-show(ch13.shares_picture(rows, exams, "Learned by heart: right here, wrong elsewhere"),
+show(ch13.shares_picture(rows, exams, "Learned by heart: right here only"),
      alt=ch13.shares_text(rows, exams), data=ch13.shares_data(rows, exams))
 assert ch13.clearly_ahead(*(row[0][0] for row in rows.values()), 120) != "-"
 assert 0 < min(gains) < max(gains)
@@ -610,10 +610,10 @@ for name, result in (("all parameters", run["after"]), ("1.8% of them", tuned)):
           f"tales {result['tales_nats_per_byte']:.3f}")
 assert size < 0.1 * ch13.base_bytes() and score > 30
 print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
-display(verdict(16, "true with a condition", "A new manner is cheap. A new skill took "
-                "a small adapter far longer, and the tales were forgotten."),
-        verdict(22, "true with a condition", "Ahead in the way it was asked. Another "
-                "wording turned the order of our two models round."))
+display(verdict(16, "true with a condition", "A new manner is cheap. A new skill "
+                "took a small adapter far longer, and the tales were forgotten."),
+        verdict(22, "true with a condition", "Ahead in the way it was asked. "
+                "Another wording turned the order of our two models round."))
 
 # %% [markdown]
 # Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
@@ -810,7 +810,8 @@ for rise, fall in ((0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (-1.0, 3.0)):
 # %%
 dpo = ch13.recorded("preferences")
 asked, first, last = dpo["before"]["asked"], dpo["losses"][0], dpo["losses"][-10:]
-print(f"{dpo['pairs']} pairs; loss {first:.3f} at first, {sum(last) / 10:.3f} at last")
+print(f"{dpo['pairs']} pairs; loss {first:.3f} at first,",
+      f"{sum(last) / 10:.3f} at last")
 ends = {}
 for key in ("right_drawn", "right_greedy"):
     for when in ("before", "after"):
@@ -818,7 +819,7 @@ for key in ("right_drawn", "right_greedy"):
         ends[key, when] = low, high = instruct.score_interval(n, asked)
         print(f"{key.replace('_', ' '):12} {when:6} {n} of {asked}: "
               f"{low:.2f} to {high:.2f}")
-    assert ends[key, "before"][0] < ends[key, "after"][1]  # no harm that we could see
+    assert ends[key, "before"][0] < ends[key, "after"][1]  # no harm to be seen
 assert sum(last) / 10 < first - 0.02
 
 # %% [markdown]
