@@ -677,15 +677,12 @@ print(ch05.shakespeare_record() or "the record stays in the course's repository"
 #   products cost a quarter of the time.
 
 # %% [markdown]
-# - **The rate falls to 2%.** Each batch pulls the weights its own way; with nearly no rate at the end they should come to
-#   rest. It changes less than another seed does: no gain, no harm.
+# - **The rate falls to 2%.** With nearly no rate at the end the weights should come to rest. It changes less than
+#   another seed does.
 # - **A feed-forward of 192.** Less to multiply, and nothing is lost: in so few steps the wider one did not use its weights.
 # - **20 rows in 1,200 steps.** Muon's products cost the same for each step, whatever the batch. So fewer and larger steps
 #   save time. The loss rises a little, and the whole takes no longer than nanoGPT.
 #
-# The rates were chosen for this text, this size and this budget. Another text asks for its own search (exercise 8).
-
-# %% [markdown]
 # ## Further: where the texts come from
 #
 # A corpus is two lists of documents, one to learn from and one to be judged by. Only the tales know
