@@ -368,6 +368,7 @@ def test_who_leaves_frees_the_place_within_a_step(server):
         steps.append(len(engine.seats))
         return write(engine)
 
+    until(lambda: not desk.seated and not engine.seats)      # what other tests asked for
     engine.step = step
     try:
         for stream in (True, False):
@@ -385,6 +386,8 @@ def test_who_leaves_frees_the_place_within_a_step(server):
             gate.release()                                # the step that was on its way
             until(lambda: not desk.seated and not engine.seats)
             assert job.written <= written + 1
+            while gate.acquire(blocking=False):
+                pass                                      # no step was on its way after all
             steps.clear()
     finally:
         del engine.step
