@@ -4,9 +4,22 @@ import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
-figures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(figures)
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+figures, picture = script("figures"), script("picture")
+
+
+def test_the_picture_of_the_course_shows_the_recorded_ladder():
+    remedy = "run: python benchmarks/picture.py"
+    assert picture.picture() == picture.PICTURE.read_text(encoding="utf-8"), remedy
+    assert f"![{picture.alt()}](benchmarks/course.svg)" in picture.README.read_text(encoding="utf-8"), remedy
 
 
 def test_readme_and_chart_show_what_was_measured():
