@@ -198,7 +198,8 @@ def test_chapters_are_numbered_and_need_only_earlier_ones():
     assert [c.number for c in syllabus.CHAPTERS] == list(range(15))
     for c in syllabus.CHAPTERS:
         assert all(need < c.number for need in c.needs)
-        assert c.core_minutes == (10 if c.number == 0 else 45) and c.core_minutes < c.total_minutes
+        assert c.core_minutes == 10 if c.number == 0 else 45 <= c.core_minutes <= 60  # as readers needed
+        assert c.core_minutes < c.total_minutes
         assert re.fullmatch(r"\d\d_[a-z_]+", c.name) and c.question.endswith("?")
         assert bool(c.headlines) == (c.number not in (0, 3, 4))
 

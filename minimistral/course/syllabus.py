@@ -56,7 +56,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         1, "tokens", "Tokens",
         "What does a language model see instead of letters?",
-        ("tokenizer",), 45, 100, (0,),
+        ("tokenizer",), 50, 105, (0,),
         (Headline(20, "The model handles the main European languages."),),
         written=True,
     ),
@@ -81,12 +81,12 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         4, "transformer", "The transformer",
         "What else does attention need to become a language model?",
-        ("config", "layers", "model"), 45, 110, (2, 3), written=True,
+        ("config", "layers", "model"), 50, 115, (2, 3), written=True,
     ),
     Chapter(
         5, "training", "Training",
         "How does a heap of random numbers learn to write, and how well can it do at best?",
-        ("corpora", "tales", "train"), 45, 120, (1, 4),
+        ("corpora", "tales", "train"), 50, 125, (1, 4),
         (
             Headline(17, "Without repeated and meaningless text, a small model matches a bigger one."),
             Headline(18, "Training data of low quality makes a model write false things."),
@@ -110,14 +110,14 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         7, "shared_heads", "Shared heads",
         "How much memory can we save when heads share keys and values?",
-        ("attention",), 45, 135, (2, 6),
+        ("attention",), 50, 140, (2, 6),
         (Headline(5, "Grouped-query attention saves memory by sharing keys and values."),),
         written=True,
     ),
     Chapter(
         8, "sliding_window", "The sliding window",
         "Can a model with a short memory read a long text?",
-        ("attention", "cache"), 45, 120, (6, 7),
+        ("attention", "cache"), 60, 135, (6, 7),
         (
             Headline(1, "The sliding window is Mistral's innovation."),
             Headline(2, "A published sample of Mistral's efficient attention lowers complexity."),
@@ -129,7 +129,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         9, "mixture_of_experts", "Mixture of experts",
         "Can a model know more without computing more?",
-        ("moe",), 45, 120, (4,),
+        ("moe",), 50, 125, (4,),
         (
             Headline(6, "Mixtral has 8 experts, 2 active, and costs like a dense model of 12B."),
             Headline(7, "A mixture lowers the compute and energy of training and inference."),
@@ -159,7 +159,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         12, "quantization", "Quantization",
         "How few bits does a weight need?",
-        ("quantize",), 45, 135, (10,),
+        ("quantize",), 50, 140, (10,),
         (
             Headline(13, "An assistant that runs on a laptop with 16 GB."),
             Headline(14, "Quantization puts the model on a phone."),

@@ -3,7 +3,7 @@
 #
 # **What does a language model see instead of letters?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and three
+# The core takes 50 minutes. The exercises and the sections under *Further* take another hour and three
 # quarters.
 # You need chapter 0 and a little Python. No mathematics beyond a logarithm.
 #

@@ -3,7 +3,7 @@
 #
 # **What else does attention need to become a language model?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour or so.
+# The core takes 50 minutes. The exercises and the sections under *Further* take another hour or so.
 # You need [chapter 2](02_attention.ipynb) and a little of chapter 3; what we borrow from both is
 # repeated below.
 #

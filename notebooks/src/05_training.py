@@ -3,7 +3,7 @@
 #
 # **How does a heap of random numbers learn to write, and how well can it do at best?**
 #
-# The core takes 45 minutes. The essential exercises take another hour and a quarter; the open one and
+# The core takes 50 minutes. The essential exercises take another hour and a quarter; the open one and
 # the sections under *Further* come on top. You need chapter 4, or the refresher below.
 #
 # The shapes in this chapter: **B** rows in a batch · **T** tokens in a row · **V** tokens in the

@@ -3,7 +3,7 @@
 #
 # **How much memory can we save when heads share keys and values?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and a
+# The core takes 50 minutes. The exercises and the sections under *Further* take another hour and a
 # half.
 # You need chapters 2 and 6; what we borrow from them is repeated below.
 #

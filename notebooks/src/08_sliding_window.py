@@ -3,7 +3,7 @@
 #
 # **Can a model with a short memory read a long text?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and a
+# The core takes 60 minutes. The exercises and the sections under *Further* take another hour and a
 # quarter.
 # You need chapters 6 and 7; what we borrow from them is repeated below.
 #

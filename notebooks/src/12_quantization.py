@@ -3,7 +3,7 @@
 #
 # **How few bits does a weight need?**
 #
-# The core takes 45 minutes, the exercises an hour and a quarter, the sections under *Further* a quarter of an hour.
+# The core takes 50 minutes, the exercises an hour and a quarter, the sections under *Further* a quarter of an hour.
 # You need chapter 4 and the models of chapter 10; what we borrow from them is repeated below.
 #
 # The shapes in this chapter: a weight matrix is **(out, in)**, a row for each output · **G** weights of a
