@@ -4,13 +4,16 @@ from .checks import check, judge, lines, verify
 from .exercises import Exercise, Hint, Misconception
 from .explorers import Button, Choice, Slider, Text, explore
 from .figures import show
+from .glossary import glossary
 from .ladder import ladder
 from .pieces import mine, swap
 from .predictions import bet, predict, reveal, verdict
 from .progress import hint, progress
+from .progress_page import progress_page
+from .search import mistakes, search
 
 __all__ = [
     "Button", "Choice", "Exercise", "Hint", "Misconception", "Slider", "Text", "bet", "check",
-    "explore", "hint", "judge", "ladder", "lines", "mine", "predict", "progress", "reveal", "show",
-    "swap", "verdict", "verify",
+    "explore", "glossary", "hint", "judge", "ladder", "lines", "mine", "mistakes", "predict", "progress",
+    "progress_page", "reveal", "search", "show", "swap", "verdict", "verify",
 ]

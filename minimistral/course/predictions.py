@@ -69,7 +69,10 @@ def verdict(headline: int, truth: str, why: str = "") -> Panel:
     """The verdict on a headline beside the learner's bet; ``truth`` is one of VERDICTS."""
     if truth not in VERDICTS:
         raise ValueError(f"{truth!r} is none of {', '.join(VERDICTS)}")
-    return reveal(f"headline {headline}", _letter(VERDICTS.index(truth)), why, options=VERDICTS)
+    letter = _letter(VERDICTS.index(truth))
+    if f"headline {headline}" in load_progress()["predictions"]:  # won or lost, for the progress page
+        update_progress(lambda data: data.setdefault("verdicts", {}).__setitem__(str(headline), letter))
+    return reveal(f"headline {headline}", letter, why, options=VERDICTS)
 
 
 def _is_open(answer) -> bool:

@@ -1,0 +1,123 @@
+"""How long does the machine work on each section of a story? And does a plan of the guide run through?
+
+    python benchmarks/sections.py [NN ...]          measure these chapters (default: all)
+    python benchmarks/sections.py --walk 90         walk through one plan: 90, 240 or 840 minutes
+
+Every notebook is run as a learner runs it: a fresh kernel in a new working folder, as many threads as
+PyTorch takes, cells from top to bottom, one run. Seconds are those of the clock. A walk runs the plan's
+chapters in their order, all with one working folder, each up to the plan's last section of it, and names
+the cells that one has to wait for.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import torch
+
+from minimistral.course.build import PlainClient
+from minimistral.course.plans import GUIDE, read_plans
+from minimistral.course.sections import read_sections
+from minimistral.course.syllabus import CHAPTERS, Chapter
+from minimistral.recipes import cpu_name
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results" / "sections.json"
+LONG = 5.0  # seconds; who waits longer than that should know
+
+
+def provenance(command: str) -> dict:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": done.stdout.strip() or None,
+        "system": platform.platform(terse=True), "processor": cpu_name(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "load of the last minute": round(os.getloadavg()[0], 2),
+        "python": sys.version.split()[0], "torch": torch.__version__,
+    }
+
+
+def run(chapter: Chapter, work: str, last: int | None = None) -> tuple[float, dict[int, float]]:
+    """Run a story up to the cell `last`; seconds until the kernel is there, and of each code cell."""
+    path = ROOT / chapter.path()
+    notebook = nbformat.read(path, 4)
+    if last is not None:
+        notebook.cells = notebook.cells[: last + 1]
+    began, seconds = {}, {}
+
+    def end(cell_index, **_):
+        seconds[cell_index] = time.monotonic() - began[cell_index]
+
+    client = PlainClient(
+        notebook, timeout=300, kernel_name="python3", store_widget_state=False, record_timing=False,
+        startup_timeout=180,
+        resources={"metadata": {"path": str(path.parent)}}, extra_arguments=["--IPKernelApp.log_level=40"],
+        on_cell_execute=lambda cell_index, **_: began.setdefault(cell_index, time.monotonic()),
+        on_cell_executed=end,
+    )
+    start = time.monotonic()
+    client.execute(env={**os.environ, "MINIMISTRAL_WORK": work})
+    return min(began.values()) - start, seconds
+
+
+def by_section(chapter: Chapter, seconds: dict[int, float]) -> list[dict]:
+    rows = []
+    for section in read_sections(chapter, root=ROOT):
+        own = {cell: seconds[cell] for cell in section.cells if cell in seconds}
+        text = {part.cell: part.text for part in section.parts if part.kind == "code"}
+        rows.append({
+            "section": section.title, "level": section.level, "seconds": round(sum(own.values()), 2),
+            "long cells": [[round(s, 2), text[c].splitlines()[0]] for c, s in own.items() if s > LONG],
+        })
+    return rows
+
+
+def measure(chapters: list[Chapter]) -> None:
+    for chapter in chapters:
+        with tempfile.TemporaryDirectory(prefix="minimistral-", ignore_cleanup_errors=True) as work:
+            before = provenance("python benchmarks/sections.py")
+            start, seconds = run(chapter, work)
+        result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        result["what"] = "seconds of the clock for each section of a story, run cold from top to bottom, one run"
+        result.setdefault("chapters", {})[chapter.name] = {
+            "kernel": round(start, 2), "sections": by_section(chapter, seconds), "provenance": before}
+        result["chapters"] = dict(sorted(result["chapters"].items()))
+        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+        print(f"{chapter.name}: kernel {start:.1f} s, cells {sum(seconds.values()):.1f} s", flush=True)
+
+
+def walk(minutes: int) -> None:
+    """Run a plan's chapters in order, cold; say how long each takes and where one waits."""
+    plan = next(p for p in read_plans(GUIDE.read_text(encoding="utf-8")) if p.minutes == minutes)
+    with tempfile.TemporaryDirectory(prefix="minimistral-", ignore_cleanup_errors=True) as work:
+        for chapter, sections in plan.by_chapter().items():
+            found = read_sections(chapter, root=ROOT)
+            last = max(part.cell for s in found if s.title in sections for part in s.parts)
+            start, seconds = run(chapter, work, last)
+            told = [f"{s:.0f} s in “{row['section']}”"
+                    for row in by_section(chapter, seconds) for s, _ in row["long cells"]]
+            print(f"{chapter.number:2} {chapter.title}: kernel {start:.1f} s, {len(seconds)} cells in "
+                  f"{sum(seconds.values()):.1f} s; waits: {', '.join(told) or 'none'}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("chapters", nargs="*", type=int, metavar="NN")
+    parser.add_argument("--walk", type=int, metavar="MINUTES")
+    arguments = parser.parse_args()
+    if arguments.walk:
+        walk(arguments.walk)
+    else:
+        measure([c for c in CHAPTERS if c.written and (not arguments.chapters or c.number in arguments.chapters)])
+
+
+if __name__ == "__main__":
+    main()
