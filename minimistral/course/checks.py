@@ -10,6 +10,7 @@ import ast
 import dis
 import inspect
 import linecache
+import os
 import re
 import traceback
 from collections.abc import Callable
@@ -63,14 +64,27 @@ class Result:
     def _repr_html_(self) -> str:
         return self.panel()._repr_html_()
 
+    def _ipython_display_(self) -> None:
+        if not _under_nbgrader():
+            raise NotImplementedError  # IPython then shows the panel as the cell's value
+        from IPython.display import display
+
+        display(self.panel())  # nbgrader reads a cell's value as a share of the points
+
+
+def _under_nbgrader() -> bool:
+    """Is nbgrader running the notebook? For it a check that doesn't raise has passed."""
+    return bool(os.environ.get("NBGRADER_EXECUTION"))
+
 
 def check(name: str | Callable, work: Any = _NOTHING) -> Result:
     """Check the learner's work: ``check("attend", attend)``, ``check("order", "B A C")``.
 
     ``name`` is the exercise's name ("ch02.attend" if two chapters share one). A function alone
     is enough if its own name belongs to one exercise: ``check(attend)``. Never raises for what
-    the learner's code does. The result is kept in the progress file; a passed core piece is
-    saved to work/mine.
+    the learner's code does, except where nbgrader grades: there what has not passed is an
+    AssertionError. The result is kept in the progress file; a passed core piece is saved to
+    work/mine.
     """
     if not isinstance(name, str):
         work, name = name, find_by_entry(getattr(name, "__name__", "")).key
@@ -83,6 +97,8 @@ def check(name: str | Callable, work: Any = _NOTHING) -> Result:
         from .pieces import save_piece
 
         result.notes.append(save_piece(exercise, work))
+    if not result.passed and _under_nbgrader():
+        raise AssertionError(str(result))
     return result
 
 
@@ -515,12 +531,67 @@ FEWEST_MISCONCEPTIONS = {"complete": 5, "function": 5, "bug": 5, "piece": 5, "or
 CODE = re.compile(r"`|==|->|\w\(|\)\.|\n|\btorch\.|\[[:\d]")
 
 
+@dataclass
+class Trial:
+    """Something on record, judged: a right solution, a misconception, or nothing at all."""
+
+    kind: str  # "right", "wrong" or "nothing"
+    name: str
+    result: Result
+
+    @property
+    def as_it_should(self) -> bool:
+        if self.kind == "wrong":
+            return self.result.status == TRY_AGAIN and self.result.matched == self.name
+        if self.kind == "nothing":
+            return self.result.status in (NOT_WRITTEN, NOT_ANSWERED)
+        return self.result.passed
+
+
+def trials(exercise: Exercise) -> list[Trial]:
+    """The reference, every equivalent, every misconception and a stub, each given to the check."""
+    if exercise.kind in TYPED:
+        return _typed_trials(exercise)
+    rights = {"reference": exercise.reference, **exercise.equivalents}
+    made = [Trial("right", name, judge(exercise, work)) for name, work in rights.items()]
+    made += [Trial("wrong", m.name, judge(exercise, m.wrong)) for m in exercise.misconceptions]
+
+    def stub(*args, **kwargs):
+        raise NotImplementedError
+
+    return [*made, Trial("nothing", "a stub", judge(exercise, stub))]
+
+
+def _typed_trials(exercise: Exercise) -> list[Trial]:
+    spell = exercise.spell if exercise.kind == "order" else lambda value: value
+    rights = exercise.right_orders if exercise.kind == "order" else [
+        exercise.reference, *exercise.equivalents.values()
+    ]
+    made = [Trial("right", repr(right), judge(exercise, spell(right))) for right in rights]
+    made += [Trial("wrong", m.name, judge(exercise, spell(m.wrong))) for m in exercise.misconceptions]
+    return made + [Trial("nothing", repr(n), judge(exercise, n)) for n in (None, "", "...", Ellipsis)]
+
+
 def verify(exercise: Exercise) -> list[str]:
     """Everything that is wrong with a record, as sentences; an empty list is a sound record."""
     problems = _verify_words(exercise)
     if exercise.kind in TYPED:
-        return problems + _verify_typed(exercise)
-    return problems + _verify_function(exercise)
+        problems += _verify_typed(exercise)
+    elif not exercise.fixtures or not exercise.entry:
+        return problems + ["a function exercise needs fixtures and an entry"]
+    else:
+        problems += _verify_function(exercise)
+    return problems + [_complaint(t) for t in trials(exercise) if not t.as_it_should]
+
+
+def _complaint(trial: Trial) -> str:
+    if trial.kind == "nothing":
+        return f"{trial.name} is told '{trial.result.status}', not that there is nothing yet"
+    if trial.kind == "right":
+        return f"{trial.name} is refused: {trial.result.message}"
+    if trial.result.passed:
+        return f"{trial.name}: passes as if it were right"
+    return f"{trial.name}: told as {trial.result.matched}: {trial.result.message}"
 
 
 def _verify_words(exercise) -> list[str]:
@@ -550,22 +621,10 @@ def _verify_words(exercise) -> list[str]:
 
 def _verify_typed(exercise) -> list[str]:
     problems = []
-    spell = exercise.spell if exercise.kind == "order" else lambda value: value
-    for nothing in (None, "", "...", Ellipsis):
-        if judge(exercise, nothing).status != NOT_ANSWERED:
-            problems.append(f"{nothing!r} is not told 'not answered yet'")
-    rights = exercise.right_orders if exercise.kind == "order" else [
-        exercise.reference, *exercise.equivalents.values()
-    ]
-    for right in rights:
-        if not judge(exercise, spell(right)).passed:
-            problems.append(f"the right answer {right!r} is refused")
-    for m in exercise.misconceptions:
-        if judge(exercise, spell(m.wrong)).matched != m.name:
-            problems.append(f"{m.name}: not answered with its own message")
     if exercise.options:
         letters = [chr(65 + i) for i in range(len(exercise.options))]
-        told = [*rights, *(m.wrong for m in exercise.misconceptions)]
+        told = [exercise.reference, *exercise.equivalents.values()]
+        told += [m.wrong for m in exercise.misconceptions]
         problems += [f"option {letter} has no message" for letter in letters if letter not in told]
     if exercise.kind == "order" and not exercise.distractors:
         problems.append("an order needs a distractor that is a real mistake")
@@ -574,8 +633,6 @@ def _verify_typed(exercise) -> list[str]:
 
 def _verify_function(exercise) -> list[str]:
     problems = []
-    if not exercise.fixtures or not exercise.entry:
-        return ["a function exercise needs fixtures and an entry"]
     for fixture in exercise.fixtures:
         first, second = _arguments(fixture), _arguments(fixture)
         if _is_changed(list(first[0]), list(second[0])) or _is_changed(first[1], second[1]):
@@ -585,22 +642,6 @@ def _verify_function(exercise) -> list[str]:
             problems.append(f"the reference writes into its input {o.changed}")
         if o.run.restored:
             problems.append(f"the reference changes {o.run.restored}")
-    for name, right in {"reference": exercise.reference, **exercise.equivalents}.items():
-        result = judge(exercise, right)
-        if not result.passed:
-            problems.append(f"{name} is refused: {result.message}")
-    for m in exercise.misconceptions:
-        result = judge(exercise, m.wrong)
-        if result.passed:
-            problems.append(f"{m.name}: passes as if it were right")
-        elif result.matched != m.name:
-            problems.append(f"{m.name}: told as {result.matched}: {result.message}")
-
-    def stub(*args, **kwargs):
-        raise NotImplementedError
-
-    if judge(exercise, stub).status != NOT_WRITTEN:
-        problems.append("a stub is not told 'not written yet'")
     if exercise.piece:
         from .pieces import signature_problem, find_target
 
