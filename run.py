@@ -4,6 +4,8 @@
   python3 run.py lab [options]           set up once, then open the course in JupyterLab
   python3 run.py test [08] [options]     set up once, then run every test, or those of chapter 8
   python3 run.py build [08] [options]    set up once, then rebuild the notebooks from their sources
+  python3 run.py pack OUT [options]      everything for a room without a network, in one folder
+  python3 run.py publish                 write the links to the public address into README and docs/
 
 On Windows write `py run.py lab`. Options go on to `minimistral lab`, to pytest and to the builder.
 Needs Python 3.11, 3.12 or 3.13. The environment is .venv beside this file; MINIMISTRAL_VENV names
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parent
 ENV = Path(os.environ.get("MINIMISTRAL_VENV") or ROOT / ".venv").absolute()
 PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST, NEWEST = (3, 11), (3, 13)
-EXTRAS = {"lab": "course", "test": "test", "build": "test"}
+EXTRAS = {"lab": "course", "test": "test", "build": "test", "pack": "course,site", "publish": "course"}
 
 
 class Problem(Exception):
@@ -75,10 +77,9 @@ def stamp(extra):
 
 def is_ready(extra):
     """Whether a finished installation of `extra`, or of more, is there. Reads three small files."""
-    enough = ("course", "test") if extra == "course" else (extra,)
     return PYTHON.exists() and any(
         stamp(one).exists() and stamp(one).read_text(encoding="utf-8") == wanted(one)
-        for one in enough
+        for one in (extra, "test")
     )
 
 
@@ -127,7 +128,8 @@ def install(extra):
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["-c", "constraints.txt", "-e", ".[{}]".format(extra)]
     note = "Installing, 1 to 5 minutes the first time"
-    if sys.platform == "linux" and not shutil.which("nvidia-smi") and not list(
+    offline = os.environ.get("PIP_NO_INDEX")  # from a pack: nothing is downloaded
+    if not offline and sys.platform == "linux" and not shutil.which("nvidia-smi") and not list(
         ENV.glob("lib/python*/site-packages/torch")
     ):
         note += " (3 GB at most; README, 'A small PyTorch on Linux', shows how to save most of it)"
@@ -181,8 +183,8 @@ def command_line(task, options):
     """The arguments for the environment's Python that carry out `task`."""
     if task == "lab":
         return ["-m", "minimistral", "lab"] + options
-    if task == "build":
-        return ["-m", "minimistral.course.build"] + options
+    if task in ("build", "pack", "publish"):
+        return ["-m", "minimistral.course." + task] + options
     chapters, rest = split_chapters(options)
     paths = [path for number in chapters for path in chapter_paths(number)]
     # Two workers, each notebook whole on one of them: cells of one notebook need one kernel.

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_lab(commands) -> None:
     parser = commands.add_parser("lab", help="open the course in JupyterLab, in your own work/")
     parser.add_argument("--no-browser", action="store_true", help="print the address instead")
+    parser.add_argument("--copy", action="store_true", help="only copy the notebooks, for another program")
     parser.add_argument("options", nargs="*", metavar="OPTION", help="after --, for JupyterLab itself")
     parser.set_defaults(run=_lab)
 
@@ -51,7 +52,7 @@ def _add_lab(commands) -> None:
 def _lab(arguments: argparse.Namespace) -> int:
     from minimistral import lab
 
-    return lab.main(browser=not arguments.no_browser, options=arguments.options)
+    return lab.main(browser=not arguments.no_browser, options=arguments.options, only_copy=arguments.copy)
 
 
 def _add_doctor(commands) -> None:

@@ -174,8 +174,8 @@ def lab_arguments(work: Path) -> list[str]:
     return arguments
 
 
-def main(*, browser: bool, options: list[str]) -> int:
-    """Copy, greet, open: the whole of `minimistral lab`."""
+def main(*, browser: bool, options: list[str], only_copy: bool = False) -> int:
+    """Copy, greet, open: the whole of `minimistral lab`. `only_copy` ends after the first."""
     course, work = course_folder(), work_folder()
     written = copy_course(course, work)
     if written:
@@ -183,5 +183,7 @@ def main(*, browser: bool, options: list[str]) -> int:
     for target in written:
         if target.suffixes != [".ipynb"]:
             print(f"  {target.as_posix()}: a newer version, put beside the one you changed")
+    if only_copy:
+        return 0
     greet()
     return open_lab(work, ([] if browser else ["--no-browser"]) + options)
