@@ -23,7 +23,7 @@ from minimistral.course import syllabus
 from minimistral.course.notebook_compare import difference, why_not_compared
 
 ROOT = Path(__file__).resolve().parent
-OFFLINE = ROOT / "tests" / "offline"
+OFFLINE = ROOT / "minimistral" / "assets" / "offline"
 
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 if str(OFFLINE) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):

@@ -35,7 +35,7 @@ for what in (lambda: socket.create_connection(({FAR!r}, 9), timeout=1),
     ids=["connect", "connect_ex", "datagram", "look-up", "old look-up"],
 )
 def test_other_machines_are_refused(attempt):
-    with pytest.raises(ConnectionRefusedError, match="the tests are offline"):
+    with pytest.raises(ConnectionRefusedError, match="offline here"):
         attempt()
 
 

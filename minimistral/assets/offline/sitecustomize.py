@@ -1,8 +1,8 @@
 """Refuses every connection that leaves this machine.
 
-conftest.py puts this folder on PYTHONPATH, and Python imports a module of this name when it starts:
-so the rule holds in the tests, in the notebooks' kernels, and in all that they start in Python. An
-audit hook sees every socket of the interpreter and cannot be taken away again.
+The tests (conftest.py) and `minimistral doctor --offline` put this folder on PYTHONPATH, and Python imports
+a module of this name when it starts: so the rule holds there, in the notebooks' kernels, and in all that
+they start in Python. An audit hook sees every socket of the interpreter and cannot be taken away again.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 
 
 class OfflineError(ConnectionRefusedError):
-    """The tests are offline: a connection to another machine was refused."""
+    """A connection to another machine was refused."""
 
 
 def is_here(host):
@@ -41,7 +41,7 @@ def refuse(event, arguments):
     else:
         return
     if not allowed:
-        raise OfflineError(f"the tests are offline: {event} to {host!r} was refused")
+        raise OfflineError(f"offline here: {event} to {host!r} was refused")
 
 
 if not hasattr(sys, "minimistral_is_offline"):
