@@ -31,6 +31,9 @@ some lines left out, `answer = ...`, a whole wrong implementation to be repaired
     # scores = ...
     ### END SOLUTION
 
+Where a cell of solutions/src ends in `check("name", ...)`, that line becomes a cell of its own, with
+the metadata by which nbgrader grades it.
+
 A cell tagged `solution` (`# %% [markdown] tags=["solution"]`) is left out of the exercises. A cell
 whose output cannot be compared says why on a line that the learner does not see:
 `# NBVAL_IGNORE_OUTPUT: times differ`. An error on purpose is tagged `raises-exception`. Cells in
@@ -47,6 +50,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -142,17 +146,19 @@ class PlainClient(NotebookClient):
         return None
 
 
-def run(notebook: NotebookNode, folder: Path) -> list[float]:
+def run(notebook: NotebookNode, folder: Path, after_cell: Callable[[int], None] | None = None) -> list[float]:
     """Run every cell in a fresh kernel whose working folder is `folder`; seconds per cell.
 
-    Raises RuntimeError that shows the cell when one raised, wrote to stderr, or was tagged
-    raises-exception and did not raise.
+    After each cell `after_cell` gets the number of the kernel's process. Raises RuntimeError that
+    shows the cell when one raised, wrote to stderr, or was tagged raises-exception and did not raise.
     """
     began: dict[int, float] = {}
     seconds = [0.0] * len(notebook.cells)
 
     def end(cell_index: int, **_) -> None:
         seconds[cell_index] = time.monotonic() - began[cell_index]
+        if after_cell:
+            after_cell(client.km.provisioner.pid)
 
     client = PlainClient(
         notebook,

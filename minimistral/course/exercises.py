@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import math
 import random
 import string
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ KINDS = ("complete", "order", "function", "bug", "open", "answer", "piece")
 TYPED = ("order", "answer")  # the learner types a value; every other kind hands over a function
 DIFFICULTIES = ("easy", "medium", "hard")
 IMPORTANCES = ("essential", "useful", "optional")
+MINUTES_PER_POINT = 5
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Exercise:
     def header(self) -> str:
         """The line under an exercise's title: difficulty, importance, minutes."""
         return f"Difficulty: {self.difficulty} · importance: {self.importance} · {self.minutes} minutes"
+
+    @property
+    def points(self) -> int:
+        """What a school may give for it: one point for every five minutes begun."""
+        return math.ceil(self.minutes / MINUTES_PER_POINT)
 
     @property
     def right_orders(self) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from minimistral.course.exercises import find_exercise
 from minimistral.course.notebook_library import ROOT, import_lines, needed, shown
 
 KERNEL = {
@@ -32,7 +33,11 @@ class SourceError(ValueError):
 
 
 def read_source(path: Path, *, exercise: bool = False, root: Path = ROOT) -> NotebookNode:
-    """The notebook of one source file, not run: library cells put in, solutions kept or blanked."""
+    """The notebook of one source file, not run: library cells put in, solutions kept or blanked.
+
+    In the notebooks of solutions/src each exercise's check stands in a cell of its own, which
+    nbgrader grades.
+    """
     source = jupytext.read(path, fmt="py:percent")
     cells: list[NotebookNode] = []
     known: set[tuple[str, str]] = set()
@@ -40,7 +45,8 @@ def read_source(path: Path, *, exercise: bool = False, root: Path = ROOT) -> Not
         if not cell.source.strip() or (exercise and "solution" in cell.metadata.get("tags", [])):
             continue
         try:
-            cells.extend(_cells(cell, known, exercise, root))
+            for made in _cells(cell, known, exercise, root):
+                cells += _graded(made) if path.parents[1].name == "solutions" else [made]
         except (ValueError, SyntaxError, OSError) as error:
             raise SourceError(f"{path.name}, in the cell\n{cell.source}\n{error}") from error
     notebook = nbformat.v4.new_notebook(metadata=nbformat.from_dict(KERNEL), cells=cells)
@@ -77,6 +83,30 @@ def _cells(cell: NotebookNode, known: set, exercise: bool, root: Path) -> list[N
     return [*before, cell]
 
 
+def _graded(cell: NotebookNode) -> list[NotebookNode]:
+    """The work and its check in two cells, the second with nbgrader's metadata.
+
+    The student's cells carry none: they stay as they were written. The check is locked, so that
+    nbgrader puts it back as it was before it grades.
+    """
+    body = _parsed(cell.source) if cell.cell_type == "code" else []
+    call = body[-1].value if body and isinstance(body[-1], ast.Expr) else None
+    if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "check":
+        return [cell]
+    if not isinstance(call.args[0], ast.Constant):
+        raise ValueError("say the exercise's name here: check(\"name\", work)")
+    exercise = find_exercise(call.args[0].value)
+    lines = cell.source.splitlines()
+    work = "\n".join(lines[: call.lineno - 1]).rstrip()
+    check = _cell("code", "\n".join(lines[call.lineno - 1 :]), cell.metadata.get("tags", []))
+    check.metadata["nbgrader"] = NotebookNode(
+        schema_version=3, cell_type="code", grade=True, grade_id=exercise.key.replace(".", "_"),
+        locked=True, points=exercise.points, solution=False, task=False,
+    )
+    cell.source = work
+    return [cell, check] if work else [check]
+
+
 def choose(text: str, exercise: bool) -> str:
     """A cell's text with every solution region replaced by its solution, or by its stub."""
 
@@ -111,13 +141,16 @@ def _cell(kind: str, source: str, tags: list[str]) -> NotebookNode:
 
 def _imported(text: str) -> set[tuple[str, str]]:
     """(name, statement) of every import at the top level of a cell."""
-    plain = re.sub(r"^[%!?].*$", "", text, flags=re.M)
-    try:
-        body = ast.parse(plain).body
-    except SyntaxError:  # a cell that breaks on purpose
-        return set()
-    statements = (n for n in body if isinstance(n, ast.Import | ast.ImportFrom))
+    statements = (n for n in _parsed(text) if isinstance(n, ast.Import | ast.ImportFrom))
     return {pair for n in statements for pair in import_lines(n, "notebook").items()}
+
+
+def _parsed(text: str) -> list[ast.stmt]:
+    """A cell's statements; none of a cell that breaks on purpose."""
+    try:
+        return ast.parse(re.sub(r"^[%!?].*$", "", text, flags=re.M)).body
+    except SyntaxError:
+        return []
 
 
 def _number(notebook: NotebookNode) -> None:
