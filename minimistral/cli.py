@@ -35,8 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Mistral family of language models, built piece by piece.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_reset, _add_train, _add_generate,
-                _add_chat, _add_serve, _add_postcard):
+    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_search, _add_glossary, _add_mistakes,
+                _add_reset, _add_slides, _add_copies, _add_train, _add_generate, _add_chat, _add_serve,
+                _add_postcard):
         add(commands)
     return parser
 
@@ -57,13 +58,15 @@ def _lab(arguments: argparse.Namespace) -> int:
 
 def _add_doctor(commands) -> None:
     parser = commands.add_parser("doctor", help="is everything here? one line each, with the repair")
+    parser.add_argument("--offline", action="store_true",
+                        help="also try out a day without a network: models, notebooks, JupyterLab's page")
     parser.set_defaults(run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from minimistral import doctor
 
-    return doctor.main()
+    return doctor.main(offline=arguments.offline)
 
 
 def _add_check(commands) -> None:
@@ -80,14 +83,85 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _add_progress(commands) -> None:
-    parser = commands.add_parser("progress", help="exercises passed and pieces that are yours")
+    parser = commands.add_parser("progress", help="what passed, which mistakes you met, what comes next")
     parser.set_defaults(run=_progress)
 
 
 def _progress(arguments: argparse.Namespace) -> None:
-    from minimistral.course import progress
+    from minimistral.course.progress_page import as_text
 
-    print(progress())
+    print(as_text())
+
+
+def _add_search(commands) -> None:
+    parser = commands.add_parser("search", help="find sections of all chapters that have these words")
+    parser.add_argument("words", nargs="+", metavar="WORD", help="all of them, in any order")
+    parser.set_defaults(run=_search)
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from minimistral.course import search
+
+    print(search(" ".join(arguments.words)))
+
+
+def _add_glossary(commands) -> None:
+    parser = commands.add_parser("glossary", help="what a word of the course means")
+    parser.add_argument("word", nargs="*", metavar="WORD", help="(default: list all words)")
+    parser.set_defaults(run=_glossary)
+
+
+def _glossary(arguments: argparse.Namespace) -> None:
+    from minimistral.course import glossary
+
+    print(glossary(" ".join(arguments.word)))
+
+
+def _add_mistakes(commands) -> None:
+    parser = commands.add_parser("mistakes", help="known mistakes: of a chapter, an exercise, or with a word")
+    parser.add_argument("asked", nargs="+", metavar="NN|NAME|WORD", help="8, attend, or a symptom such as NaN")
+    parser.set_defaults(run=_mistakes)
+
+
+def _mistakes(arguments: argparse.Namespace) -> None:
+    from minimistral.course import mistakes
+
+    print(mistakes(" ".join(arguments.asked)))
+
+
+def _add_slides(commands) -> None:
+    parser = commands.add_parser(
+        "slides", help="a chapter's slides as one HTML file",
+        epilog="No network is needed to show them. Arrow keys go, N shows notes, F fills the screen.")
+    parser.add_argument("chapter", type=int, metavar="NN")
+    parser.add_argument("out", metavar="OUT", help="a folder, or a file that ends in .html")
+    parser.add_argument("--further", action="store_true", help="with the optional sections")
+    parser.set_defaults(run=_slides)
+
+
+def _slides(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from minimistral.course.slides import write_slides
+
+    path, count = write_slides(arguments.chapter, Path(arguments.out), further=arguments.further)
+    print(f"{count} slides: {path}")
+
+
+def _add_copies(commands) -> None:
+    parser = commands.add_parser("copies", help="the course twice, for students and for the instructor")
+    parser.add_argument("out", metavar="OUT", help="the folder that gets student/ and instructor/")
+    parser.add_argument("--chapters", type=int, nargs="+", default=(), metavar="NN", help="only these (default: all)")
+    parser.set_defaults(run=_copies)
+
+
+def _copies(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from minimistral.course.copies import make_copies
+
+    for folder in make_copies(Path(arguments.out), arguments.chapters):
+        print(folder)
 
 
 def _add_reset(commands) -> None:
