@@ -9,12 +9,9 @@ tales. One learning rate serves all of them. Every sample goes into the JSON fil
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from minimistral.course.chapters.ch04_transformer import (
     build_variant,
     measure_variant,
 )
+from minimistral.provenance import provenance
 
 
 def main() -> None:
@@ -46,16 +44,7 @@ def main() -> None:
     ]
     result = {
         "what": "validation loss of small models with one part changed, nats per UTF-8 byte",
-        "provenance": {
-            "command": f"python benchmarks/ablations.py --seeds {arguments.seeds}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "system": platform.platform(terse=True),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "provenance": provenance(f"python benchmarks/ablations.py --seeds {arguments.seeds}"),
         "run": asdict(ABLATION_RUN),
         "model": asdict(build_variant(next(iter(VARIANTS)), 0).config),
         "seeds": [],

@@ -7,31 +7,22 @@ cleaning   one heap of text in four states, the same number of tokens    assets/
 """
 
 import json
-import os
-import platform
 import sys
 import time
 from dataclasses import asdict
-from datetime import date
 
 import torch
 
 from minimistral.course.chapters import ch05_training as ch05
 from minimistral.course.ladder import ladder
 from minimistral.course.progress import write_atomically
-from minimistral.recipes import cpu_name
-
-
-def provenance(what: str, seconds: float) -> dict:
-    return {"command": f"python benchmarks/curves.py {what}", "date": date.today().isoformat(),
-            "python": platform.python_version(), "torch": torch.__version__,
-            "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, "
-                       f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
-            "processor_seconds": round(seconds, 1)}
+from minimistral.provenance import provenance
 
 
 def keep(what: str, facts: dict, began: float) -> None:
-    facts = {"provenance": provenance(what, time.process_time() - began), **facts}
+    made = provenance(f"python benchmarks/curves.py {what}",
+                      processor_seconds=round(time.process_time() - began, 1))
+    facts = {"provenance": made, **facts}
     text = json.dumps(facts, ensure_ascii=False)
     write_atomically(ch05.ASSETS / f"{what}.json", text + "\n")
     print(f"{what}: {time.process_time() - began:.0f} s", flush=True)

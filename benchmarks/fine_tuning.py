@@ -14,13 +14,8 @@ Each part writes its results into benchmarks/results/fine_tuning.json and keeps 
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
@@ -33,7 +28,8 @@ from minimistral.instruct import answer_rows, answers, encode_chat, fine_tune
 from minimistral.lora import add_lora, merge_lora
 from minimistral.preference import Preference, learn_preferences
 from minimistral.questions import ask_many, is_right, shared
-from minimistral.recipes import cpu_name, say
+from minimistral.provenance import provenance
+from minimistral.recipes import say
 from minimistral.tales import parse_tale
 from minimistral.train import IGNORE, TrainConfig, next_token_nats
 
@@ -43,16 +39,6 @@ WORDINGS = ("chat format", "plain question", "end of the tale")
 SHOTS = (0, 1, 3)
 RULES = ("likelihood", "generated")
 N = 60
-
-
-def provenance(part: str) -> dict:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {"command": f"python benchmarks/fine_tuning.py {part}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": done.stdout.strip() or None, "system": platform.platform(terse=True),
-            "processor": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "python": sys.version.split()[0], "torch": torch.__version__}
 
 
 # ---------------------------------------------------------------- the same questions, asked otherwise
@@ -214,7 +200,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     for part in chosen.parts or parts:
         say(part)
-        result = {"provenance": provenance(part), **parts[part]()}
+        result = {"provenance": provenance(f"python benchmarks/fine_tuning.py {part}"), **parts[part]()}
         kept = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
         text = json.dumps({**kept, part: result}, indent=1, ensure_ascii=False) + "\n"
         OUT.write_text(text, encoding="utf-8", newline="\n")

@@ -13,16 +13,12 @@ import argparse
 import gc
 import importlib.util
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -33,6 +29,7 @@ from minimistral.config import (MODELS, ModelConfig, MoEConfig, cache_bytes_per_
 from minimistral.devices import describe_device
 from minimistral.engine import Engine
 from minimistral.model import Transformer
+from minimistral.provenance import provenance
 from minimistral.quantize import quantize_model
 
 SEED, BFLOAT16 = 0, torch.bfloat16
@@ -272,17 +269,6 @@ ROWS: dict[str, Callable[[Bench, dict], dict]] = {
 }
 
 
-def provenance(bench: Bench, command: list[str]) -> dict:
-    """What ran: device, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {"command": " ".join(["python benchmarks/gpu.py", *command]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": SEED,
-            "commit": done.stdout.strip() or None, "system": platform.platform(terse=True),
-            "cores": os.cpu_count(), "python": sys.version.split()[0],
-            **describe_device(bench.device, BFLOAT16)}
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
@@ -296,7 +282,8 @@ def main(arguments: list[str] | None = None) -> None:
                          "--tiny --device cpu tests the code")
     bench = Bench(torch.device(chosen.device), chosen.tiny)
     result = {"what": "an NVIDIA GPU: its limits, and how near the engine comes",
-              "provenance": provenance(bench, given), "limits": measured_limits(bench), "rows": {}}
+              "provenance": provenance(" ".join(["python benchmarks/gpu.py", *given]), seed=SEED,
+                                       **describe_device(bench.device, BFLOAT16)), "limits": measured_limits(bench), "rows": {}}
     results = Path(__file__).parent / "results"
     out = chosen.out or (None if chosen.tiny else results / "gpu.json")
     if out is not None and out.exists():

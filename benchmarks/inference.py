@@ -11,10 +11,10 @@ prefill-S-4096 prefill-S-16384 prefill-memory-S moe-X batch-S speculation
 
 import argparse
 import copy
+import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +22,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -37,6 +36,7 @@ from minimistral.generate import generate, read_prompts
 from minimistral.layers import SwiGLU
 from minimistral.model import Transformer
 from minimistral.moe import MoE
+from minimistral.provenance import provenance
 from minimistral.quantize import QuantizedLinear, quantize_model, use_kernels
 from minimistral.speculative import DraftModel, PromptLookup, speculate
 
@@ -49,22 +49,6 @@ CONFIGS = {
     "tiny": ModelConfig(32, 2, 4, 2, 8, 48, 96, sliding_window=16),
 }
 OTHERS = ("litgpt", "llama_cpp")
-
-
-def provenance(command: list[str], note: str | None) -> dict:
-    """What ran: machine, its load, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    transformers = importlib.util.find_spec("transformers")
-    return {
-        "command": " ".join(["python benchmarks/inference.py", *command]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None, "seed": SEED, "warm_up_rounds": WARM_UP,
-        "system": platform.platform(terse=True), "cores": os.cpu_count(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": sys.version.split()[0], **describe_device("cpu"), "note": note,
-        "transformers": __import__("transformers").__version__ if transformers else None,
-    }
 
 
 def lively(config: ModelConfig, dtype=torch.float32) -> Transformer:
@@ -431,8 +415,13 @@ def main(arguments: list[str] | None = None) -> None:
                         default=Path(__file__).parent / "results" / "inference.json")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
+    theirs = None
+    if importlib.util.find_spec("transformers"):
+        theirs = importlib.metadata.version("transformers")
     for name in chosen.only:
-        begun = provenance(["--only", name, "--threads", str(chosen.threads)], chosen.note)
+        begun = provenance(f"python benchmarks/inference.py --only {name} --threads {chosen.threads}",
+                           seed=SEED, warm_up_rounds=WARM_UP, note=chosen.note,
+                           transformers=theirs, **describe_device("cpu"))
         print(name, "...", flush=True)
         row = ROWS[name]() | {"provenance": begun}
         found = {"what": "speed of writing and reading, everybody with the same weights",

@@ -12,8 +12,6 @@ has no kernel of its own. No seed: nothing here is drawn at random.
 import argparse
 import contextlib
 import json
-import os
-import platform
 import socket
 import subprocess
 import sys
@@ -21,32 +19,20 @@ import tempfile
 import threading
 import time
 import urllib.request
-from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
 import psutil
-import torch
 
 from minimistral.course.build import PlainClient, kernel_environment
 from minimistral.course.syllabus import CHAPTERS, EXERCISES, NOTEBOOKS, SOLUTIONS
 from minimistral.lab import lab_arguments
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 INTERVAL = 0.05
 MIB = 2**20
-
-
-def provenance() -> dict:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "command": "python benchmarks/memory.py", "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None, "system": platform.platform(terse=True),
-        "processor": cpu_name(), "cores": os.cpu_count(), "threads": 1,
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def resident(processes: list[psutil.Process]) -> int:
@@ -137,7 +123,7 @@ def main() -> None:
     parser.add_argument("chapters", nargs="*", type=int)
     numbers = parser.parse_args().chapters
     record = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"notebooks": {}}
-    record["provenance"], record["unit"] = provenance(), "MiB"
+    record["provenance"], record["unit"] = provenance("python benchmarks/memory.py", threads=1), "MiB"
     record["server"] = server()
     print(f"server: {record['server']}", flush=True)
     for chapter in (c for c in CHAPTERS if not numbers or c.number in numbers):

@@ -14,12 +14,7 @@ the chosen parts are measured anew. The ladder's own length is --steps 120.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,27 +25,13 @@ from minimistral.course import ladder
 from minimistral.course.chapters import ch09_mixture_of_experts as ch09
 from minimistral.layers import SwiGLU
 from minimistral.moe import MoE, all_experts, chosen_experts, route
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 from minimistral.train import encode_documents, evaluate
 
 PARTS = ("quality", "balance", "code", "speed")
 TALES = {"n_tales": 6_400, "val_tales": 200, "seed": 7}  # 400 steps read each of them once
 DIM, HIDDEN = 512, 1024             # of the layers that are timed
 COUNTS = (1, 4, 16, 64, 256, 4096)  # tokens
-
-
-def provenance(part: str) -> dict:
-    """What ran: machine, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": f"python benchmarks/mixture.py --parts {part}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None,
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 # ---------------------------------------------------------------- what it gains
@@ -176,7 +157,7 @@ def main() -> None:
         for key, measure in globals()[part](arguments.seeds, arguments.steps):
             if any(key.items() <= run.items() for run in read(arguments.out)[part]):
                 continue
-            run = measure() | {"provenance": provenance(part)}
+            run = measure() | {"provenance": provenance(f"python benchmarks/mixture.py --parts {part}")}
             keep(arguments.out, part, run)
             print(part, key, f"{run.get('nats_per_byte', run.get('medians'))}", flush=True)
 

@@ -14,12 +14,10 @@ import argparse
 import copy
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -27,28 +25,12 @@ import torch
 
 import minimistral as mm
 from minimistral.quantize import QuantizedLinear
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 
 OUT = Path(__file__).parent / "results" / "quantization.json"
 SHAPE = dict(dim=768, n_layers=12, n_heads=12, n_kv_heads=4, head_dim=64, hidden_dim=2048,
              vocab_size=32000, sliding_window=1024)
 PROMPT, WARM_UP, STEPS = 64, 2, 4
-
-
-def provenance(threads: int) -> dict:
-    """What ran: machine, versions, command, commit, and how busy the machine was."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": "python benchmarks/quantization.py " + " ".join(sys.argv[1:]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None, "seed": 0,
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(), "threads": threads,
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def bytes_read(model: mm.Transformer) -> int:
@@ -124,7 +106,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    about = provenance(arguments.threads)
+    about = provenance("python benchmarks/quantization.py " + " ".join(sys.argv[1:]), seed=0,
+                       threads=arguments.threads,
+                       instructions=torch.backends.cpu.get_cpu_capability())
     began = time.monotonic()
     models = variants()
     chance = torch.Generator().manual_seed(0)

@@ -12,37 +12,21 @@ the cells that one has to wait for.
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
-import torch
 
 from minimistral.course.build import PlainClient
 from minimistral.course.plans import GUIDE, read_plans
 from minimistral.course.sections import read_sections
 from minimistral.course.syllabus import CHAPTERS, Chapter
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "sections.json"
 LONG = 5.0  # seconds; who waits longer than that should know
-
-
-def provenance(command: str) -> dict:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None,
-        "system": platform.platform(terse=True), "processor": cpu_name(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load of the last minute": round(os.getloadavg()[0], 2),
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def run(chapter: Chapter, work: str, last: int | None = None) -> tuple[float, dict[int, float]]:

@@ -14,12 +14,9 @@ rates stand the times from a request to its first piece of text.
 import argparse
 import asyncio
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +24,7 @@ import torch
 
 import minimistral as mm
 from minimistral.devices import describe_device
+from minimistral.provenance import provenance
 from minimistral.serve import LocalServer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,20 +32,6 @@ from inference import CONFIGS, SEED, TIE, lively  # noqa: E402
 
 OUT = Path(__file__).parent / "results" / "serving.json"
 CLIENTS, PROMPT, TOKENS, WARM_UP = 8, 32, {"tales-dense": 150, "S": 150, "M": 40}, 1
-
-
-def provenance() -> dict:
-    """What ran: machine, its load, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": " ".join(["python benchmarks/serving.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None, "seed": SEED, "warm_up_rounds": WARM_UP,
-        "system": platform.platform(terse=True), "cores": os.cpu_count(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": sys.version.split()[0], **describe_device("cpu"),
-    }
 
 
 class Bytes:
@@ -172,7 +156,9 @@ def main() -> None:
     rows = old.get("rows", {})
     for name in arguments.models:
         key = f"{name}, {arguments.threads} thread{'s' * (arguments.threads > 1)}"
-        rows[key] = {"provenance": provenance(), **measure(name, arguments.rounds)}
+        about = provenance(" ".join(["python benchmarks/serving.py", *sys.argv[1:]]), seed=SEED,
+                           warm_up_rounds=WARM_UP, **describe_device("cpu"))
+        rows[key] = {"provenance": about, **measure(name, arguments.rounds)}
         row = rows[key]
         print(f"{key}: one client {row['tokens_per_second']['1']:.0f} tokens a second, {CLIENTS} clients "
               f"{row['tokens_per_second'][str(CLIENTS)]:.0f}: {row['ratio']:.2f} times; {row['steps']}")

@@ -21,21 +21,19 @@ import importlib.util
 import json
 import os
 import pickle
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 import minimistral as mm
 from minimistral.course.chapters import ch05_training as ch05
-from minimistral.recipes import cpu_name
+from minimistral.provenance import commit_of, provenance
 from minimistral.train import next_token_nats
 
 ROW = 64
@@ -163,23 +161,6 @@ def run(command: list[str], threads: int, folder: Path) -> float:
 # ------------------------------------------------------------ the record
 
 
-def provenance(arguments) -> dict:
-    """What ran: machine, versions, commits."""
-    def commit(folder):
-        command = ["git", "rev-parse", "HEAD"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        return done.stdout.strip() or None
-
-    return {
-        "command": "python benchmarks/shakespeare.py --nanogpt FOLDER",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(Path(__file__).parent), "nanogpt_commit": commit(arguments.nanogpt),
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "cores": os.cpu_count(), "threads": arguments.threads,
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
@@ -211,7 +192,10 @@ def main() -> None:
                 result = ours(name, seed, arguments.threads, Path(folder))
         loss, seconds, count = result
         runs.append({"name": name, "seed": seed, "nats_per_character": loss, "parameters": count,
-                     "wall_seconds": round(seconds, 1), "provenance": provenance(arguments)})
+                     "wall_seconds": round(seconds, 1),
+                     "provenance": provenance(
+                         "python benchmarks/shakespeare.py --nanogpt FOLDER",
+                         nanogpt_commit=commit_of(arguments.nanogpt), threads=arguments.threads)})
         print(f"{name:30} seed {seed}  {loss:.4f} nats per character  {seconds:.0f} s", flush=True)
         result = {"what": "tiny Shakespeare, characters, 2,000 steps of 12 rows of 64, or as many "
                           "characters in larger steps",

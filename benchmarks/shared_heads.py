@@ -10,12 +10,7 @@ measure everything again.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -23,25 +18,11 @@ import torch
 import minimistral as mm
 from minimistral.course import ladder
 from minimistral.course.chapters import ch07_shared_heads as ch07
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 
 # name: key/value heads, width of the feed-forward
 MODELS = {"K = 8": (8, 192), "K = 4": (4, 192), "K = 1": (1, 192),
           "K = 1, wider feed-forward": (1, 248)}
-
-
-def provenance() -> dict:
-    """What ran: machine, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": "python benchmarks/shared_heads.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None,
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def measure(name: str, steps: int, seed: int) -> dict:
@@ -57,7 +38,7 @@ def measure(name: str, steps: int, seed: int) -> dict:
         "cache_bytes_per_token": mm.cache_bytes_per_token(model.config, torch.float32),
         "nats_per_byte": ch07.nats_per_byte(model), "floor": ladder.corpus.floor,
         "wall_seconds": round(seconds[0], 1), "cpu_seconds": round(seconds[1], 1),
-        "provenance": provenance(),
+        "provenance": provenance("python benchmarks/shared_heads.py"),
     }
 
 

@@ -10,16 +10,14 @@ into the JSON file, with what ran it. No seed: nothing here is drawn at random.
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from minimistral.provenance import provenance
 from minimistral.tokenizer import (
     Tokenizer,
     count_words,
@@ -62,39 +60,6 @@ def seconds(work: Callable[[], object], samples: int, warm_up: int = 0) -> dict[
         wall.append(round(time.perf_counter() - start[0], 4))
         cpu.append(round(time.process_time() - start[1], 4))
     return {"wall": wall[warm_up:], "cpu": cpu[warm_up:]}
-
-
-def provenance() -> dict:
-    """What ran: machine, load, versions, command, commit."""
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        here = Path(__file__).parent
-        commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
-        commit = commit.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {
-        "command": "python benchmarks/tokenizer.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "system": platform.platform(terse=True),
-        "machine": platform.machine(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": sys.version.split()[0],
-        "tiktoken": version("tiktoken"),
-        "regex": version("regex"),
-    }
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def train_in_full(texts: list[str], size: int) -> dict:
@@ -158,7 +123,8 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results / "tokenizer.json")
     arguments = parser.parse_args()
-    run = provenance()  # before the work, so that the load is the others' and not ours
+    run = provenance("python benchmarks/tokenizer.py", tiktoken=version("tiktoken"),
+                     regex=version("regex"))
     ten, one, small = library_files(10_000_000), library_files(1_000_000), library_files(100_000)
     tokenizer = Tokenizer(ranks_from_merges(train_bpe(count_words(ten), 8192 - 276)))
     result = {

@@ -15,14 +15,10 @@ import contextlib
 import copy
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -31,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.inference import CONFIGS, in_transformers, lively      # noqa: E402
 
 from minimistral import train_run
-from minimistral.recipes import RECIPES, cpu_name, new_model, quick_products
+from minimistral.provenance import provenance
+from minimistral.recipes import RECIPES, new_model, quick_products
 from minimistral.train import (Tokens, TrainConfig, accumulate_gradients, make_optimizers,
                                training_batch, update)
 
@@ -46,21 +43,6 @@ WAYS = {                              # fused attention, bfloat16 products, comp
     "matrix products, bfloat16, compiled": (False, True, True, "adamw"),
     "matrix products, bfloat16, compiled, Muon": (False, True, True, "muon"),
 }
-
-
-def provenance(threads: int) -> dict:
-    """What ran: machine, load, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": "python benchmarks/training.py", "seed": SEED, "warm_up_steps": WARM_UP,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None,
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "cores": os.cpu_count(), "threads": threads,
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def measure(name: str, way: str, samples: int) -> dict:
@@ -195,10 +177,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name in arguments.beside or ():
-        about = provenance(arguments.threads) | {
-            "command": f"python benchmarks/training.py --beside {name} "
-                       f"--threads {arguments.threads}",
-            "transformers": importlib.metadata.version("transformers")}
+        about = provenance(
+            f"python benchmarks/training.py --beside {name} --threads {arguments.threads}",
+            seed=SEED, warm_up_steps=WARM_UP, threads=arguments.threads,
+            transformers=importlib.metadata.version("transformers"))
         row = beside(name, arguments.samples) | {"provenance": about}
         result = json.loads(arguments.out.read_text(encoding="utf-8"))
         result.setdefault("beside_transformers", {})[name] = row
@@ -207,7 +189,8 @@ def main() -> None:
         print(name, json.dumps(row["times_faster_than_transformers"]), row["failed"], flush=True)
     if arguments.beside:
         return
-    run = provenance(arguments.threads)
+    run = provenance("python benchmarks/training.py", seed=SEED, warm_up_steps=WARM_UP,
+                     threads=arguments.threads)
     rows = []
     for name in RECIPES:
         for way in WAYS:

@@ -10,39 +10,21 @@ really reads that many tokens and says how much it held at most. All samples are
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 import minimistral as mm
 from minimistral.course.chapters import ch08_sliding_window as ch08
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 
 WINDOW, CHUNK = 256, 256
 MODELS = {"window": WINDOW, "no window": None}
-
-
-def provenance() -> dict:
-    """What ran: machine, versions, command, commit, and how busy the machine was."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": "python benchmarks/window.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None,
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "load of the last minute": round(os.getloadavg()[0], 2),
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def models() -> dict[str, mm.Transformer]:
@@ -140,7 +122,7 @@ def main() -> None:
         "warm-up": "one token at each place, one prompt of 1,024 tokens",
     }
     for name in arguments.parts:
-        before = provenance()
+        before = provenance("python benchmarks/window.py")
         result[name] = parts[name]()
         result.setdefault("provenance", {})[name] = before
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")

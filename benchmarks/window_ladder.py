@@ -9,36 +9,17 @@ file to measure everything again.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from minimistral.course import ladder
 from minimistral.course.chapters import ch08_sliding_window as ch08
-from minimistral.recipes import cpu_name
+from minimistral.provenance import provenance
 
 WINDOWS = (None, 16, 4)
 SHORT = {4}                     # windows that are trained for the standard number of steps only
-
-
-def provenance() -> dict:
-    """What ran: machine, versions, command, commit."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent,
-                          capture_output=True, text=True)
-    return {
-        "command": "python benchmarks/window_ladder.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": done.stdout.strip() or None,
-        "system": platform.platform(terse=True), "processor": cpu_name(),
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "python": sys.version.split()[0], "torch": torch.__version__,
-    }
 
 
 def measure(window: int | None, steps: int, seed: int) -> dict:
@@ -51,7 +32,7 @@ def measure(window: int | None, steps: int, seed: int) -> dict:
         "window": window, "steps": steps, "seed": seed,
         "nats_per_byte": ch08.nats_per_byte(model), "floor": ladder.corpus.floor,
         "wall_seconds": round(seconds[0], 1), "cpu_seconds": round(seconds[1], 1),
-        "provenance": provenance(),
+        "provenance": provenance("python benchmarks/window_ladder.py"),
     }
 
 

@@ -24,11 +24,12 @@ from torch import nn
 
 from minimistral.checkpoint import load_model, save_model
 from minimistral.corpora import load_corpus
+from minimistral.devices import processor_name
 from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
 from minimistral.lora import add_lora, merge_lora, save_adapter
 from minimistral.questions import (
     KINDS, Question, as_conversation, ask, interview, is_right, shared)
-from minimistral.recipes import cpu_name, quick_products, say
+from minimistral.recipes import quick_products, say
 from minimistral.tokenizer import Tokenizer, load_tokenizer
 from minimistral.train import TrainConfig, evaluate, validation_rows
 
@@ -156,7 +157,7 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
         "losses": {"every": every, "nats_per_token": [
             round(sum(losses[i:i + every]) / every, 4) for i in range(0, len(losses), every)]},
         "minutes_of_training": round(minutes, 2), "minutes": round((time.time() - begun) / 60, 2),
-        "host": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "host": {"cpu": processor_name(), "threads": torch.get_num_threads()},
         "versions": {"torch": torch.__version__},
     }
     write_record(out, facts)

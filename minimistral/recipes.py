@@ -21,6 +21,7 @@ import torch
 from minimistral.checkpoint import load_model, save_model
 from minimistral.config import ModelConfig, MoEConfig, count_parameters
 from minimistral.corpora import Corpus, load_corpus
+from minimistral.devices import processor_name
 from minimistral.generate import generate
 from minimistral.model import Transformer
 from minimistral.tales import score_tales
@@ -201,7 +202,7 @@ def write_record(name: str, recipe: Recipe, records: list, measured: dict, out: 
             (step + len(record.losses), loss) for step, loss in polish.evaluations],
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "numpy": numpy.__version__},
-        "host": {"cpu": cpu_name(), "threads": torch.get_num_threads(),
+        "host": {"cpu": processor_name(), "threads": torch.get_num_threads(),
                  "system": platform.system(), "machine": platform.machine()},
     }
     (out / "record.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n",
@@ -221,16 +222,6 @@ def measure_again(name: str, out: Path) -> None:
     record.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n",
                       encoding="utf-8", newline="\n")
     say(json.dumps(measured, indent=1, ensure_ascii=False))
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def say(text: str) -> None:
