@@ -79,10 +79,15 @@ def wait_until_run(tab, notebook) -> None:
     prompts = tab.locator(".jp-CodeCell .jp-InputArea-prompt")
     folded = sum(c.metadata.get("jupyter", {}).get("source_hidden", False) for c in code)
     expect(prompts).to_have_count(len(code) - folded, timeout=PATIENCE)
-    expect(prompts.last).to_have_text(f"[{len(code)}]:", timeout=PATIENCE)
-    # JupyterLab draws a traceback as stderr, and nothing else in a chapter writes there.
-    errors = tab.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
-    assert errors.count() == on_purpose, errors.all_inner_texts()
+    # JupyterLab draws a traceback as stderr, and nothing else in a chapter writes there. After a
+    # failure no later cell is run: say which it was, instead of waiting for the last one.
+    errors = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]'
+    tab.wait_for_function(
+        """([prompts, errors, last, most]) => document.querySelectorAll(errors).length > most
+           || [...document.querySelectorAll(prompts)].at(-1).textContent === last""",
+        arg=[".jp-CodeCell .jp-InputArea-prompt", errors, f"[{len(code)}]:", on_purpose],
+        timeout=PATIENCE)
+    assert tab.locator(errors).count() == on_purpose, tab.locator(errors).all_inner_texts()
 
 
 @pytest.fixture(scope="session")
