@@ -1,6 +1,7 @@
 """`minimistral doctor`: one line per thing that the course needs, with the repair for what is missing.
 
-Offline, standard library only but for what is being looked at, and a few seconds at most.
+Offline, standard library only but for what is being looked at, and a few seconds at most. With --offline it
+also tries out what a day without a network needs (course/offline.py): half a minute.
 """
 
 import importlib
@@ -19,7 +20,7 @@ from pathlib import Path
 
 OK, WARN, MISSING, OPTIONAL = "OK", "WARN", "MISSING", "OPTIONAL"
 INSTALL = f'{Path(sys.executable).name} -m pip install "minimistral[course]", or run.py lab'
-SHIPPED = ("tales-dense", "tales-moe")
+SHIPPED = ("tales-dense", "tales-moe", "tales-chat")
 GIB = 2**30
 
 
@@ -37,10 +38,15 @@ class Finding:
         return f"{line}. {self.repair}." if self.repair else line
 
 
-def main() -> int:
+def main(offline: bool = False) -> int:
     """Prints the report; 0 if nothing that the course needs is missing, else 1."""
+    checks = list(CHECKS)
+    if offline:
+        from minimistral.course import offline as tried
+
+        checks += tried.CHECKS
     missing = 0
-    for check in CHECKS:
+    for check in checks:
         for finding in check():
             print(finding, flush=True)
             missing += finding.status == MISSING
