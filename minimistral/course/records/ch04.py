@@ -1259,6 +1259,14 @@ def a_model_of_two_blocks():
     return _small_model(17, 2, eps=0.2), torch.tensor([30, 2, 2, 11]), 36
 
 
+def _without_a_trace(candidate, model, ids, answer):
+    """The parts; the model must be as it was, hooks included."""
+    parts = candidate(model, ids, answer)
+    if any(module._forward_hooks for module in model.modules()):
+        raise RuntimeError("hooks are still in the model")
+    return parts
+
+
 def _written(model, ids, order=("attention", "feed_forward"), embedding=True, token=-1):
     kept, hooks = [], []
 
@@ -1288,6 +1296,12 @@ def _says(divisor=None, weigh=True, **choice):
             direction = direction * model.norm.weight
         return (rows / size) @ direction
     return who_says_it
+
+
+def _says_and_leaves_hooks(model, ids, answer):
+    for part in (part for block in model.layers for part in (block.attention, block.feed_forward)):
+        part.register_forward_hook(lambda _, args, out: None)
+    return _says()(model, ids, answer)
 
 
 @torch.no_grad()
@@ -1365,7 +1379,7 @@ def _says_everywhere(model, ids, answer):
 WHO_SAYS_IT = Exercise(
     name="who_says_it", chapter=4, kind="function", entry="who_says_it",
     title="Who says the answer?", difficulty="hard", importance="useful", minutes=18,
-    reference=_says(),
+    reference=_says(), run=_without_a_trace,
     fixtures=(a_model_of_three_blocks, a_model_of_two_blocks),
     tolerance=1e-4,
     equivalents={
@@ -1374,6 +1388,9 @@ WHO_SAYS_IT = Exercise(
         "float64": lambda model, ids, answer: _says()(model, ids, answer).double(),
     },
     misconceptions=(
+        Misconception("hooks left behind", _says_and_leaves_hooks,
+            "Your hooks are still in the model and go on collecting in every later call. Each "
+            "registration returns a handle: remove it when you have read."),
         Misconception("each part normed by itself", _says_normed_each,
             "The parts do not sum to the logit: each was divided by its own size. The last "
             "norm divides the whole stream by one number."),

@@ -675,7 +675,7 @@ def long_scales_in_small_groups():
 
 
 def odd_bits():
-    return (48, 160), 3, 16, 16
+    return (49, 147), 3, 7, 16                             # one bit in the last byte
 
 
 def a_part_of_a_byte_at_the_end():
