@@ -4,6 +4,7 @@
   python3 run.py lab [options]           set up once, then open the course in JupyterLab
   python3 run.py test [08] [options]     set up once, then run every test, or those of chapter 8
   python3 run.py build [08] [options]    set up once, then rebuild the notebooks from their sources
+  python3 run.py site [options]          the course as pages that need no server, in build/site
   python3 run.py pack OUT [options]      everything for a room without a network, in one folder
   python3 run.py publish                 write the links to the public address into README and docs/
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent
 ENV = Path(os.environ.get("MINIMISTRAL_VENV") or ROOT / ".venv").absolute()
 PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST, NEWEST = (3, 11), (3, 13)
-EXTRAS = {"lab": "course", "test": "test", "build": "test", "pack": "course,site", "publish": "course"}
+EXTRAS = {"lab": "course", "test": "test", "build": "test", "site": "course,site", "pack": "course,site", "publish": "course"}
 
 
 class Problem(Exception):
@@ -183,7 +184,7 @@ def command_line(task, options):
     """The arguments for the environment's Python that carry out `task`."""
     if task == "lab":
         return ["-m", "minimistral", "lab"] + options
-    if task in ("build", "pack", "publish"):
+    if task in ("build", "site", "pack", "publish"):
         return ["-m", "minimistral.course." + task] + options
     chapters, rest = split_chapters(options)
     paths = [path for number in chapters for path in chapter_paths(number)]
@@ -203,7 +204,7 @@ def main(arguments):
     try:
         check_python(sys.version_info)
         command = command_line(task, options)
-        ready(EXTRAS[task])
+        ready("test" if task == "site" and "--check" in options else EXTRAS[task])
         return subprocess.call([str(PYTHON)] + command, cwd=str(ROOT), env=environment)
     except Problem as problem:
         print(problem, file=sys.stderr)
