@@ -230,8 +230,8 @@ def a_run_of_23_steps():
     return (TrainConfig(steps=23, lr=3e-3, min_lr=0.1, warmup_steps=5),)
 
 
-def down_to_a_quarter_in_40_steps():
-    return (TrainConfig(steps=40, lr=0.02, min_lr=0.25, warmup_steps=7),)
+def down_to_a_quarter_in_two_steps():
+    return (TrainConfig(steps=9, lr=0.02, min_lr=0.25, warmup_steps=7),)
 
 
 def without_warm_up():
@@ -276,7 +276,7 @@ RATE = Exercise(
     entry="learning_rate", title="A rate for every step", difficulty="easy",
     importance="essential", minutes=8,
     reference=learning_rate,
-    fixtures=(a_run_of_23_steps, down_to_a_quarter_in_40_steps, without_warm_up,
+    fixtures=(a_run_of_23_steps, down_to_a_quarter_in_two_steps, without_warm_up,
               one_step_after_the_warm_up),
     run=_rates,
     equivalents={
