@@ -207,10 +207,10 @@ def sections_table() -> str:
                   "| Section | Minutes | Machine, seconds | Longest wait, seconds |", "|---|---|---|---|"]
         lines += [f"| {plain(name)} | {minutes[name]} | {value:.0f} | {f'{waits[name]:.0f}' if waits[name] else ''} |"
                   for name, value in seconds.items() if name in minutes]
-        lines += [f"\nImports: {opening:.0f} s.\n", "</details>\n"]
+        lines += [f"\nThe imports before them: {opening:.0f} s.\n", "</details>\n"]
     where = next(iter(measured.values()))["provenance"]
-    lines.append(f"Measured on {where['processor']} with {where['cores']} cores, {where['threads']} threads, torch "
-                 f"{where['torch']}, {where['date'][:10]}; one cold run each (`python benchmarks/sections.py`).\n")
+    lines.append(f"Seconds of the processor with one thread, one cold run each: {where['processor']}, {where['cores']} "
+                 f"cores, torch {where['torch']}, {where['date'][:10]} (`python benchmarks/sections.py`).\n")
     return _page(lines)
 
 
