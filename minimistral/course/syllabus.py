@@ -179,7 +179,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         14, "le_chat", "Le Chat and La Plateforme",
         "What stands between a model and a product?",
-        ("streaming", "chat", "api", "batching"), 45, 100, (6, 13),
+        ("streaming", "chat", "api", "batching"), 60, 150, (6, 13),
         (
             Headline(15, "The cloud makes AI slow and unsafe for data; on the device it is fast."),
             Headline(

@@ -40,7 +40,7 @@ def as_events(pieces, reason):
     events = [f"data: {json.dumps({'choices': [one]})}\n\n" for one in said]
     return "".join(events) + "data: [DONE]\n\n"
     ### STUB
-    # events = ...      # one text for each dictionary in `said`
+    # events = ...      # one event, a text, for each choice in `said`
     # return ...        # all of them, and the last event
     ### END SOLUTION
 
@@ -110,9 +110,9 @@ check("bill", bill)
 # Difficulty: medium · importance: useful · 10 minutes
 #
 # You get the stream as it arrives: a list of `bytes`, cut **anywhere**, even within a character. Return the
-# text: the contents of all deltas, joined. Lines that begin with a colon are comments; empty lines and `data:
-# [DONE]` hold no text. An event may have several choices or none, and a delta may have no content. No
-# character of the text itself may be lost.
+# text: the contents of all deltas, joined. A line ends with `\n`. Lines that begin with a colon are comments, and
+# may stand anywhere; empty lines and `data: [DONE]` hold no text. An event may have several choices or none, and
+# a delta may have no content. No character of the text itself may be lost, whatever it says.
 
 
 # %%
@@ -216,8 +216,8 @@ check("write_all", write_all)
 # The chapter drops the oldest turn first, and with it the tale that everything is about. Write another rule:
 # keep the system message (if there is one, it is first), the first question **with** its answer, and the last
 # message, which is a question. Drop the turns between them, oldest first, a question together with its
-# answer, until `count(messages)` is at most `longest`. If nothing is left to drop, return what is there. The
-# given list stays as it is.
+# answer, until `count(messages)` is at most `longest`. If nothing is left to drop, or a single question is all
+# there is, return what is there. The given list stays as it is.
 
 
 # %%

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import takewhile
 
 import torch
 
@@ -185,6 +187,19 @@ def _any_first_byte(raw):
     return raw[:len(raw) - waiting].decode(errors="replace"), raw[len(raw) - waiting:]
 
 
+def _ignored(raw):
+    return raw.decode("utf-8", "ignore"), b""
+
+
+def _two_places_back(raw):
+    for n in (1, 2):
+        if len(raw) >= n and raw[-n] >= 0xC0:
+            needs = 2 if raw[-n] < 0xE0 else 3 if raw[-n] < 0xF0 else 4
+            return (raw[:-n].decode("utf-8", "replace"), raw[-n:]) if needs > n else (
+                raw.decode("utf-8", "replace"), b"")
+    return raw.decode("utf-8", "replace"), b""
+
+
 def _by_length(raw):
     text = raw.decode("utf-8", "ignore")
     return text, raw[len(text.encode()):]
@@ -215,6 +230,12 @@ WHOLE_CHARACTERS = Exercise(
         Misconception("only the last byte looked at", _two_bytes_only,
             "Characters of three and four bytes are still cut. The beginning of a character may "
             "stand up to three bytes before the end."),
+        Misconception("errors ignored", _ignored,
+            "Half a character has vanished, and nothing waits: its letter will never be shown. "
+            "Its bytes have to wait for the rest."),
+        Misconception("two places back", _two_places_back,
+            "Three of four bytes are cut: an emoji's first byte may stand three places before the"
+            " end. Go back so far."),
         Misconception("decoded strictly", lambda raw: (raw.decode("utf-8"), b""),
             "Decoding stops with an error at the first half character. Cut it off before; "
             "elsewhere replace what can't be decoded."),
@@ -265,7 +286,23 @@ WHOLE_CHARACTERS = Exercise(
 
 
 def a_stop_in_the_middle():
-    return "one END two", ["END"]
+    return "one END two", ["END", "###"]
+
+
+def a_stop_at_the_very_beginning():
+    return "END two", ["END"]
+
+
+def one_letter_may_begin_a_stop():
+    return "one E", ["END"]
+
+
+def ends_like_the_end_of_a_stop():
+    return "one ND", ["END"]
+
+
+def a_text_shorter_than_the_stop():
+    return "aa", ["aab"]
 
 
 def the_same_stop_twice():
@@ -286,6 +323,10 @@ def nearly_a_stop_and_another_beginning():
 
 def the_earliest_of_two_wins():
     return "a STOP b END c", ["END", "STOP"]
+
+
+def the_earliest_is_listed_first():
+    return "a STOP b END c", ["STOP", "END"]
 
 
 def the_longest_beginning_waits():
@@ -353,10 +394,8 @@ def _keeps_what_follows(text, stops):
 
 
 def _stop_is_shown(text, stops):
-    for stop in stops:
-        if stop in text:
-            return text[:text.index(stop) + len(stop)], "", True
-    return cut_at_stop(text, stops)
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    return (text[:min(ends)], "", True) if ends else cut_at_stop(text, stops)
 
 
 def _first_listed(text, stops):
@@ -367,8 +406,56 @@ def _first_listed(text, stops):
 
 
 def _last_found(text, stops):
-    found = [text.rindex(s) for s in stops if s in text]
+    found = _find(text, stops)
     return (text[:max(found)], "", True) if found else cut_at_stop(text, stops)
+
+
+def _last_of_the_same(text, stops):
+    found = [text.rindex(s) for s in stops if s in text]
+    return (text[:min(found)], "", True) if found else cut_at_stop(text, stops)
+
+
+def _not_at_the_beginning(text, stops):
+    found = [text.find(stop) for stop in stops if text.find(stop) > 0]
+    return (text[:min(found)], "", True) if found else _what_waits(text, stops)
+
+
+def _what_waits(text, stops):
+    keep = _longest(text, stops)
+    return text[:len(text) - keep], text[len(text) - keep:], False
+
+
+def _waiting_asked_first(text, stops):
+    for at in range(len(text)):
+        if any(stop.startswith(text[at:]) for stop in stops):
+            return text[:at], text[at:], False
+    return cut_at_stop(text, stops)
+
+
+def _anywhere_in_a_stop(text, stops):
+    if _find(text, stops):
+        return cut_at_stop(text, stops)
+    keep = max((n for n in range(1, len(text) + 1) if any(text[-n:] in stop for stop in stops)), default=0)
+    return text[:len(text) - keep], text[len(text) - keep:], False
+
+
+def _two_letters_at_least(text, stops):
+    shown, held, stopped = cut_at_stop(text, stops)
+    return (shown, held, stopped) if len(held) != 1 else (text, "", False)
+
+
+def _from_before_the_beginning(text, stops):
+    if _find(text, stops):
+        return cut_at_stop(text, stops)
+    for start in range(len(text) - max(map(len, stops), default=0), len(text)):
+        if any(stop.startswith(text[start:]) for stop in stops):
+            return text[:start], text[start:], False
+    return text, "", False
+
+
+def _minus_one_cuts(text, stops):
+    found = [text.find(stop) for stop in stops]
+    return (text[:min(found)], "", True) if max(found, default=-1) >= 0 else _what_waits(text, stops)
 
 
 def _shortest_waits(text, stops):
@@ -437,11 +524,6 @@ def _first_fit_waits(text, stops):
     return text, "", False
 
 
-def _keeps_and_never_waits(text, stops):
-    found = _find(text, stops)
-    return (text[:min(found)], text[min(found):], True) if found else (text, "", False)
-
-
 def _split_at_the_first_listed(text, stops):
     for stop in stops:
         if stop in text:
@@ -459,7 +541,9 @@ CUT_AT_STOP = Exercise(
     title="Stop before it is seen", difficulty="medium", importance="essential", minutes=9,
     reference=cut_at_stop,
     fixtures=(a_stop_in_the_middle, the_same_stop_twice, no_stop_anywhere, the_beginning_of_a_stop,
-              nearly_a_stop_and_another_beginning, the_earliest_of_two_wins,
+              one_letter_may_begin_a_stop, a_stop_at_the_very_beginning, ends_like_the_end_of_a_stop,
+              a_text_shorter_than_the_stop, nearly_a_stop_and_another_beginning,
+              the_earliest_of_two_wins, the_earliest_is_listed_first,
               the_longest_beginning_waits, a_stop_that_begins_with_itself, no_stops_at_all,
               nothing_to_look_at, a_stop_at_the_very_end_and_a_beginning_before),
     equivalents={"loops": _stop_by_loop, "overlaps": _stop_by_overlap},
@@ -476,7 +560,28 @@ CUT_AT_STOP = Exercise(
             "With two stop sequences in the text, the one that is listed first won. The one that "
             "stands first in the text ends it."),
         Misconception("the last place", _last_found,
-            "The text was cut at the last stop sequence in it. It ends at the first one."),
+            "Of two different stops, the one that stands later in the text ended it. The earlier "
+            "one does."),
+        Misconception("the last of the same", _last_of_the_same,
+            "The same stop stands twice in the text, and it was cut at the second. It ends at the"
+            " first."),
+        Misconception("not at the beginning", _not_at_the_beginning,
+            "A stop at the very beginning of the text was not found. Its place is zero, which is "
+            "a place like any other."),
+        Misconception("what waits asked first", _waiting_asked_first,
+            "Something waits although there is a whole stop in the text. First look for whole stops; "
+            "only without one, ask what waits."),
+        Misconception("anywhere in a stop", _anywhere_in_a_stop,
+            "Text waits that lies somewhere within a stop. Only the beginning of a stop can still"
+            " become one."),
+        Misconception("two letters at least", _two_letters_at_least,
+            "A single last letter that begins a stop was shown. One letter has to wait, too."),
+        Misconception("from before the beginning", _from_before_the_beginning,
+            "The text is shorter than the stop, and too little waits: the search began before the"
+            " text's beginning. Begin at zero."),
+        Misconception("minus one cuts", _minus_one_cuts,
+            "The text lost its last character instead of its end: a search that fails gives minus"
+            " one. Leave out the stops that are not there."),
         Misconception("the shortest beginning waits", _shortest_waits,
             "Too little waits: a longer end of the text begins a stop sequence, too. The longest "
             "one decides."),
@@ -495,9 +600,6 @@ CUT_AT_STOP = Exercise(
         Misconception("the first that fits waits", _first_fit_waits,
             "The first beginning that fits waits, where a longer one fits, too. Try all ends of "
             "the text, the longest first."),
-        Misconception("kept behind the stop, and nothing waits", _keeps_and_never_waits,
-            "Two things: what follows a stop is kept, where it should be dropped, and the "
-            "beginning of a stop is shown, where it should wait."),
         Misconception("the first listed, and nothing waits", _split_at_the_first_listed,
             "The beginning of a stop sequence was shown before it was clear what it becomes; and "
             "of two stops the first in the list won."),
@@ -551,14 +653,15 @@ def no_piece_at_all():
 
 
 def _events(text):
-    """A stream as a client reads it: what stands between two empty lines."""
-    if not isinstance(text, str):
-        return text
-    parts = text.split("\n\n")
+    """A stream as a client reads it: what stands between two empty lines. One blank behind the
+    colon belongs to the format and may be missing."""
     read = []
-    for part in parts:
+    for part in text.replace("\r\n", "\n").split("\n\n"):
+        field, colon, value = part.partition(":")
+        value = value.removeprefix(" ")
         try:
-            read.append(json.loads(part.removeprefix("data: ")) if part.startswith("data: {") else part)
+            read.append(json.loads(value) if field == "data" and value.startswith("{") else
+                        f"data: {value}" if field == "data" and colon else part)
         except ValueError:
             read.append(part)
     return read
@@ -576,25 +679,19 @@ def _compare_events(expected, actual):
     return f"event {at} as a client reads it: expected {str(want)[:70]!r}, got {str(got)[:70]!r}"
 
 
-def _events_with(line="data: {}\n\n", done="data: [DONE]\n\n", last=True, body=None, pieces_of=list):
+def _events_with(line="data: {}\n\n", done="data: [DONE]\n\n", body=None):
     def as_events(pieces, reason):
-        said = [{"delta": {"content": piece}, "finish_reason": None} for piece in pieces_of(pieces)]
-        if last:
-            said.append({"delta": {}, "finish_reason": reason})
+        said = [{"delta": {"content": piece}, "finish_reason": None} for piece in pieces]
+        said.append({"delta": {}, "finish_reason": reason})
         dump = body or (lambda choice: json.dumps({"choices": [choice]}))
         return "".join(line.replace("{}", dump(choice)) for choice in said) + done
     return as_events
 
 
-def _growing(pieces):
-    return ["".join(pieces[:n + 1]) for n in range(len(pieces))]
-
-
-def _reason_on_the_last_piece(pieces, reason):
+def _one_event(pieces, reason):
     said = [{"delta": {"content": piece}, "finish_reason": None} for piece in pieces]
-    if said:
-        said[-1]["finish_reason"] = reason
-    return "".join(f"data: {json.dumps({'choices': [c]})}\n\n" for c in said) + "data: [DONE]\n\n"
+    said.append({"delta": {}, "finish_reason": reason})
+    return f"data: {json.dumps({'choices': said})}\n\ndata: [DONE]\n\n"
 
 
 AS_EVENTS = Exercise(
@@ -603,7 +700,8 @@ AS_EVENTS = Exercise(
     reference=as_events, fixtures=(three_pieces, a_piece_with_line_breaks_and_an_accent, no_piece_at_all),
     compare=_compare_events,
     equivalents={"accents as they are": _events_with(
-        body=lambda choice: json.dumps({"choices": [choice]}, ensure_ascii=False))},
+        body=lambda choice: json.dumps({"choices": [choice]}, ensure_ascii=False)),
+        "no blank": _events_with(line="data:{}\n\n", done="data:[DONE]\n\n")},
     misconceptions=(
         Misconception("no empty line", _events_with(line="data: {}\n", done="data: [DONE]\n"),
             "A client sees one event that never ends: an empty line ends an event, so two line "
@@ -620,21 +718,23 @@ AS_EVENTS = Exercise(
         Misconception("DONE in quotation marks", _events_with(done='data: "[DONE]"\n\n'),
             "The last event is written as JSON, in quotation marks. It is the bare word in "
             "brackets."),
-        Misconception("no data in front", _events_with(line="{}\n\n"),
+        Misconception("no data in front", _events_with(line="{}\n\n", done="[DONE]\n\n"),
             "The events hold bare JSON. In this format each line begins with the name of its "
             "field, which is data."),
+        Misconception("data for the last one alone", _events_with(line="{}\n\n"),
+            "Only the last event begins with data. The others hold bare JSON, and a client passes"
+            " over them."),
+        Misconception("the choice alone", _events_with(body=json.dumps),
+            "Each event holds a bare choice. A client looks for a list of choices first: put it "
+            "into one, as the text above shows."),
+        Misconception("choices without a list", _events_with(body=lambda c: json.dumps({"choices": c})),
+            "The choices are no list. There is one choice here, in a list of its own."),
+        Misconception("all in one event", _one_event,
+            "All pieces came in one event, so nothing is shown before the end. Each piece has an "
+            "event of its own."),
         Misconception("Python instead of JSON", _events_with(body=lambda c: str({"choices": [c]})),
             "The events hold a Python dictionary as Python prints it. JSON has other quotation "
             "marks and no None."),
-        Misconception("no end told", _events_with(last=False),
-            "The event that says why the text ended is missing: an empty delta with the reason, "
-            "before the last event."),
-        Misconception("the reason on the last piece", _reason_on_the_last_piece,
-            "The reason rides on the last piece, and a text without pieces has none. Here it has "
-            "an event of its own."),
-        Misconception("the text so far each time", _events_with(pieces_of=_growing),
-            "Each event repeats the text so far, and a client that adds them shows it many times. "
-            "A delta is only what is new."),
     ),
     hints=(
         Hint("What does an event look like?",
@@ -721,12 +821,16 @@ def ended_by_another_stop():
     return [1], [4, 4, 3], 30, {2, 3}
 
 
-def _bill(counted=0, reason=None, prompt=0):
+def _compared_with_the_set(prompt_ids, new_ids, limit, stop_ids):
+    return "length", len(prompt_ids), len(new_ids), len(prompt_ids) + len(new_ids)
+
+
+def _bill(counted=0, reason=None):
     def bill_(prompt_ids, new_ids, limit, stop_ids):
         told, read, written, _ = bill(prompt_ids, new_ids, limit, stop_ids)
         written += counted if told == "stop" else 0
         told = reason(prompt_ids, new_ids, limit, stop_ids) if reason else told
-        return told, read + prompt, written, read + prompt + written
+        return told, read, written, read + written
     return bill_
 
 
@@ -771,9 +875,9 @@ BILL = Exercise(
             *bill(prompt_ids, new_ids, limit, stop_ids)[:3], bill(prompt_ids, new_ids, limit, stop_ids)[2]),
             "The total counts what was written alone. The prompt was read, and it is in the "
             "total."),
-        Misconception("the first token of the prompt left out", _bill(prompt=-1),
-            "The prompt is one token short. The mark that begins a text was read like any other "
-            "token."),
+        Misconception("compared with the set", _compared_with_the_set,
+            "Every text ended at its limit, it says: the last token was compared with the whole "
+            "set. Ask whether it is in it."),
         Misconception("the words exchanged", _bill(
             reason=lambda p, new, limit, stop: "length" if new[-1] in stop else "stop"),
             "The two words are exchanged: stop means that it ended by itself, length that it was "
@@ -805,6 +909,15 @@ def read_text(chunks):
     return said
 
 
+def _run_read_text(candidate, chunks):
+    """Of an error in JSON the kind counts, not the column: that differs with the way to cut a line."""
+    try:
+        return candidate(chunks)
+    except json.JSONDecodeError as error:
+        error.args = (error.msg,)
+        raise
+
+
 def _cut(text: str, size: int) -> list[bytes]:
     raw = text.encode()
     return [raw[i:i + size] for i in range(0, len(raw), size)]
@@ -828,34 +941,75 @@ def two_events_in_a_chunk_and_a_comment():
     return ([_wire(["data: ", "x\n\ny", "  end "], extra=": keep alive\n\n").encode()],)
 
 
+def a_comment_just_above_an_event():
+    return (_cut(_wire(["a", "b"], extra=": keep alive\n"), 50),)
+
+
+def a_text_that_says_done():
+    return (_cut(_wire(["then comes ", "[DONE]", " and no more"]), 50),)
+
+
+def a_text_with_rare_line_breaks():
+    return (_cut(_wire(["one\u2028two", "\x85three"]), 50),)
+
+
 def an_event_about_nothing():
     usage = 'data: {"choices": [], "usage": {"total_tokens": 5}}\n\n'
     return (_cut(_wire(["a", "b"], extra=usage), 50),)
 
 
-def _client(cut="join", comments=True, done=True, strip=False, first_choice=False, decode="whole"):
+def two_choices_in_an_event():
+    two = 'data: {"choices": [{"delta": {"content": "x"}}, {"delta": {"content": "y"}}]}\n\n'
+    return (_cut(_wire(["a", "b"], extra=two), 50),)
+
+
+def _whole(chunks):
+    return b"".join(chunks).decode()
+
+
+def _each(chunks):
+    return "".join(chunk.decode("utf-8", "replace") for chunk in chunks)
+
+
+def _lines(text):
+    return text.split("\n")
+
+
+def _is_event(line):
+    return line.startswith("data:") and line != "data: [DONE]"
+
+
+def _content(choice):
+    return choice["delta"].get("content", "")
+
+
+def _all_of(choices):
+    return choices
+
+
+def _client(text=_whole, lines=_lines, takes=_is_event, cut=lambda line: line[5:], of=_all_of, content=_content):
+    """A client, with one of its steps exchanged."""
     def read_text(chunks):
-        if cut == "chunk":
-            parts = [chunk.decode("utf-8", "replace") for chunk in chunks]
-        elif decode == "each":
-            parts = "".join(chunk.decode("utf-8", "replace") for chunk in chunks).split("\n")
-        else:
-            parts = b"".join(chunks).decode("utf-8").split("\n")
         said = ""
-        for line in parts:
-            line = line.strip()
-            if not line or comments and not line.startswith("data:"):
-                continue
-            line = line[5:].strip()
-            if done and line == "[DONE]":
-                continue
-            body = json.loads(line)
-            choices = body["choices"][0:1] if not first_choice else [body["choices"][0]]
-            for choice in choices:
-                piece = choice["delta"].get("content", "")
-                said += piece.strip() if strip else piece
+        for line in lines(text(chunks)):
+            if takes(line):
+                for choice in of(json.loads(cut(line))["choices"]):
+                    said += content(choice)
         return said
     return read_text
+
+
+def _a_chunk_is_an_event(chunks):
+    return "".join(_client()([chunk]) for chunk in chunks)
+
+
+def _chunks_of_one_line(chunks):
+    said = ""
+    for chunk in chunks:
+        line = chunk.decode("utf-8", "replace").strip()
+        if line.startswith("data: {"):
+            said += "".join(map(_content, json.loads(line[6:])["choices"]))
+    return said
 
 
 def _split_everywhere(chunks):
@@ -867,67 +1021,86 @@ def _split_everywhere(chunks):
     return said
 
 
+def _by_pattern(chunks):
+    return "".join(re.findall(r'"content": "(.*?)"', _whole(chunks)))
+
+
 def _read_step_by_step(chunks):
     raw, said = b"", []
     for chunk in chunks:
         raw += chunk
-        while b"\n\n" in raw:
-            event, raw = raw.split(b"\n\n", 1)
-            if event.startswith(b"data: {"):
-                said += [c["delta"].get("content") or "" for c in json.loads(event[6:])["choices"]]
+        while b"\n" in raw:
+            line, raw = raw.split(b"\n", 1)
+            if line.startswith(b"data: {"):
+                said += [c["delta"].get("content") or "" for c in json.loads(line[6:])["choices"]]
     return "".join(said)
-
-
-def _content_demanded(chunks):
-    said = ""
-    for line in b"".join(chunks).decode().splitlines():
-        if line.startswith("data: {"):
-            said += json.loads(line[6:])["choices"][0]["delta"]["content"]
-    return said
-
-
-def _each_chunk_strictly(chunks):
-    said = ""
-    for chunk in chunks:
-        for line in chunk.decode().split("\n"):
-            if line.startswith("data: {"):
-                said += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
-    return said
 
 
 READ_TEXT = Exercise(
     name="read_text", chapter=14, kind="function", entry="read_text", title="The client's side of the wire",
     difficulty="medium", importance="useful", minutes=10, reference=read_text,
+    run=_run_read_text,
     fixtures=(one_event_in_each_chunk, cut_in_the_middle_of_characters, two_events_in_a_chunk_and_a_comment,
-              an_event_about_nothing),
-    equivalents={"event by event": _read_step_by_step},
+              a_comment_just_above_an_event, an_event_about_nothing, two_choices_in_an_event,
+              a_text_that_says_done, a_text_with_rare_line_breaks),
+    equivalents={"as it arrives": _read_step_by_step},
     misconceptions=(
-        Misconception("a chunk is an event", _client(cut="chunk"),
-            "A chunk was taken for an event. The network cuts where it likes: join the bytes, "
-            "then look for line ends."),
-        Misconception("decoded chunk by chunk", _client(decode="each"),
-            "Some characters became replacement marks: a chunk may end within one. Join the bytes"
-            " before you decode."),
-        Misconception("DONE read as JSON", _client(done=False),
-            "The last event is no JSON. Leave the one with [DONE] out."),
-        Misconception("content demanded", _content_demanded,
-            "The last delta is empty: it only tells why the text ended. Without a content there "
-            "is nothing to add."),
-        Misconception("chunks decoded strictly", _each_chunk_strictly,
+        Misconception("a chunk is an event", _a_chunk_is_an_event,
             "A chunk may end within a character or a line, and can't be decoded or read alone. "
             "Join the bytes first."),
-        Misconception("comments read as data", _client(comments=False),
+        Misconception("a chunk is a line", _chunks_of_one_line,
+            "Each chunk was read as one line. A chunk may hold several events, or a part of one: "
+            "join the bytes, then take line after line."),
+        Misconception("decoded chunk by chunk", _client(text=_each),
+            "Some characters became replacement marks: a chunk may end within one. Join the bytes"
+            " before you decode."),
+        Misconception("half characters dropped",
+            _client(text=lambda chunks: "".join(chunk.decode("utf-8", "ignore") for chunk in chunks)),
+            "Some characters are lost: a chunk may end within one, and its halves were dropped. "
+            "Join the bytes before you decode."),
+        Misconception("DONE read as JSON", _client(takes=lambda line: line.startswith("data:")),
+            "The last event is no JSON. Leave the one with [DONE] out."),
+        Misconception("DONE anywhere", _client(
+            takes=lambda line: line.startswith("data:") and "[DONE]" not in line),
+            "A piece of the text that says [DONE] was taken for the end. Only a line that holds "
+            "nothing else is the last event."),
+        Misconception("DONE ends it anywhere", _client(lines=lambda text: takewhile(lambda line: "[DONE]" not in line, _lines(text))),
+            "The text itself says [DONE], and reading stopped there. Compare whole lines."),
+        Misconception("content demanded", _client(content=lambda choice: choice["delta"]["content"]),
+            "The last delta is empty: it only tells why the text ended. Without a content there "
+            "is nothing to add."),
+        Misconception("content demanded of the first choice", _client(
+            of=lambda choices: [choices[0]], content=lambda choice: choice["delta"]["content"]),
+            "Two things: a delta may have no content, and an event may have no choice or several."
+            " Go through what is there."),
+        Misconception("comments read as data", _client(
+            takes=lambda line: line != "" and line != "data: [DONE]"),
             "A line that does not begin with data was read as an event. Lines with a colon first "
             "are comments: pass over them."),
-        Misconception("blanks lost", _client(strip=True),
+        Misconception("events between empty lines", _client(
+            lines=lambda text: text.split("\n\n"), takes=lambda event: event.startswith("data: {")),
+            "An event with a comment just above it was lost. Go line by line: what begins with "
+            "data counts, wherever it stands."),
+        Misconception("all kinds of line breaks", _client(lines=str.splitlines),
+            "The text itself may hold rare marks that Python takes for line breaks. A line of a "
+            "stream ends at the common line break alone."),
+        Misconception("blanks lost", _client(content=lambda choice: _content(choice).strip()),
             "Blanks at the borders of the pieces are lost, and words run together. A piece is "
             "kept as it is."),
-        Misconception("always a first choice", _client(first_choice=True),
+        Misconception("always a first choice", _client(of=lambda choices: [choices[0]]),
             "An event with an empty list of choices stopped the client. The one that reports "
             "usage has none."),
+        Misconception("the first choice alone", _client(of=lambda choices: choices[:1]),
+            "An event had two choices, and one of them was read. Go through all of them."),
         Misconception("cut at the word data", _split_everywhere,
             "The text itself may contain the word data and a colon. Only at the beginning of a "
             "line is it a field's name."),
+        Misconception("the word data removed", _client(cut=lambda line: line.replace("data: ", "")),
+            "The word data with its colon was removed from the text, too. Cut off the beginning "
+            "of the line, nothing else."),
+        Misconception("found by a pattern", _by_pattern,
+            "The contents were cut out of the line as they stand. Escapes such as those for "
+            "quotation marks and line breaks remain: load the JSON."),
     ),
     hints=(
         Hint("It works for one of the inputs only",
@@ -981,69 +1154,107 @@ def _run_write_all(candidate, places, prompts, limits):
     return [list(row) for row in rows], paper.steps
 
 
-def _write_all(forget=True, own_row=True, room=True, wait=False, order=0, after=False):
+def _compare_texts(expected, actual):
+    (rows, steps), (theirs, taken) = expected, actual
+    if len(rows) != len(theirs):
+        return f"expected {len(rows)} texts, got {len(theirs)}"
+    for number, (row, other) in enumerate(zip(rows, theirs)):
+        if row != other:
+            at = next((i for i, pair in enumerate(zip(row, other)) if pair[0] != pair[1]), None)
+            if at is None:
+                return f"text {number} has {len(other)} tokens, expected {len(row)}"
+            return f"text {number}, token {at}: expected {row[at]}, got {other[at]}"
+    if steps != taken:
+        return f"the texts are right, but it took {taken} steps of the model, expected {steps}"
+    return None
+
+
+def _nothing(paper, place, n, number):
+    pass
+
+
+def _write_all(entry=_nothing, seated_now=_nothing, token=lambda chosen, place, n, number: chosen[place],
+               before=_nothing, leaves=_nothing):
+    """The loop of the exercise, with what stands at each place where one may change it."""
     def write_all(paper, prompts, limits):
-        waiting, seated = list(range(len(prompts))), {}
-        rows, places = [[] for _ in prompts], range(len(paper.memory))
+        waiting, rows = list(range(len(prompts))), [[] for _ in prompts]
+        seated = {}
         while waiting or seated:
-            if room or not seated:
-                for place in places:
-                    if place not in seated and waiting:
-                        seated[place] = waiting.pop(order)
-                        if forget:
-                            paper.forget(place)
-                        paper.read(place, prompts[seated[place]])
+            for place in range(len(paper.memory)):
+                if place not in seated and waiting:
+                    seated[place] = waiting.pop(0)
+                    entry(paper, place, place, seated[place])
+                    paper.read(place, prompts[seated[place]])
+                    seated_now(paper, place, place, seated[place])
             chosen = paper.next_ids()
-            taken = list(seated.items())
-            for n, (place, number) in enumerate(taken):
-                token = chosen[place] if own_row else chosen[n]
-                rows[number].append(token)
-                paper.read(place, [token])
-                if len(rows[number]) == limits[number] + after:
+            for n, (place, number) in enumerate(list(seated.items())):
+                one = token(chosen, place, n, number)
+                rows[number].append(one)
+                before(paper, place, n, number)
+                paper.read(place, [one])
+                if len(rows[number]) == limits[number]:
                     del seated[place]
-        return [row[:limit] for row, limit in zip(rows, limits)] if after else rows
+                    leaves(paper, place, n, number)
+        return rows
     return write_all
 
 
-def _never_read_back(paper, prompts, limits):
-    rows = [[] for _ in prompts]
-    for number, prompt in enumerate(prompts):
-        token = paper.follow(prompt)
-        rows[number] = [token] * limits[number]
+def _forget(paper, place, n, number):
+    paper.forget(place)
+
+
+def _forget_number(paper, place, n, number):
+    paper.forget(number)
+
+
+def _by_turn(chosen, place, n, number):
+    return chosen[n]
+
+
+def _one_after_the_other(paper, prompts, limits):
+    rows = []
+    for prompt, limit in zip(prompts, limits):
+        rows.append([])
+        paper.forget(0)
+        paper.read(0, prompt)
+        for _ in range(limit):
+            rows[-1].append(paper.next_ids()[0])
+            paper.read(0, rows[-1][-1:])
     return rows
-
-
-def _in_order_of_ending(paper, prompts, limits):
-    inner = write_all(paper, prompts, limits)
-    return sorted(inner, key=len)
 
 
 WRITE_ALL = Exercise(
     name="write_all", chapter=14, kind="bug", entry="write_all", title="Two slips in a batch",
     difficulty="medium", importance="essential", minutes=12, reference=write_all, run=_run_write_all,
     fixtures=(five_prompts_two_places, four_prompts_three_places, fewer_prompts_than_places),
-    equivalents={"with the switches": _write_all()},
+    compare=_compare_texts,
+    equivalents={"forgets when a text leaves": _write_all(leaves=_forget)},
     misconceptions=(
-        Misconception("unchanged", _write_all(forget=False, own_row=False),
+        Misconception("unchanged", _write_all(token=_by_turn),
             "Texts differ from those written alone, in two ways: rows are mixed up once a place "
             "is empty, and newcomers find what was read before them."),
-        Misconception("the memory of a finished text", _write_all(forget=False),
+        Misconception("the memory of a finished text", _write_all(),
             "The first texts are right, later ones in the same place are not: they go on from "
             "what a finished text has left there."),
-        Misconception("rows mixed up", _write_all(own_row=False),
+        Misconception("rows mixed up", _write_all(entry=_forget, token=_by_turn),
             "When a place is empty, texts get each other's tokens. A text's token stands at its "
             "place, not at its turn among those who are left."),
-        Misconception("static batching", _write_all(room=False),
-            "The texts are right, but it takes too many steps: newcomers wait until all places "
-            "are empty."),
-        Misconception("last come, first served", _write_all(order=-1),
-            "Those who came last are served first: the steps differ, and the first may wait for "
-            "ever."),
-        Misconception("a step too many for each", _write_all(after=True),
-            "A text keeps its place one step too long. It leaves when its last token was written."),
-        Misconception("in the order of ending", _in_order_of_ending,
-            "The texts come back in the order in which they ended. Each belongs to its prompt's "
-            "number."),
+        Misconception("the number as place", _write_all(
+            entry=_forget, token=lambda chosen, place, n, number: chosen[number]),
+            "The model answers for each place, and there are fewer places than prompts. The token"
+            " of a text stands at its place, not at its prompt's number."),
+        Misconception("the number forgotten", _write_all(entry=_forget_number),
+            "What was emptied has the prompt's number, and there are fewer places. Empty the "
+            "place where the text sits."),
+        Misconception("forgotten after reading", _write_all(seated_now=_forget),
+            "The newcomer's own prompt was forgotten, so the place has read nothing. Empty it "
+            "before the prompt is read."),
+        Misconception("forgotten at each token", _write_all(before=_forget),
+            "The first tokens are right, then each text goes on from its last token alone. Empty "
+            "a place once, between two texts."),
+        Misconception("one after the other", _one_after_the_other,
+            "The texts are right, but each was written alone: too many steps. All places write in"
+            " the same step."),
     ),
     hints=(
         Hint("I do not see what is wrong",
@@ -1107,6 +1318,22 @@ def only_the_first_and_the_last_are_left():
     return _said("Be brief.", TALE, "Yes.", *LONG_TALK), 11, words_of
 
 
+def nothing_is_left_to_drop():
+    return _said("Be brief.", TALE, "Yes.", "Who has it?"), 5, words_of
+
+
+def nothing_is_left_and_no_system_message():
+    return _said("", TALE, "Yes.", "Who has it?"), 5, words_of
+
+
+def a_single_long_question():
+    return _said("Be brief.", TALE), 5, words_of
+
+
+def a_single_question_alone():
+    return _said("", TALE), 5, words_of
+
+
 def _trim(start=2, size=2, strict=False, system=True, once=False):
     def keep_the_first(messages, longest, count):
         kept = list(messages)
@@ -1158,7 +1385,7 @@ def _pairs_of_a_list(messages, longest, count):
         if count(system + rest[:2] + pair + kept + newest) > longest:
             break
         kept = pair + kept
-    return system + rest[:2] + kept + newest
+    return system + rest[:2] + kept + newest if len(rest) > 1 else list(messages)
 
 
 def _oldest_behind_the_system(messages, longest, count):
@@ -1166,6 +1393,33 @@ def _oldest_behind_the_system(messages, longest, count):
     while count(kept) > longest and len(kept) > 3:
         del kept[1:3]
     return kept
+
+
+def _drops_behind_the_first(enough, newest=False):
+    """enough(messages, first): how many messages are left alone."""
+    def keep_the_first(messages, longest, count):
+        first = 1 if messages[0]["role"] == "system" else 0
+        kept = list(messages)
+        while count(kept) > longest and len(kept) > enough(messages, first):
+            if newest:
+                del kept[-3:-1]
+            else:
+                del kept[first + 2:first + 4]
+        return kept
+    return keep_the_first
+
+
+def _all_at_once(messages, longest, count):
+    first = 1 if messages[0]["role"] == "system" else 0
+    return messages[:first + 2] + messages[-1:] if count(messages) > longest else list(messages)
+
+
+def _head_and_last(messages, longest, count):
+    first = 1 if messages[0]["role"] == "system" else 0
+    head, middle, last = messages[:first + 2], messages[first + 2:-1], messages[-1:]
+    while middle and count(head + middle + last) > longest:
+        middle = middle[2:]
+    return head + middle + last
 
 
 def _always_a_system(messages, longest, count):
@@ -1180,7 +1434,8 @@ KEEP_THE_FIRST = Exercise(
     title="A history that keeps its beginning", difficulty="medium", importance="useful", minutes=12,
     reference=keep_the_first,
     fixtures=(two_of_the_oldest_have_to_go, without_a_system_message, all_of_it_fits_exactly,
-              one_word_too_many, only_the_first_and_the_last_are_left),
+              one_word_too_many, only_the_first_and_the_last_are_left, nothing_is_left_to_drop,
+              nothing_is_left_and_no_system_message, a_single_long_question, a_single_question_alone),
     equivalents={"from the end": _from_the_end, "pairs": _pairs_of_a_list},
     misconceptions=(
         Misconception("the oldest goes first", _trim(start=0),
@@ -1204,6 +1459,23 @@ KEEP_THE_FIRST = Exercise(
         Misconception("the newest dropped", _newest_lost,
             "The newest turns were dropped, and the question that is to be answered with them. "
             "The old ones go."),
+        Misconception("the newest of the middle dropped", _drops_behind_the_first(
+            lambda messages, first: first + 3, newest=True),
+            "The newest turns before the last question were dropped. The oldest go first."),
+        Misconception("the whole middle at once", _all_at_once,
+            "All turns between the first and the last were dropped at once. Drop one, count "
+            "again, and stop as soon as it fits."),
+        Misconception("the last question dropped", _drops_behind_the_first(
+            lambda messages, first: first + 2),
+            "Nothing between was left to drop, and the last question was dropped. It stays, "
+            "however long it is."),
+        Misconception("the end without the system message", _drops_behind_the_first(
+            lambda messages, first: 3),
+            "With a system message the last question was dropped. Three messages stay, and the "
+            "system message besides."),
+        Misconception("a single question twice", _head_and_last,
+            "A single question is in the result twice: it is the first and the last. With nothing"
+            " to drop, return what is there."),
         Misconception("exactly full is too long", _trim(strict=True),
             "A conversation of exactly the length allowed was shortened. It may have that many "
             "tokens."),
@@ -1268,8 +1540,10 @@ def _run_choose(candidate, logits, temperatures, seeds):
         torch.manual_seed(99)                  # so that the use of global chance can be told
         for step in range(3):
             chosen = candidate(logits + 0.3 * step * logits.roll(1, 1), list(temperatures), list(generators))
-            steps.append(torch.as_tensor(chosen).tolist())
-    return steps
+            steps.append(chosen if isinstance(chosen, torch.Tensor) else torch.as_tensor(chosen))
+        if steps[-1].is_floating_point():
+            raise TypeError(f"the tokens are {steps[-1].dtype}, and whole numbers are wanted")
+    return [step.tolist() for step in steps]
 
 
 def _by_mask(logits, temperatures, generators):
@@ -1325,12 +1599,26 @@ def _seeded_anew(logits, temperatures, generators):
     return choose_each(logits, temperatures, fresh)
 
 
-def _whole_batch_as_one(logits, temperatures, generators):
-    t = torch.tensor(temperatures).clamp(min=1e-6)[:, None]
-    p = (logits / t).flatten().softmax(-1).view_as(logits)
-    u = torch.stack([torch.rand((), generator=g) if x else torch.zeros(()) for g, x in zip(generators, temperatures)])
-    chosen = draw(p + 1e-30, u)
-    return torch.where(torch.tensor(temperatures) > 0, chosen, logits.argmax(-1))
+def _row_by_row(probabilities):
+    """Draw each row from probabilities(logits, temperature) of the batch; 0 is greedy."""
+    def choose_each(logits, temperatures, generators):
+        chosen = logits.argmax(-1)
+        for i, (t, generator) in enumerate(zip(temperatures, generators)):
+            if t:
+                uniform = torch.rand(1, generator=generator)
+                chosen[i] = draw(probabilities(logits, t)[i:i + 1], uniform)[0]
+        return chosen
+    return choose_each
+
+
+def _divided_by_zero(logits, temperatures, generators):
+    return torch.cat([
+        draw((row / t).softmax(-1)[None], torch.rand(1, generator=generator))
+        for row, t, generator in zip(logits, torch.tensor(temperatures), generators)])
+
+
+def _floats(logits, temperatures, generators):
+    return choose_each(logits, temperatures, generators).float()
 
 
 def _global_chance(logits, temperatures, generators):
@@ -1380,9 +1668,18 @@ CHOOSE_EACH = Exercise(
         Misconception("seeded anew at each step", _seeded_anew,
             "Every step draws the same number. A generator goes on from step to step and is not "
             "begun anew."),
-        Misconception("one softmax for the batch", _whole_batch_as_one,
-            "The softmax went over all requests together, so their texts depend on each other. "
-            "Each row is a distribution of its own."),
+        Misconception("zero divided", _divided_by_zero,
+            "Logits were divided by a temperature of 0, and what is drawn then is no number's "
+            "likeliest token. Take that without chance."),
+        Misconception("softmax across requests", _row_by_row(lambda logits, t: (logits / t).softmax(0)),
+            "The softmax went across the requests, so that their texts depend on each other. Each"
+            " row is a distribution of its own."),
+        Misconception("no softmax", _row_by_row(lambda logits, t: logits / t),
+            "The numbers drawn from are logits: they may be negative, and their sum is not one. "
+            "A softmax makes them probabilities."),
+        Misconception("tokens as floats", _floats,
+            "The tokens are numbers with a point. They are places in the vocabulary, so whole "
+            "numbers are wanted."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1453,6 +1750,18 @@ NEAREST = Exercise(
             "Sorted by distance, where length counts. Here the direction alone counts."),
         Misconception("without the sign", _nearest(lambda q, v: _cosine(q, v).abs()),
             "A vector that points the opposite way counts as near. Keep the sign."),
+        Misconception("squared length", _nearest(lambda q, v: v @ q / (v * v).sum(-1)),
+            "Short vectors win: products were divided by the square of the length. The length is "
+            "its root."),
+        Misconception("the first left out", lambda query, vectors, k: (
+            _cosine(query, vectors).argsort(descending=True)[1:k + 1].tolist()),
+            "The nearest row was left out. The query is not one of the rows here."),
+        Misconception("all of them", lambda query, vectors, k: (
+            _cosine(query, vectors).argsort(descending=True).tolist()),
+            "All rows came back, in the right order. Only the first k are wanted."),
+        Misconception("the vectors instead of their numbers", lambda query, vectors, k: (
+            vectors[_cosine(query, vectors).argsort(descending=True)[:k]].tolist()),
+            "These are the vectors themselves. Wanted are the numbers of their rows."),
         Misconception("the scores instead of the rows", lambda query, vectors, k: (
             _cosine(query, vectors).sort(descending=True).values[:k].tolist()),
             "These are the cosines. Wanted are the numbers of the rows."),
