@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Mistral family of language models, built piece by piece.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lab, _add_doctor, _add_check, _add_progress, _add_search, _add_glossary, _add_mistakes,
+    for add in (_add_lab, _add_doctor, _add_check, _add_grade, _add_progress, _add_search, _add_glossary, _add_mistakes,
                 _add_reset, _add_slides, _add_copies, _add_train, _add_generate, _add_chat, _add_serve,
                 _add_postcard):
         add(commands)
@@ -80,6 +80,31 @@ def _check(arguments: argparse.Namespace) -> int:
     from minimistral.course import check_notebooks
 
     return check_notebooks.main(arguments.chapter, seconds=arguments.seconds)
+
+
+def _add_grade(commands) -> None:
+    parser = commands.add_parser(
+        "grade", help="run a folder of submitted notebooks and say what passes", formatter_class=_Help,
+        epilog="FOLDER holds one notebook or one folder for each student. Each notebook runs on a copy, in "
+               "processes with limits; docs/grading.md says what that guards against and what not.",
+    )
+    option = parser.add_argument
+    option("folder", metavar="FOLDER", help="the submissions: notebooks, folders or zip files")
+    option("--out", metavar="OUT", help="for tables and overview (default: FOLDER-graded, beside it)")
+    option("--chapter", type=int, metavar="NN", help="grade this chapter's exercises alone (default: all that are there)")
+    option("--seconds", type=float, default=180, metavar="S", help="for one notebook")
+    option("--memory", type=float, default=4, metavar="GB", help="for one notebook")
+    option("--jobs", type=int, metavar="N", help="notebooks at a time (default: half the cores, at most 4)")
+    parser.set_defaults(run=_grade)
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    try:
+        from minimistral.course import grade
+    except ImportError as error:
+        raise ImportError(f'grading needs {error.name}: pip install "minimistral[course]"') from None
+    return grade.main(arguments.folder, arguments.out, chapter=arguments.chapter, seconds=arguments.seconds,
+                      memory=arguments.memory, jobs=arguments.jobs)
 
 
 def _add_progress(commands) -> None:

@@ -89,7 +89,10 @@ def check(name: str | Callable, work: Any = _NOTHING) -> Result:
     if not isinstance(name, str):
         work, name = name, find_by_entry(getattr(name, "__name__", "")).key
     exercise = find_exercise(name)
-    result = judge(exercise, None if work is _NOTHING else work)
+    attempt = attempted(exercise, None if work is _NOTHING else work)
+    for listen in listeners:
+        listen(attempt)
+    result = verdict(attempt)
     from .progress import record_check
 
     record_check(exercise, result)
@@ -104,14 +107,7 @@ def check(name: str | Callable, work: Any = _NOTHING) -> Result:
 
 def judge(exercise: Exercise, work: Any) -> Result:
     """The check itself, without any record kept."""
-    if exercise.kind == "order":
-        return _judge_order(exercise, work)
-    if exercise.kind == "answer":
-        return _judge_answer(exercise, work)
-    return _judge_function(exercise, work)
-
-
-# ---------------------------------------------------------------- functions and classes
+    return verdict(attempted(exercise, work))
 
 
 @dataclass
@@ -121,34 +117,76 @@ class Outcome:
     fixture: str
     run: Run
     changed: str | None  # the input that was written into
+    line: str = ""  # of the learner's code, where it failed
 
     @property
     def error(self) -> BaseException | None:
         return self.run.error
 
 
-def _judge_function(exercise: Exercise, work: Any) -> Result:
-    def again(message, matched=None, notes=(), picture=("", "")):
-        return Result(exercise, TRY_AGAIN, message, matched, list(notes), picture)
+@dataclass
+class Attempt:
+    """What the learner's work gave: all that a verdict needs, whoever gives it."""
 
+    exercise: Exercise
+    answer: Any = None  # of an order or an answer
+    status: str = ""  # where nothing was run: why, TRY_AGAIN with a message or NOT_WRITTEN
+    message: str = ""
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+listeners: list[Callable[[Attempt], None]] = []  # told of every attempt that is checked
+
+
+def attempted(exercise: Exercise, work: Any) -> Attempt:
+    """Run the learner's work on the fixtures. Nothing of it is compared here."""
+    if exercise.kind in TYPED:
+        return Attempt(exercise, work)
     if work is None or work is Ellipsis:
-        return Result(exercise, NOT_WRITTEN)
+        return Attempt(exercise, status=NOT_WRITTEN)
     if not callable(work):
-        what = describe(work)
-        return again(f"Give check the function itself, without calling it; it got {what}.")
+        told = f"Give check the function itself, without calling it; it got {describe(work)}."
+        return Attempt(exercise, status=TRY_AGAIN, message=told)
     if line := _placeholder(work):
-        return Result(exercise, NOT_WRITTEN, line)
+        return Attempt(exercise, status=NOT_WRITTEN, message=line)
     if problem := _wrong_arguments(exercise, work):
-        return again(problem)
-
+        return Attempt(exercise, status=TRY_AGAIN, message=problem)
     if "swap" in getattr(work, "__globals__", {}):
         from .pieces import load_library
 
         load_library()  # else the first swap would do it, within the time limit
     outcomes = outcomes_of(exercise, work, exercise.seconds)
+    for outcome in outcomes:
+        outcome.line = _line(work, outcome.error)
+    return Attempt(exercise, outcomes=outcomes)
+
+
+def verdict(attempt: Attempt, *, run: Callable | None = None, pictures: bool = True) -> Result:
+    """Compare what the work gave with the reference and with the misconceptions.
+
+    ``run(exercise, candidate)`` gives a candidate's outcomes: ``outcomes_of``, or one that
+    remembers them.
+    """
+    exercise = attempt.exercise
+    if exercise.kind == "order":
+        return _judge_order(exercise, attempt.answer)
+    if exercise.kind == "answer":
+        return _judge_answer(exercise, attempt.answer)
+    if attempt.status:
+        return Result(exercise, attempt.status, attempt.message)
+    return _judge_function(exercise, attempt.outcomes, run or outcomes_of, pictures)
+
+
+# ---------------------------------------------------------------- functions and classes
+
+
+def _judge_function(exercise: Exercise, outcomes: list[Outcome], run: Callable, pictures: bool) -> Result:
+    def again(message, matched=None, notes=(), picture=("", "")):
+        return Result(exercise, TRY_AGAIN, message, matched, list(notes), picture)
+
     if any(isinstance(o.error, NotImplementedError) for o in outcomes):
         return Result(exercise, NOT_WRITTEN)
-    expected = outcomes_of(exercise, exercise.reference)
+    expected = run(exercise, exercise.reference)
     verdicts = [_difference(exercise, e, o) for e, o in zip(expected, outcomes)]
     notes = _notes(outcomes)
     first = next((i for i, verdict in enumerate(verdicts) if verdict), None)
@@ -159,7 +197,7 @@ def _judge_function(exercise: Exercise, work: Any) -> Result:
         return Result(exercise, PASS, " ".join(filter(None, [exercise.praise, amount])), notes=notes)
     if first is None:
         changed = next(o for o in outcomes if o.changed)
-        known = _matching(exercise, outcomes, by_value=False)
+        known = _matching(exercise, outcomes, run, by_value=False)
         return again(
             known.message
             if known
@@ -168,18 +206,18 @@ def _judge_function(exercise: Exercise, work: Any) -> Result:
             known and known.name,
             notes,
         )
-    outcome, verdict = outcomes[first], verdicts[first]
+    outcome, found = outcomes[first], verdicts[first]
     if outcome.run.timed_out or isinstance(outcome.error, KeyboardInterrupt):
-        return again(_explain(exercise, work, outcome, verdict), None, notes)
-    picture = _picture(exercise, expected[first], outcome)
-    known = _matching(exercise, outcomes, by_value=True)
+        return again(_explain(exercise, outcome, found), None, notes)
+    picture = _picture(exercise, expected[first], outcome) if pictures else ("", "")
+    known = _matching(exercise, outcomes, run, by_value=True)
     if known:
-        if outcome.error is None and verdict.text:
-            fact = f"{_sentence(verdict.text)}{_on(exercise, outcome)}"
+        if outcome.error is None and found.text:
+            fact = f"{_sentence(found.text)}{_on(exercise, outcome)}"
         else:
             fact = "" if outcome.error is None else f"It stopped with {_error(outcome.error)}."
         return again(f"{known.message} {fact}".strip(), known.name, notes, picture)
-    return again(_explain(exercise, work, outcome, verdict), None, notes, picture)
+    return again(_explain(exercise, outcome, found), None, notes, picture)
 
 
 def outcomes_of(exercise: Exercise, candidate: Callable, seconds: float = 60.0) -> list[Outcome]:
@@ -257,7 +295,7 @@ def _difference(
 ) -> Difference | None:
     """How an outcome departs from another one. Of errors the kind counts, or also the words."""
     if expected.error is not None or actual.error is not None:
-        name = _error if same_words else type
+        name = _error if same_words else _kind  # by name: of a graded notebook only words come
         if name(expected.error) == name(actual.error):
             return None
         wanted = "no error" if expected.error is None else type(expected.error).__name__
@@ -273,10 +311,10 @@ def _difference(
     return difference(expected.run.value, actual.run.value, exercise.tolerance, same_dtype=strict)
 
 
-def _matching(exercise: Exercise, outcomes: list[Outcome], *, by_value: bool):
+def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, *, by_value: bool):
     """The misconception that gives the learner's outcome on every fixture."""
     for misconception in exercise.misconceptions:
-        theirs = outcomes_of(exercise, misconception.wrong)
+        theirs = run(exercise, misconception.wrong)
         if len(theirs) != len(outcomes):
             continue
         if not by_value and [o.changed for o in theirs] != [o.changed for o in outcomes]:
@@ -288,6 +326,10 @@ def _matching(exercise: Exercise, outcomes: list[Outcome], *, by_value: bool):
 
 
 # ---------------------------------------------------------------- words
+
+
+def _kind(error: BaseException | None) -> str:
+    return type(error).__name__
 
 
 def _error(error: BaseException | None) -> str:
@@ -306,7 +348,7 @@ def _on(exercise, outcome) -> str:
     return f" (Input: {outcome.fixture}.)" if len(exercise.fixtures) > 1 else ""
 
 
-def _explain(exercise, work, outcome: Outcome, verdict: Difference | None) -> str:
+def _explain(exercise, outcome: Outcome, found: Difference | None) -> str:
     error, where = outcome.error, _on(exercise, outcome)
     if outcome.run.timed_out:
         return (
@@ -318,18 +360,20 @@ def _explain(exercise, work, outcome: Outcome, verdict: Difference | None) -> st
     if isinstance(error, SystemExit):
         return f"Your code called exit; return a value instead.{where}"
     if isinstance(error, RecursionError):
-        return f"The function calls itself without end (RecursionError).{where}{_line(work, error)}"
+        return f"The function calls itself without end (RecursionError).{where}{outcome.line}"
     if error is not None:
-        return f"It stopped with {_error(error)}.{where}{_line(work, error)}"
-    if outcome.run.value is None and verdict.kind == "type":
+        return f"It stopped with {_error(error)}.{where}{outcome.line}"
+    if outcome.run.value is None and found.kind == "type":
         return f"It returned None: is a return missing?{where}"
     if outcome.run.value is Ellipsis:
         return f"It returned the placeholder itself.{where}"
-    return _sentence(verdict.text) + where
+    return _sentence(found.text) + where
 
 
 def _line(work, error) -> str:
     """The learner's own line that failed."""
+    if error is None:
+        return ""
     filename = getattr(getattr(work, "__code__", None), "co_filename", None)
     if filename is None and inspect.isclass(work):
         init = next((f for f in vars(work).values() if inspect.isfunction(f)), None)
