@@ -1,8 +1,13 @@
-// Prints with everything unfolded, and lets the keyboard scroll what is wider than its place.
+// Prints with everything unfolded and in light colours, and lets the keyboard scroll what is wider than its place.
 (() => {
   const folded = [];
 
+  const page = document.documentElement;
+  let colours;
+
   addEventListener("beforeprint", () => {
+    colours = page.dataset.theme;
+    page.dataset.theme = "light";
     for (const one of document.querySelectorAll("details:not([open])")) {
       one.open = true;
       folded.push(one);
@@ -10,6 +15,7 @@
   });
   addEventListener("afterprint", () => {
     for (const one of folded.splice(0)) one.open = false;
+    page.dataset.theme = colours;
   });
 
   const reachable = () => {
