@@ -387,8 +387,8 @@ print("your pieces of this chapter in the server:",
 
 # %% [markdown]
 # OpenAI's client works as well; the course's tests run both. That is what a *public shape* is good for: the
-# model behind it can be exchanged. Here your sampling and streaming have run. Your attention has not: for speed
-# the server's engine has a way of its own (chapter 11), and `mine` runs yours.
+# model behind it can be exchanged. What has passed of your sampling and streaming ran here. Your attention did
+# not: for speed the server's engine has a way of its own (chapter 11). `mine` runs yours.
 #
 # **In short:** an API is shapes: of requests, answers, events and errors. Stick to a public one, and programs
 # that you have never seen can use your model.
@@ -430,7 +430,7 @@ print("the first word in less than a second:", times[2] < 1)
 assert times[2] < 1
 
 # %% [markdown]
-# That was a model of a million parameters. Before it can answer, a model has to read the prompt: about 2
+# That was a model of about a million parameters. Before it can answer, a model has to read the prompt: about 2
 # operations for each weight and token. We measure what this machine can compute. For a data center we
 # **assume** 400 trillion operations in a second (a large GPU, well used) and a way of 0.05 s there and back.
 
@@ -448,10 +448,12 @@ predict("first", "A prompt of 100 tokens. Where is Mistral 7B's first word soone
 # %%
 # NBVAL_IGNORE_OUTPUT: the speed of this machine
 figure, ax = new_figure(7.4, 3.6)
-lines_chart(ax, list(sizes), {"this machine": local, "a data center": cloud},
+lines_chart(ax, list(sizes.values()), {"this machine": local, "a data center": cloud},
             title="The small model is first here, the large one there",
-            xlabel="size of the model", ylabel="seconds to the first word (log)")
-ax.set_yscale("log")
+            xlabel="parameters (log)", ylabel="seconds to the first word (log)")
+ax.set(xscale="log", yscale="log")
+ax.set_xticks(list(sizes.values()), list(sizes), minor=False)
+ax.minorticks_off()
 border = 0.05 * here / (2 * 100)          # reading takes as long as the way
 print(f"the border on this machine: {border / 1e6:.0f} million parameters")
 show(figure, alt="Seconds to the first word against the size of the model: for "
