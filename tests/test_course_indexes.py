@@ -24,7 +24,7 @@ def test_the_pages_are_what_the_records_say():
 def test_the_exercises_page_has_every_exercise_with_its_question_and_mistakes():
     text = next(t for path, t in pages().items() if path.name == "exercises.md")
     for e in all_exercises():
-        assert f"(`{e.name}`)" in text and plain(" ".join(e.hints[0].text.split())) in text
+        assert f"\n`{e.name}` · " in text and plain(" ".join(e.hints[0].text.split())) in text
         assert plain(e.misconceptions[0].message) in text
 
 

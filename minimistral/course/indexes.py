@@ -71,8 +71,7 @@ def exercises_page() -> str:
         f"{len(every)} exercises, {minutes / 60:.0f} hours if somebody does them all. For each: what it takes, the "
         "question to ask somebody who is stuck, and the first mistakes that its record names, with the message "
         "that the check shows. The [index of mistakes](mistakes.md) has all of them.\n",
-        "Ask first. The question is the exercise's first hint: it never gives the answer away. Then wait; most "
-        "people find the rest.\n",
+        "Ask first, then wait. The question is the exercise's first hint: it does not give the answer away.\n",
     ]
     for one in chapters_with_text():
         lines.append(headed(one))
@@ -83,7 +82,7 @@ def exercises_page() -> str:
                   f"{len(e.misconceptions)} |" for e in table]
         lines.append("")
         for e in table:
-            lines += [f"### {plain(e.title)} (`{e.name}`)\n", f"{_place(e)}\n", f"**Ask:** {plain(question(e))}\n"]
+            lines += [f"### {plain(e.title)}\n", f"`{e.name}` · {_place(e)}\n", f"**Ask:** {plain(question(e))}\n"]
             lines += [f"- *{plain(m.name)}*: {plain(m.message)}" for m in telling(e)]
             lines.append("")
     return _page(lines)
@@ -95,8 +94,7 @@ def mistakes_page() -> str:
     lines = [
         PAGE, "# Mistakes\n",
         f"What goes wrong, and how it looks. Each chapter begins with the symptoms of its recap; below them, folded, "
-        f"stand the {count:,} mistakes that the checks can name, exercise by exercise. Somebody really makes each "
-        "of them.\n",
+        f"stand the {count:,} mistakes that the checks can name, exercise by exercise.\n",
         "To look for a symptom, search this page in the browser, or ask in a terminal or a notebook: "
         "`minimistral mistakes NaN`, or `from minimistral.course import mistakes; mistakes(\"NaN\")`.\n",
     ]
@@ -133,7 +131,7 @@ def _place(exercise: Exercise) -> str:
     section = section_of(exercise.name, chapter(exercise.chapter), ROOT)
     where = "the story" if section.folder == "notebooks" else "the exercises"
     minutes = "minute" if exercise.minutes == 1 else "minutes"
-    return (f"{KINDS[exercise.kind].capitalize()} · {exercise.difficulty} · {exercise.importance} · "
+    return (f"{KINDS[exercise.kind]} · {exercise.difficulty} · {exercise.importance} · "
             f"{exercise.minutes} {minutes} · in {where}: {link(section)}")
 
 

@@ -276,7 +276,7 @@ img{max-width:100%} .figure .main>img{width:100%;height:580px;object-fit:contain
 img.display{max-height:190px;max-width:1130px;display:block;margin:12px auto} img.inline{height:1.25em;vertical-align:-.3em}
 table{border-collapse:collapse;font-size:26px} td,th{border:1px solid #767676;padding:4px 12px;text-align:left}
 .notes{display:none;width:1280px;margin:0 auto 24px;background:#fff;padding:16px 72px;font-size:20px}
-body.noted .notes{display:block}
+body.noted .notes{display:block} .notes:empty{display:none!important}
 body.live{overflow:hidden} body.live .slide,body.live .notes{display:none;margin:0;position:absolute;left:0;top:0;transform-origin:0 0}
 body.live .slide.now{display:block}
 body.live.noted .notes.now{display:block;top:auto;bottom:0;width:100%;max-height:45%;overflow:auto;border-top:4px solid #0072B2}
@@ -298,7 +298,7 @@ function draw(){document.body.classList.add('live');
   s.style.transform=`translate(${(innerWidth-1280*scale)/2}px,${(innerHeight-720*scale)/2}px) scale(${scale})`});
  if(!slides[now].dataset.fit){fit(slides[now]);slides[now].dataset.fit=1}
  history.replaceState(null,'','#'+(now+1));
- document.getElementById('where').textContent=`Slide ${now+1} of ${slides.length}: ${slides[now].getAttribute('aria-label')}`}
+ document.getElementById('where').textContent=`${slides[now].getAttribute('aria-label')}, ${now+1} of ${slides.length}`}
 function go(n){now=Math.max(0,Math.min(slides.length-1,n));draw()}
 addEventListener('keydown',e=>{if(e.ctrlKey||e.metaKey||e.altKey)return;
  const step={ArrowRight:1,PageDown:1,' ':1,ArrowDown:1,ArrowLeft:-1,PageUp:-1,ArrowUp:-1}[e.key];
@@ -320,9 +320,9 @@ def page(one: Chapter, slides: list[Slide]) -> str:
         heads = f"<span>{one.number}. {html.escape(one.title)} · {html.escape(slide.title)}</span>"
         heads = "" if slide.kind in ("title", "opening") else heads
         parts.append(
-            f'<section class="slide {slide.kind}" aria-label="{html.escape(TAG.sub("", slide.title))}">'
+            f'<section class="slide {slide.kind}" aria-label="Slide {number}: {html.escape(TAG.sub("", slide.title))}">'
             f'<header>{heads or "<span></span>"}<span>{number}</span></header>'
-            f'<div class=main>{slide.body}</div></section>\n<aside class=notes aria-label="Notes">{notes}</aside>')
+            f'<div class=main>{slide.body}</div></section>\n<aside class=notes aria-label="Notes {number}">{notes}</aside>')
     title = f"{one.number}. {one.title}: slides"
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
             f'<meta name="viewport" content="width=device-width">\n<style>{CSS}</style>\n</head>\n<body>\n'
