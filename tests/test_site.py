@@ -22,11 +22,15 @@ STORY, EXERCISES, ANSWERS = (chapter(8).path(f) for f in ("notebooks", "exercise
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A site of two chapters and all guides."""
+def built(tmp_path_factory):
+    """A site of two chapters and all guides, and Sphinx's status."""
     out = tmp_path_factory.mktemp("web") / "site"
-    assert site.build(out, CHAPTERS) == 0
-    return out
+    return out, site.build(out, CHAPTERS)
+
+
+@pytest.fixture
+def small(built):
+    return built[0]
 
 
 def html(small, notebook):
@@ -34,6 +38,10 @@ def html(small, notebook):
 
 
 # --- the small site
+
+def test_no_warning_of_sphinx(built):
+    assert built[1] == 0, "what is wrong stands in the output: a link that leads nowhere, a page nobody reaches"
+
 
 def test_nothing_is_wrong_with_links_pictures_and_headings(small):
     assert problems(small) == []
@@ -218,6 +226,22 @@ def test_search_from_a_file(small, tab):
     tab.locator("#search-results li a").first.wait_for()
     links = tab.locator("#search-results li a").all_inner_texts()
     assert "The sliding window" in links[0] and len(links) > 3
+    quoted = tab.locator("#search-results ul.search > li").first.locator("ul > li")
+    quoted.first.wait_for()
+    assert "window" in quoted.first.locator("mark").inner_text().lower()
+    quoted.get_by_role("link").last.click()
+    tab.wait_for_url("**/notebooks/08_sliding_window.html#*")
+
+
+def test_what_a_search_quotes_is_the_text_of_each_section(small):
+    text = (small / "searchtext.js").read_text(encoding="utf-8")
+    sections = json.loads(text.removeprefix("window.courseText = ").rstrip(";\n"))[STORY.replace("ipynb", "html")]
+    places = {id: (heading, text) for id, heading, text in sections}
+    heading, text = places["a-text-that-does-not-end"]
+    assert heading == "A text that does not end" and "twenty tales" in text
+    assert "#" not in "".join(heading for heading, _ in places.values())
+    ids = Reading(html(small, STORY)).ids
+    assert len(places) > 15 and set(places) <= ids
 
 
 def test_keyboard_first_to_the_text_and_then_through_the_bar(small, tab):

@@ -9,7 +9,7 @@ from sphinx.util.logging import getLogger
 
 project = "minimistral"
 language = "en"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.githubpages"]
 templates_path = ["templates"]
 
 # The notebooks were run when they were built; here nothing runs.

@@ -20,6 +20,7 @@ from minimistral.course.notebook_library import ROOT
 from minimistral.course.render import browser
 from minimistral.course.site_check import barriers, pages, problems
 from minimistral.course.site_pages import EXTRA, Edition, write_sources
+from minimistral.course.site_search import write_search_text
 from minimistral.course.syllabus import CHAPTERS
 
 
@@ -36,7 +37,9 @@ def build(out: Path, numbers: list[int] = (), solutions: bool = True, root: Path
     doctrees = out.with_name(f"{out.name}-doctrees")
     options = ["-b", "html", "-q", "-j", "2", "-W", "--keep-going", "-c", root / "docs/site", "-d", doctrees,
                "-D", f"html_extra_path={source / EXTRA}"]
-    return build_main([str(one) for one in [*options, source, out]])
+    status = build_main([str(one) for one in [*options, source, out]])
+    write_search_text(out)
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:
