@@ -194,6 +194,9 @@ def _grade_notebook(student, notebook: Notebook, limits, fences, judge, notes) -
         notes.append(f"{notebook.name}: could not be started ({said[0][:200]})")
     elif ending.code != 0 or cells["last"] != len(notebook.cells) - 1:
         notes.append(f"{notebook.name}: its process ended in code cell {(cells['last'] or 0) + 1}")
+    notes += [f"{notebook.name}: code cell {n + 1} ran too long and was stopped" for n in sorted(cells["late"])]
+    notes += [f"{notebook.name}: code cell {n + 1} was refused memory" for n, told in sorted(cells["errors"].items())
+              if told.startswith("MemoryError") or "can't allocate memory" in told]
     found = {}
     for key, at in notebook.calls.items():
         found[key] = tuple(results[key]) if key in results else _no_result(at, ending, cells)
@@ -202,7 +205,7 @@ def _grade_notebook(student, notebook: Notebook, limits, fences, judge, notes) -
 
 def _no_result(at: int, ending: Ending, cells: dict) -> tuple[str, str, str, str]:
     """Why a check that stands in cell `at` gave nothing."""
-    where = f"code cell {at + 1}"
+    where = f"Code cell {at + 1}"
     if at in cells["late"]:
         return LIMIT, f"{where} ran too long and was stopped.", "", "time"
     if at in cells["errors"]:
@@ -212,7 +215,7 @@ def _no_result(at: int, ending: Ending, cells: dict) -> tuple[str, str, str, str
     last = cells["last"]
     if last is not None and last <= at:
         why = f"at the {ending.limit} limit" if ending.limit else "by itself"
-        how = "" if last == at else f"; {where} was not reached"
+        how = "" if last == at else f"; code cell {at + 1} was not reached"
         told = f"The notebook's process ended {why} in code cell {last + 1}{how}."
         return (LIMIT if ending.limit else CRASHED), told, "", ending.limit
     if last is None:
@@ -391,7 +394,7 @@ def _judging(line) -> None:
             attempt = take_over(find_exercise(key), Path(folder))
             if attempt:
                 result = checks.verdict(attempt, run=run, pictures=False)
-                status, told = statuses[result.status], result.message or " ".join(result.notes)
+                status, told = statuses[result.status], "" if result.passed else result.message
                 if result.matched == "unchanged":  # a bug hunt as it was given out
                     answer[key] = [NOT_WRITTEN, told, "", ""]
                 else:

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from .exercises import Exercise
 from .grade import CRASHED, LIMIT, NO_CHECK, NOT_HANDED_IN, NOT_WRITTEN, NOT_YET, PASSED, UNREADABLE, Grade, Report
 from .progress import write_atomically
 from .syllabus import chapter
@@ -129,7 +130,6 @@ a { color:var(--link); }
 .scroll { overflow-x:auto; border:1px solid var(--line); }
 .scroll:focus-visible, summary:focus-visible, a:focus-visible { outline:3px solid var(--link); outline-offset:2px; }
 table { border-collapse:separate; border-spacing:0; font-size:.9rem; width:100%; }
-caption { text-align:left; padding:.5rem .6rem; color:var(--soft); }
 th, td { padding:.35rem .6rem; text-align:left; vertical-align:top; border-top:1px solid var(--line); }
 th { background:var(--head); font-weight:600; }
 thead th { vertical-align:bottom; border-top:0; }
@@ -176,7 +176,7 @@ def page(report: Report) -> str:
 def _grid(report: Report) -> str:
     esc = html.escape
     heads = "".join(
-        f'<th scope="col">{e.chapter} · {esc(e.name)}<span class="said">{e.points} '
+        f'<th scope="col">{_name(e)}<span class="said">{e.points} '
         f'{"point" if e.points == 1 else "points"}</span></th>' for e in report.exercises
     )
     rows = [
@@ -186,9 +186,9 @@ def _grid(report: Report) -> str:
         for n, row in enumerate(report.rows)
     ]
     return (
-        '<h2 id="class">The class</h2>\n<div class="scroll" role="region" tabindex="0" aria-labelledby="class">'
-        '<table class="grid"><caption>Each cell: the outcome and, where one was recognised, the first misconception '
-        "met. The name leads to the messages.</caption>"
+        '<h2 id="class">The class</h2>\n<p>Each cell: the outcome and, where one was recognised, the first '
+        "misconception met. A student's name leads to the messages.</p>\n"
+        '<div class="scroll" role="region" tabindex="0" aria-labelledby="class"><table class="grid">'
         f'<thead><tr><th scope="col">Student</th><th scope="col">Points</th>{heads}</tr></thead>\n<tbody>\n'
         + "\n".join(rows) + "\n</tbody></table></div>"
     )
@@ -197,6 +197,11 @@ def _grid(report: Report) -> str:
 def _cell(grade: Grade) -> str:
     said = f'<span class="said">{html.escape(grade.misconception)}</span>' if grade.misconception else ""
     return f'<td class="{CLASSES[grade.status]}">{_label(grade)}{said}</td>'
+
+
+def _name(exercise: Exercise) -> str:
+    """Chapter and name; a long name may be broken after an underscore."""
+    return f"{exercise.chapter} · {html.escape(exercise.name).replace('_', '_<wbr>')}"
 
 
 def _label(grade: Grade) -> str:
@@ -214,15 +219,14 @@ def _exercises(report: Report) -> str:
             for name, count in list(totals["misconceptions"].items())[:3]
         )
         rows.append(
-            f'<tr><th scope="row">{e.chapter} · {html.escape(e.name)}<span class="said wait">{html.escape(e.title)}'
+            f'<tr><th scope="row">{_name(e)}<span class="said wait">{html.escape(e.title)}'
             f'</span></th><td class="number">{totals["passed"]} of {len(report.rows)} '
             f'<span class="bar" aria-hidden="true"><i style="width:{share:.0f}%"></i></span></td>'
             f'<td class="number">{totals["tried"]}</td><td>{f"<ul>{met}</ul>" if met else "none recognised"}</td></tr>'
         )
     return (
-        '<h2 id="exercises">The exercises</h2>\n<div class="scroll" role="region" tabindex="0" '
-        'aria-labelledby="exercises"><table><caption>The misconceptions most often met, with the message that the '
-        'learner was shown.</caption><thead><tr><th scope="col">Exercise</th><th scope="col" class="number">Passed</th>'
+        '<h2 id="exercises">The exercises</h2>\n<p>The misconceptions most often met, with the message that the '
+        'learner was shown.</p>\n<div class="scroll" role="region" tabindex="0" aria-labelledby="exercises"><table><thead><tr><th scope="col">Exercise</th><th scope="col" class="number">Passed</th>'
         '<th scope="col" class="number">Tried</th><th scope="col">Misconceptions</th></tr></thead>\n<tbody>\n'
         + "\n".join(rows) + "\n</tbody></table></div>"
     )
@@ -233,9 +237,9 @@ def _students(report: Report) -> str:
     parts = ['<h2 id="students">The students</h2>']
     for n, row in enumerate(report.rows):
         lines = "".join(
-            f"<dt>{key.split('.')[0][2:].lstrip('0') or '0'} · {esc(key.split('.')[1])}</dt>"
-            f"<dd><b>{_label(grade)}</b>. {esc(grade.message)}</dd>"
-            for key, grade in row.grades.items()
+            f"<dt>{_name(grade.exercise)}</dt><dd><b>{_label(grade)}</b>"
+            f"{f': {esc(grade.message)}' if grade.message else ''}</dd>"
+            for grade in row.grades.values()
         )
         notes = "".join(f"<li>{esc(note)}</li>" for note in row.notes)
         notes = f"<ul>{notes}</ul>" if notes else ""

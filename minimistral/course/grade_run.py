@@ -15,11 +15,13 @@ from pathlib import Path
 from IPython.core.interactiveshell import InteractiveShell
 
 from . import checks, grade_outputs
+from .exercises import all_exercises
 from .watchdog import TimeIsUp, time_limit
 
 
 def main(folder: Path, cells: list[str], cell_seconds: float) -> None:
     """Run the cells one after the other, each at most ``cell_seconds``; then end the process."""
+    all_exercises()  # read all records before the clock of the first cell runs
     out = folder / "out"
     checks.listeners.append(lambda attempt: grade_outputs.hand_over(attempt, out))
     shell = InteractiveShell.instance(colors="NoColor")
@@ -34,6 +36,7 @@ def main(folder: Path, cells: list[str], cell_seconds: float) -> None:
 
         for number, source in enumerate(cells):
             note(begun=number)
+            _stand_in(folder / "here")
             error = None
             try:
                 with time_limit(cell_seconds):
@@ -48,3 +51,11 @@ def main(folder: Path, cells: list[str], cell_seconds: float) -> None:
                 note(cell=number, error=f"{type(error).__name__}: {text}")
     os._exit(0)  # whatever threads are left
 
+
+def _stand_in(folder: Path) -> None:
+    """Go to the working folder if there is none, or none any more."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # a cell before has deleted it
+        folder.mkdir(exist_ok=True)
+        os.chdir(folder)
