@@ -186,7 +186,7 @@ def test_help_lists_what_is_built_and_nothing_else():
     module = [sys.executable, "-m", "minimistral", "--help"]
     shown = subprocess.run(module, capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^    (\w+) +\w", shown, re.M)
-    assert {"lab", "doctor", "train", "generate", "check", "progress"} <= set(commands)
+    assert {"lab", "doctor", "train", "generate", "check", "grade", "progress"} <= set(commands)
     for command in commands:
         with pytest.raises(SystemExit, match="0"):
             cli.main([command, "--help"])
