@@ -20,11 +20,15 @@ from ..exercises import Exercise, Hint, Misconception
 
 WINDOWED = ModelConfig(24, 5, 6, 2, 8, 40, 70, sliding_window=48)
 PATTERN = ModelConfig(40, 6, 10, 2, 4, 56, 90, sliding_window=(None, 30, 30), tied_embeddings=True)
-MIXED = ModelConfig(32, 3, 4, 2, 12, 36, 110, moe=MoEConfig(7, 2))
+MIXED = ModelConfig(32, 4, 4, 2, 12, 36, 110, moe=MoEConfig(7, 2))
 
 
 def three_texts_longer_than_the_window():
     return WINDOWED, 3, 700, 16
+
+
+def two_texts_shorter_than_the_window():
+    return WINDOWED, 2, 20, 8
 
 
 def five_texts_for_a_mixture():
@@ -84,6 +88,16 @@ def _experts_of_one_layer(config, batch, length, bits=16):
     return one + (step_bytes(config, batch, 0, bits) - one) / layers + batch * cache_bytes(config, length)
 
 
+def _one_matrix_of_an_expert(config, batch, length, bits=16):
+    one = step_bytes(config, 1, 0, bits)
+    return one + (step_bytes(config, batch, 0, bits) - one) / 3 + batch * cache_bytes(config, length)
+
+
+def _whole_windows(config, batch, length, bits):
+    seen = sum(config.window(n) or length for n in range(config.n_layers))
+    return batch * seen * cache_bytes_per_token(config) / config.n_layers
+
+
 def _no_window(config, batch, length, bits):
     return batch * length * cache_bytes_per_token(config)
 
@@ -92,7 +106,8 @@ STEP_BYTES = Exercise(
     name="step_bytes", chapter=11, kind="function", entry="step_bytes",
     title="The bytes of a step", difficulty="medium", importance="essential", minutes=8,
     reference=step_bytes,
-    fixtures=(three_texts_longer_than_the_window, five_texts_for_a_mixture,
+    fixtures=(three_texts_longer_than_the_window, two_texts_shorter_than_the_window,
+              five_texts_for_a_mixture,
               one_long_text_for_a_mixture, windows_in_a_pattern_and_one_table, mistral_7b),
     equivalents={"layer by layer": _step_by_layers, "in parts": _step()},
     misconceptions=(
@@ -108,7 +123,7 @@ STEP_BYTES = Exercise(
             "The condition is turned round: a table of its own is looked up, a shared one is read "
             "whole."),
         Misconception("both tables taken off", _step(
-                table=lambda c: 2 * c.vocab_size * c.dim),
+                table=lambda c: 0 if c.tied_embeddings else 2 * c.vocab_size * c.dim),
             "The output layer is missing. It is multiplied like any matrix; only the table at the "
             "input is looked up."),
         Misconception("weights read for each text", _step(read=2.0),
@@ -121,6 +136,9 @@ STEP_BYTES = Exercise(
         Misconception("the window forgotten", _step(cache=_no_window),
             "A layer with a window reads at most a window of keys and values, however long the "
             "text."),
+        Misconception("a whole window for a short text", _step(cache=_whole_windows),
+            "A short text was counted as a full window. A layer reads what is there, at most a "
+            "window."),
         Misconception("the window of layer 0 for all",
             _step(cache=lambda config, batch, length, bits: batch * cache_bytes_per_token(config)
                   * min(length, config.window(0) or length)),
@@ -162,11 +180,18 @@ STEP_BYTES = Exercise(
         Misconception("the chosen experts counted twice", _step(touched=lambda E, k, batch:
                 E * (1 - (1 - k / E) ** batch) + k),
             "The active count holds k experts already. Add only those that are read beyond them."),
-        Misconception("one expert taken as counted", _step(touched=lambda E, k, batch:
-                E * (1 - (1 - k / E) ** batch) + k - 1),
-            "You take one expert as counted already. The active count holds k of them."),
+        Misconception("k over E for a left-out expert",
+            _step(touched=lambda E, k, batch: E * (1 - (k / E) ** batch)),
+            "That is the share of experts that not all texts chose. One text leaves an expert out "
+            "with probability 1 - k / E."),
+        Misconception("one choice for each text",
+            _step(touched=lambda E, k, batch: E * (1 - (1 - 1 / E) ** batch)),
+            "Too few experts: each text chooses k of them in a layer, not one."),
         Misconception("experts of one layer", _experts_of_one_layer,
             "The experts beyond k were counted for one layer. Each layer has its own."),
+        Misconception("one matrix of an expert", _one_matrix_of_an_expert,
+            "Of each further expert one matrix was counted. It has three, of dim times hidden "
+            "numbers each."),
         Misconception("two bytes whatever the bits",
             lambda config, batch, length, bits=16: step_bytes(config, batch, length, 16),
             "The bits have no effect on your weights. A weight has bits / 8 bytes."),
@@ -247,10 +272,15 @@ def _run_accept(candidate, proposed, q, p, times):
 def _shares(candidate, proposed, q, p, times):
     """Shares of the outcomes: a row for each number of tokens, a column for the last one, and how
     often the tokens before it were not the proposed ones."""
+    if _many(candidate, proposed, q, p, 20) != _many(candidate, proposed, q, p, 20):
+        raise ValueError("other tokens from the same generator")
     chance = torch.Generator().manual_seed(11)
     found, odd = torch.zeros(len(proposed) + 2, p.shape[1]), 0
     for _ in range(times):
-        tokens = list(candidate(list(proposed), q.clone(), p.clone(), chance))
+        given = list(proposed)
+        tokens = list(candidate(given, q.clone(), p.clone(), chance))
+        if given != proposed:
+            raise ValueError("the list of proposals was changed")
         if len(tokens) > len(proposed) + 1:
             raise ValueError(f"{len(tokens)} tokens for {len(proposed)} proposals")
         if tokens:
@@ -259,6 +289,12 @@ def _shares(candidate, proposed, q, p, times):
         else:
             found[0] += 1 / p.shape[1]
     return torch.cat([found.flatten() / times, torch.tensor([odd / times])])
+
+
+def _many(candidate, proposed, q, p, times):
+    chance = torch.Generator().manual_seed(3)
+    return [[int(t) for t in candidate(list(proposed), q.clone(), p.clone(), chance)]
+            for _ in range(times)]
 
 
 def _close_shares(expected, actual):
@@ -292,7 +328,6 @@ def _accepts(chance=None, rest=None, bonus=None, row=0, stop=True, last=True, ra
             if not stop:
                 continue
             left = rest(now, q[i], token) if rest else (now - q[i]).clamp(min=0)
-            left = left if left.sum() > 0 else now
             return kept + ([pick(left, generator)] if last else [])
         if bonus is None:
             return kept + [draw_one(p[-1], generator)]
@@ -321,20 +356,8 @@ def _accept_all_at_once(proposed, q, p, generator):
     return proposed[:n] + [draw_one(weights, generator)]
 
 
-def _not_normalised(weights, generator):
-    u = torch.rand((), generator=generator)
-    return min(int((weights.cumsum(0) <= u).sum()), len(weights) - 1)
-
-
 def _likeliest(weights, generator):
     return int(weights.argmax())
-
-
-def _softened(proposed, q, p, generator):
-    for i, token in enumerate(proposed):
-        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
-            return [*proposed[:i], draw_one((p[i] - q[i]).softmax(0), generator)]
-    return [*proposed, draw_one(p[-1], generator)]
 
 
 def _turned_round(proposed, q, p, generator):
@@ -342,6 +365,36 @@ def _turned_round(proposed, q, p, generator):
         if torch.rand((), generator=generator) < p[i, token] / q[i, token]:
             return [*proposed[:i], draw_one((p[i] - q[i]).clamp(min=0), generator)]
     return [*proposed, draw_one(p[-1], generator)]
+
+
+def _below_zero(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one(p[i] - q[i], generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _rejected_kept(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    n = len(found) - 1
+    return found if n == len(proposed) else [*found[:n], proposed[n], found[n]]
+
+
+def _one_more(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return found if len(found) > len(proposed) else [*found, draw_one(p[-1], generator)]
+
+
+def _global_chance(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand(()) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one((p[i] - q[i]).clamp(min=0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _grown_in_place(proposed, q, p, generator):
+    proposed[:] = accept(proposed, q, p, generator)
+    return proposed
 
 
 def _one_chance(proposed, q, p, generator):
@@ -421,9 +474,6 @@ ACCEPT = Exercise(
         Misconception("the likeliest in place of a rejected one", _accepts(pick=_likeliest),
             "The token in place of a rejected one is always the same. It is drawn, in proportion "
             "to what is missing."),
-        Misconception("a softmax of what is missing", _softened,
-            "The differences went through a softmax, which gives every token a share. They are "
-            "shares already, once they are divided by their sum."),
         Misconception("the likeliest at the end", _accepts(
                 bonus=lambda kept, q, p, g: [int(p[-1].argmax())]),
             "The last token is always the likeliest one. It is drawn from the last row."),
@@ -454,9 +504,29 @@ ACCEPT = Exercise(
         Misconception("p one row too late", _accepts(row=1),
             "Each token is held against the row after its own. Row 0 of p is for the first "
             "proposal."),
-        Misconception("not normalised", _accepts(pick=_not_normalised),
-            "After a rejection the last token comes far too often: the rest sums to less than 1. "
-            "Divide by its sum before you draw."),
+        Misconception("drawn from q after a rejection", _accepts(rest=lambda p, q, token: q),
+            "After a rejection you draw from the draft's q again. Draw from what p has more than q."),
+        Misconception("what is missing not cut at zero", _below_zero,
+            "Where p is below q, your weights are negative, and a draw makes no sense. There the "
+            "weight is 0."),
+        Misconception("everything accepted", _accepts(ratio=lambda *_: True),
+            "Every proposal is accepted, so the text is the draft's. Accept with probability p over "
+            "q."),
+        Misconception("the rejected token kept, and another drawn", _rejected_kept,
+            "After a rejection the rejected token is still in the list. The one that is drawn takes its "
+            "place."),
+        Misconception("one more token after a rejection", _one_more,
+            "After a rejection comes a token too many: the last row of p is for the case that all "
+            "were accepted."),
+        Misconception("greedy at all places", _accepts(
+                pick=_likeliest, bonus=lambda kept, q, p, g: [int(p[-1].argmax())]),
+            "The added token is always the likeliest. It has to be drawn, after a rejection and at the "
+            "end."),
+        Misconception("chance of its own", _global_chance,
+            "The same generator gives other tokens each time. All chance has to come from the generator "
+            "that is handed in."),
+        Misconception("the proposals changed", _grown_in_place,
+            "Your code wrote into the list of proposals, which is counted later. Build a new list."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -572,6 +642,10 @@ TIMER = Exercise(
             "the largest is."),
         Misconception("smallest instead of median", _timer(sum_up=min),
             "You take the best sample. The task asks for the usual one, the median."),
+        Misconception("the middle of unsorted samples",
+            _timer(sum_up=lambda samples: samples[len(samples) // 2]),
+            "You take the sample in the middle of the list as it was measured. The median is the middle "
+            "of the sorted ones."),
         Misconception("the warm-up runs on into the first sample", _timer(before=False),
             "The first sample waits for the warm-up, too. Let the device finish before the "
             "measurement begins."),
@@ -618,6 +692,17 @@ ORDER = Exercise(
     misconceptions=(
         Misconception("proposals believed", (0, 1, 2, 3, 6, 5),
             "The proposals went into the text unchecked. Only what the check found may."),
+        Misconception("proposals believed before the check", (0, 6, 1, 2, 3, 5),
+            "The proposals went into the text before anybody checked them. The text grows by what the "
+            "check found."),
+        Misconception("proposals believed, then found ones added", (0, 6, 1, 2, 3, 4),
+            "The proposals went into the text unchecked, and the found ones behind them. Only what was "
+            "found belongs there."),
+        Misconception("taken back first", (5, 0, 1, 2, 3, 4),
+            "At the start of a turn nothing has been rejected. What is taken back is known when the text "
+            "has grown."),
+        Misconception("the text grows before the decision", (0, 1, 2, 4, 3, 5),
+            "The text grows by something that has not been found yet. Accepting decides what it is."),
         Misconception("both added", (0, 1, 2, 3, 6, 4, 5),
             "The accepted proposals stand in the text twice: what was found contains them."),
         Misconception("taken back before the text grew", (0, 1, 2, 3, 5, 4),
@@ -654,6 +739,10 @@ def a_mixture_in_16_bits():
     return MIXED, 3.0e9, 130e9, 16
 
 
+def equal_at_32_texts():
+    return PATTERN, 2.0**30, 2.0**35, 16
+
+
 def mixtral_on_an_h200():
     return MODELS["mixtral-8x7b-v0.1"], 4800e9, 989e12, 16
 
@@ -674,6 +763,13 @@ def _from(read=None, work=None, give=lambda batch: batch):
     return arithmetic_from
 
 
+def _longer(config, speed, rate, bits):
+    batch = 1
+    while step_operations(config, batch, 0) / rate <= step_bytes(config, batch, 0, bits) / speed:
+        batch += 1
+    return batch
+
+
 def _by_halving(config, speed, rate, bits):
     low, high = 0, 1
     def slow(batch):
@@ -691,7 +787,7 @@ TURN = Exercise(
     title="Where arithmetic takes over", difficulty="medium", importance="useful", minutes=8,
     reference=_from(),
     fixtures=(a_dense_model_in_8_bits, a_mixture_in_16_bits, mixtral_on_an_h200,
-              seven_b_on_an_a100_in_4_bits),
+              seven_b_on_an_a100_in_4_bits, equal_at_32_texts),
     equivalents={"a loop": _from(), "by halving": _by_halving},
     misconceptions=(
         Misconception("reading of one text for all batches",
@@ -708,6 +804,11 @@ TURN = Exercise(
         Misconception("operations of one text",
             _from(work=lambda config, batch, length: step_operations(config, 1, length)),
             "The loop never ends by itself: the operations have to grow with the batch."),
+        Misconception("the comparison turned round", lambda config, speed, rate, bits: 1,
+            "One text is limited by reading, so 1 is too small. Compare two times: operations over "
+            "rate, bytes over speed."),
+        Misconception("longer, not at least as long", _longer,
+            "Where both times are equal you go on. At least as long: that batch counts already."),
         Misconception("not a whole number", lambda config, speed, rate, bits: (
                 step_bytes(config, 1, 0, bits) / speed / (step_operations(config, 1, 0) / rate)),
             "A batch is a whole number of texts, and for a mixture the bytes change with it."),
@@ -738,7 +839,7 @@ def a_window_shorter_than_the_text():
 
 
 def a_mixture_with_4_bits():
-    return MIXED, 220_000, 130, 4
+    return MIXED, 247_000, 130, 4
 
 
 def tied_tables_and_a_pattern():
@@ -789,6 +890,12 @@ FIT = Exercise(
             _fits(weights=lambda config, bits: step_bytes(config, 1, 0, bits)),
             "Bytes read by a step are not bytes held. In memory is the whole model, the table of "
             "embeddings included."),
+        Misconception("the model without its input table", _fits(weights=lambda config, bits: (
+                count_parameters(config).total - config.vocab_size * config.dim) * bits / 8),
+            "The table of embeddings is missing. A step hardly reads it, but it is in memory."),
+        Misconception("the cache of one token",
+            _fits(cache=lambda config, length, bits: cache_bytes_per_token(config)),
+            "Far too many: each text was given the cache of a single token."),
         Misconception("the window forgotten",
             _fits(cache=lambda config, length, bits: length * cache_bytes_per_token(config)),
             "A layer with a window holds at most a window of tokens. The caches are smaller than "
@@ -891,6 +998,15 @@ GAIN = Exercise(
             "The last case is missing: all proposals accepted, and one more token."),
         Misconception("all or nothing", _gains(tokens=lambda a, n: 1 + n * a**n),
             "Too few: a step in which the third proposal fails keeps the first two."),
+        Misconception("by cases, without the last", _gains(tokens=lambda a, n: sum(
+                (i + 1) * a**i * (1 - a) for i in range(n))),
+            "The cases do not sum to 1: all proposals accepted, with n + 1 tokens, is one of them."),
+        Misconception("time over tokens", lambda acceptance, drafts, cost: (
+                1 + drafts * cost) / sum(acceptance**i for i in range(drafts + 1)),
+            "You return the time for a token. How many times as fast is the other way round."),
+        Misconception("the draft's time subtracted", lambda acceptance, drafts, cost: sum(
+                acceptance**i for i in range(drafts + 1)) - drafts * cost,
+            "Time is not taken off the tokens. Divide the tokens of a step by its time."),
         Misconception("the draft paid once", _gains(price=lambda n, cost: 1 + cost),
             "The draft runs once for each proposal, so its cost counts that often."),
         Misconception("the model's own step forgotten",
@@ -944,7 +1060,7 @@ def _run_toy(candidate, toy, prompt, n, drafts, sure):
     return [[int(token) for token in written], model.steps]
 
 
-def _writes(compare=None, grow=None, keep=None, cut=True):
+def _writes(grow=None, keep=None):
     def speculate_greedy(model, propose, prompt, n, drafts):
         text = list(prompt)
         text.append(model.run(text)[-1])
@@ -952,18 +1068,14 @@ def _writes(compare=None, grow=None, keep=None, cut=True):
             proposed = propose(text, drafts)
             told = model.run([text[-1], *proposed])
             right = 0
-            while right < len(proposed) and (compare or _same)(proposed, told, right):
+            while right < len(proposed) and proposed[right] == told[right]:
                 right += 1
             text += grow(proposed, told, right) if grow else [*proposed[:right], told[right]]
             (keep or _keep)(model, text)
             if model.steps > 500:
                 break
-        return text[len(prompt):len(prompt) + n] if cut else text[len(prompt):]
+        return text[len(prompt):len(prompt) + n]
     return speculate_greedy
-
-
-def _same(proposed, told, i):
-    return proposed[i] == told[i]
 
 
 def _keep(model, text):
@@ -1072,8 +1184,23 @@ ROLL_BACK = Exercise(
         Misconception("proposals believed", _writes(
             grow=lambda proposed, told, right: [*proposed, told[-1]]),
             "All proposals went into the text, wrong ones as well."),
-        Misconception("more tokens than asked for", _writes(cut=False),
-            "The last step writes past the end. Return n tokens."),
+        Misconception("answers after a wrong proposal", _writes(
+            grow=lambda proposed, told, right: told),
+            "Answers behind the first wrong proposal went into the text. They follow a text that "
+            "nobody wrote."),
+        Misconception("nothing gained", _writes(grow=lambda proposed, told, right: told[:1]),
+            "Right text, as many steps as without a draft: the proposals that were right are not "
+            "used."),
+        Misconception("no further token if all were right", _writes(
+            grow=lambda proposed, told, right: [*proposed[:right], *told[right:right + 1]]
+            if right < len(proposed) else proposed),
+            "When all proposals are right, the answer after the last one is thrown away. It is one more "
+            "token, already paid for."),
+        Misconception("a further token only if all were right", _writes(
+            grow=lambda proposed, told, right: [*proposed, told[-1]] if right == len(proposed)
+            else proposed[:right] or told[:1]),
+            "After a rejection behind right proposals the model's own token is thrown away. It stands "
+            "in the answers already."),
     ),
     hints=(
         Hint("The text is wrong", "After a rejection, which tokens does the model still hold that "
@@ -1154,6 +1281,12 @@ DRAFT = Exercise(
         Misconception("the whole text returned",
             lambda counts, text, count: [*text, *_drafts()(counts, text, count)],
             "Return the proposals only, without the text."),
+        Misconception("one too few", _drafts(number=lambda count: max(0, count - 1)),
+            "One proposal is missing. Make exactly as many as are asked for."),
+        Misconception("the end of a longer text", lambda counts, text, count: (
+                lambda longer: longer[-count:])([*text, *_drafts()(counts, text, count)]),
+            "If none is wanted, the whole text comes back: an end of length zero has to be cut "
+            "otherwise."),
         Misconception("one too many", _drafts(number=lambda count: count + 1),
             "One proposal too many. Make exactly as many as are asked for."),
         Misconception("the rarest", _drafts(pick=lambda line: line.argmin()),
