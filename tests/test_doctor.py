@@ -6,9 +6,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from minimistral import doctor
+from minimistral.course import offline
 
 
 def only(findings):
@@ -159,3 +161,79 @@ def test_real_checkpoint(monkeypatch, tmp_path):
     assert doctor._checkpoint().status == doctor.WARN
     (tmp_path / "params.json").touch()
     assert doctor._checkpoint().status == doctor.OK
+
+
+# --- doctor --offline
+
+def tiny(path: Path, *sources: str) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_models_and_corpora_are_tried_without_a_network(monkeypatch):
+    found = list(offline.models_and_corpora())
+    assert [finding.status for finding in found] == [doctor.OK] * 5
+    monkeypatch.setattr(offline, "TRY_MODELS", "import socket; socket.create_connection(('192.0.2.1', 9))")
+    finding = only(offline.models_and_corpora())
+    assert finding.status == doctor.MISSING and "refused" in finding.detail
+
+
+def test_the_front_end_comes_from_this_machine():
+    found = list(offline.front_end())
+    assert [(finding.name, finding.status) for finding in found] == [
+        ("JupyterLab's page", doctor.OK), ("widgets in the browser", doctor.OK), ("formulas", doctor.OK)]
+
+
+def test_a_page_that_loads_from_elsewhere_is_seen():
+    page = """<script id="jupyter-config-data" type="application/json">
+              {"federated_extensions": [{"name": "@a/b", "load": "static/entry.js"}]}</script>
+              <link rel="icon" href="/static/i.ico"><script defer src="https://cdn.example.org/x.js"></script>"""
+    links = offline.Links(page, "http://127.0.0.1:9/")
+    assert links.all == ["http://127.0.0.1:9/static/i.ico", "https://cdn.example.org/x.js"]
+    assert links.extensions == {"@a/b": "http://127.0.0.1:9/lab/extensions/@a/b/static/entry.js"}
+
+
+def test_a_server_that_does_not_start_is_said(monkeypatch):
+    monkeypatch.setattr(offline.lab, "lab_arguments", lambda folder: ["--no-such-option-at-all=1", "--version"])
+    finding = only(offline.front_end())
+    assert finding.status == doctor.MISSING and "did not start" in finding.detail
+
+
+def test_a_notebook_that_asks_another_machine_is_found_out(tmp_path):
+    good = tiny(tmp_path / "good.ipynb", "print(1)")
+    bad = tiny(tmp_path / "bad.ipynb", "import urllib.request", "urllib.request.urlopen('http://192.0.2.1/')")
+    assert offline._run(good).status == doctor.OK
+    finding = offline._run(bad)
+    assert finding.status == doctor.MISSING and "code cell 2" in finding.detail
+
+
+def test_cells_that_would_download_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(offline.lab, "course_folder", lambda: tmp_path)
+    monkeypatch.setattr(offline, "_run", lambda path: doctor.Finding("run", doctor.OK, ""))
+    tiny(tmp_path / "notebooks/01_a.ipynb", "x = 1  # download=True fetches it", "nn.Embedding.from_pretrained(w)")
+    assert [finding.status for finding in offline.notebooks()] == [doctor.OK, doctor.OK]
+    for bad in ("load_corpus('shakespeare', download=True)", "%pip install x", "tiktoken.get_encoding('gpt2')",
+                "AutoModel.from_pretrained('x')"):
+        tiny(tmp_path / "exercises/02_b.ipynb", bad)
+        finding = next(offline.notebooks())
+        assert finding.status == doctor.MISSING and "exercises/02_b.ipynb" in finding.detail, bad
+
+
+def test_a_pack_is_compared_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(offline.pack()) == []
+    (tmp_path / "pack.json").write_text("{}", encoding="utf-8")
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of "{}"
+    (tmp_path / "SHA256SUMS").write_text(f"{digest}  pack.json\n", encoding="utf-8")
+    assert only(offline.pack()).status == doctor.OK
+    (tmp_path / "pack.json").write_text("{ }", encoding="utf-8")
+    assert only(offline.pack()).status == doctor.MISSING
+
+
+def test_offline_adds_its_checks(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr(offline, "CHECKS", (lambda: iter([doctor.Finding("pack", doctor.MISSING, "torn")]),))
+    assert doctor.main() == 0 and doctor.main(offline=True) == 1
+    assert "MISSING   pack: torn" in capsys.readouterr().out

@@ -14,6 +14,7 @@ def script(name: str):
 
 
 figures, picture = script("figures"), script("picture")
+first_text, memory = script("first_text"), script("memory")
 
 
 def test_the_picture_of_the_course_shows_the_recorded_ladder():
@@ -43,3 +44,19 @@ def test_every_command_names_a_script_and_a_row_that_exist():
         assert (ROOT / "benchmarks" / script).exists(), command
         if script == "inference.py":
             assert f'"{options[-1]}":' in known, command
+
+
+def test_readme_says_what_the_first_start_took():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- first text -->\n{first_text.sentence()}\n<!-- /first text -->" in text, (
+        "run: python benchmarks/first_text.py --only-readme")
+
+
+def test_the_page_for_hubs_says_what_a_learner_needs():
+    page = memory.PAGE.read_text(encoding="utf-8")
+    assert f"<!-- memory -->\n{memory.table()}\n<!-- /memory -->" in page, "run: python benchmarks/memory.py --only-page"
+
+
+def test_the_limit_for_a_learner_leaves_a_fifth():
+    rows = {"a": {"peak": 300}, "b": {"peak": 1600}}
+    assert memory.limit(100, rows) == 2 and memory.limit(140, rows) == 3
