@@ -1,10 +1,9 @@
 """Chapter 1: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import re
-from pathlib import Path
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -15,27 +14,18 @@ from minimistral.course.records.ch01 import EXERCISES
 from minimistral.tokenizer import (
     count_words,
     encode_plain,
-    merge_pair,
     ranks_from_merges,
     train_bpe,
     train_bpe_plain,
 )
 
-SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "01_tokens.py"
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 TEXT = "The mountain and the mill. La montagne et le moulin. Der Schlüssel, la clé, 钥匙.\n" * 3
 RANKS = ranks_from_merges(train_bpe(count_words([TEXT]), 80))
 
 
 def draft(name: str, **names):
-    """A function that one of the chapter's own cells defines, without running the rest."""
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") == name:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return names[name]
+    return story.drafts(1, name, **names)[name]
 
 
 # ---------------------------------------------------------------- records

@@ -1,10 +1,9 @@
 """Chapter 2: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import math
-from pathlib import Path
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -14,7 +13,6 @@ from minimistral.course.chapters import ch02_attention as ch02
 from minimistral.course.records.ch02 import EXERCISES
 from minimistral.tales import parse_tale
 
-SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "02_attention.py"
 TALE = (
     "The golden ring\n"
     "One morning Anna found a golden ring in the mill. Leo was at the lake. Anna went to the lake "
@@ -24,16 +22,8 @@ BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
 def drafts() -> dict:
-    """The functions and classes that the chapter's own cells define, without running the rest."""
-    wanted = ("attend_one", "attend_all", "attend_causal", "MultiHead")
-    names = {"math": math, "torch": torch, "nn": torch.nn, "causal": causal}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+    return story.drafts(2, "attend_one", "attend_all", "attend_causal", "MultiHead",
+                        math=math, torch=torch, nn=torch.nn, causal=causal)
 
 
 def random(*shape, seed=0):

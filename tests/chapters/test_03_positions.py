@@ -1,12 +1,10 @@
 """Chapter 3: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import itertools
 import math
-from functools import cache
-from pathlib import Path
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -17,28 +15,13 @@ from minimistral.course.chapters import ch03_positions as ch03
 from minimistral.course.records.ch03 import EXERCISES
 from minimistral.rope import rotary_angles, rotate
 
-SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "03_positions.py"
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
-@cache
-def definitions() -> tuple:
-    """The functions and classes of the chapter's own cells, as syntax trees."""
-    found = []
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" not in cell.splitlines()[0]:
-            found += ast.parse("\n".join(cell.splitlines()[1:])).body
-    return tuple(node for node in found if hasattr(node, "name"))
-
-
-def drafts(*wanted, **names) -> dict:
-    """The functions and classes that the chapter's own cells define, without running the rest."""
-    names = {"math": math, "torch": torch, "nn": torch.nn, "attend": attend, "causal": causal,
-             "rotary_angles": rotary_angles, "rotate": rotate, **names}
-    for node in definitions():
-        if node.name in wanted:
-            exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+def drafts(*wanted: str, **names) -> dict:
+    return story.drafts(3, *wanted, **dict(
+        math=math, torch=torch, nn=torch.nn, attend=attend, causal=causal,
+        rotary_angles=rotary_angles, rotate=rotate) | names)
 
 
 def random(*shape, seed=0):

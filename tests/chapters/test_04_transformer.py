@@ -1,12 +1,12 @@
 """Chapter 4: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import math
 import statistics
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import story
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,15 +22,7 @@ SMALL = dict(dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, hidden_dim
 
 
 def drafts(*wanted: str) -> dict:
-    """The functions that the chapter's own cells define, without running the rest."""
-    names = {"math": math, "torch": torch, "nn": nn, "F": F}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+    return story.drafts(4, *wanted, math=math, torch=torch, nn=nn, F=F)
 
 
 def small_model(**change):

@@ -1,10 +1,9 @@
 """Chapter 6: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import math
-from pathlib import Path
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -14,7 +13,6 @@ from minimistral.course.records.ch06 import EXERCISES
 from minimistral.sampling import next_distribution
 from minimistral.tales import parse_tale
 
-SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "06_generation.py"
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
@@ -30,16 +28,8 @@ def small_model(window=None, moe=None):
 
 
 def drafts(model) -> dict:
-    """The functions and classes that the chapter's own cells define, without running the rest."""
-    wanted = ("write_rereading", "keys_of", "PlainLayer", "PlainCache")
-    names = {"torch": torch, "model": model}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+    return story.drafts(6, "write_rereading", "keys_of", "PlainLayer", "PlainCache",
+                        torch=torch, model=model)
 
 
 # ---------------------------------------------------------------- records

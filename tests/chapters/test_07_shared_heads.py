@@ -1,10 +1,10 @@
 """Chapter 7: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import json
 from pathlib import Path
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -17,16 +17,8 @@ SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "07_shared_heads.py"
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
-def drafts(*wanted) -> dict:
-    """Functions that the chapter's own cells define, without running the rest."""
-    names = {"torch": torch}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+def drafts(*wanted: str) -> dict:
+    return story.drafts(7, *wanted, torch=torch)
 
 
 def random(*shape, seed=0):

@@ -1,10 +1,10 @@
 """Chapter 8: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import json
 from pathlib import Path
 
 import pytest
+import story
 import torch
 import torch.nn.functional as F
 
@@ -19,18 +19,11 @@ SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "08_sliding_window.py
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
-def drafts(*wanted) -> dict:
-    """Functions that the chapter's own cells define, without running the rest."""
+def drafts(*wanted: str) -> dict:
     from minimistral import attention as library
 
-    names = {"torch": torch, "library": library, "table": F.scaled_dot_product_attention}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+    return story.drafts(8, *wanted, torch=torch, library=library,
+                        table=F.scaled_dot_product_attention)
 
 
 def random(*shape, seed=0):

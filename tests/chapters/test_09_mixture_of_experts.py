@@ -1,11 +1,11 @@
 """Chapter 9: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -19,16 +19,8 @@ SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "09_mixture_of_expert
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
-def drafts(*wanted) -> dict:
-    """Functions that the chapter's own cells define, without running the rest."""
-    names = {"torch": torch, "route": library.route}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+def drafts(*wanted: str) -> dict:
+    return story.drafts(9, *wanted, torch=torch, route=library.route)
 
 
 def random(*shape, seed=0):

@@ -1,6 +1,5 @@
 """Chapter 10: its records are sound, its checkpoints are transformers', its claims hold."""
 
-import ast
 import hashlib
 import importlib.util
 import json
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import story
 import torch
 from safetensors.torch import load_file
 
@@ -29,16 +29,8 @@ KINDS = list(reference.KINDS)
 TOLERANCE = 1e-5  # logits of unit scale in float32; the chapter's own
 
 
-def drafts(*wanted) -> dict:
-    """Functions that the chapter's own cells define, without running the rest."""
-    names = {"torch": torch, "json": json, "mm": mm}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+def drafts(*wanted: str) -> dict:
+    return story.drafts(10, *wanted, torch=torch, json=json, mm=mm)
 
 
 # ---------------------------------------------------------------- records

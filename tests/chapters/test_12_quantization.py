@@ -1,10 +1,9 @@
 """Chapter 12: its records are sound, its drafts agree with the library, its claims hold."""
 
-import ast
 import json
-from pathlib import Path
 
 import pytest
+import story
 import torch
 
 import minimistral as mm
@@ -13,20 +12,11 @@ from minimistral.course.chapters import ch12_quantization as ch12
 from minimistral.course.records.ch12 import EXERCISES
 from minimistral.quantize import dequantize, quantize
 
-SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "12_quantization.py"
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 
 
-def drafts(*wanted) -> dict:
-    """Functions that the chapter's own cells define, without running the rest."""
-    names = {"torch": torch, "mm": mm}
-    for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")[1:]:
-        if "[markdown]" in cell.splitlines()[0]:
-            continue
-        for node in ast.parse("\n".join(cell.splitlines()[1:])).body:
-            if getattr(node, "name", "") in wanted:
-                exec(compile(ast.Module([node], []), str(SOURCE), "exec"), names)
-    return {name: names[name] for name in wanted}
+def drafts(*wanted: str) -> dict:
+    return story.drafts(12, *wanted, torch=torch, mm=mm)
 
 
 def small_model():
