@@ -420,21 +420,18 @@ reveal("hosts", "A", "Loopback leads from one program to another on this machine
 # Nothing left this machine: neither the question nor the answer. With a cloud, both leave it, each time with
 # the whole history. Is that *unsafe*? That depends on contracts, laws and locks, and no cell can measure
 # them. What can be said: what is not sent needs nobody's promise.
-#
-# Now the speed. What counts for a reader is the time to the **first** word.
+
+# %% [markdown]
+# Now the speed. What counts for a reader is the time to the **first** word. Our model has about a million
+# parameters, and we take the time. For larger ones we compute: before it can answer, a model has to read the
+# prompt, with about 2 operations for each weight and token. We measure how many this machine does. For a data
+# center we **assume** 400 trillion in a second (a large GPU, well used) and a way of 0.05 s there and back.
 
 # %%
 times = sorted(ch14.seconds_to_first_piece(server.address, request)
                for _ in range(5))
-print("the first word in less than a second:", times[2] < 1)
+print("our first word in less than a second:", times[2] < 1)
 assert times[2] < 1
-
-# %% [markdown]
-# That was a model of about a million parameters. Before it can answer, a model has to read the prompt: about 2
-# operations for each weight and token. We measure what this machine can compute. For a data center we
-# **assume** 400 trillion operations in a second (a large GPU, well used) and a way of 0.05 s there and back.
-
-# %%
 here = ch14.operations_per_second()
 assert 1e9 < here < 1e13
 ours = mm.count_parameters(model.config).total
@@ -448,7 +445,8 @@ predict("first", "A prompt of 100 tokens. Where is Mistral 7B's first word soone
 # %%
 # NBVAL_IGNORE_OUTPUT: the speed of this machine
 figure, ax = new_figure(7.4, 3.6)
-lines_chart(ax, list(sizes.values()), {"this machine": local, "a data center": cloud},
+lines_chart(ax, list(sizes.values()),
+            {"this machine": local, "a data center": cloud},
             title="The small model is first here, the large one there",
             xlabel="parameters (log)", ylabel="seconds to the first word (log)")
 ax.set(xscale="log", yscale="log")
@@ -524,7 +522,8 @@ figure, ax = new_figure(6.4, 3.2)
 bars_chart(ax, gains, ylabel="one client = 1", title="Eight clients together get "
            "several times one client's tokens")
 show(figure, alt="Tokens a second for eight clients together over those of one: "
-     + ", ".join(f"{name} {gain:.1f}" for name, gain in zip(shapes, gains.values())) + ".",
+     + ", ".join(f"{name} {gain:.1f}" for name, gain in zip(shapes, gains.values()))
+     + ".",
      data={"model": list(shapes), "times": list(gains.values())})
 assert 2 < min(gains.values()) and max(gains.values()) < 8
 
@@ -536,8 +535,8 @@ assert 2 < min(gains.values()) and max(gains.values()) < 8
 # leaves, who waits sits down.
 
 # %%
-predict("batching", "Twelve answers, four places. When does continuous batching gain "
-        "nothing?", ["if all answers are alike", "if one is very long",
+predict("batching", "Twelve answers, four places. When does continuous batching "
+        "gain nothing?", ["if all answers are alike", "if one is very long",
                      "if their lengths are mixed"], answer="")
 
 # %% [markdown]
@@ -561,8 +560,8 @@ for name, lengths in ch14.LENGTHS.items():
     print(f"{name:14} static {steps[0]:3} steps, continuous {steps[1]:3}")
     saved[name] = steps[0] - steps[1]
 assert saved["all alike"] == 0 and max(saved, key=saved.get) == "mixed"
-reveal("batching", "A", "All leave together, so nobody waits for the longest. Mixed "
-       "lengths gain most: the longest of every batch keeps places empty.")
+reveal("batching", "A", "All leave together, so nobody waits for the longest. "
+       "Mixed lengths gain most: the longest of every batch keeps places empty.")
 
 # %% [markdown]
 # *Further* shows the loop that does better, and how a newcomer gets a place in the middle of the work.

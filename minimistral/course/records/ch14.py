@@ -875,6 +875,10 @@ BILL = Exercise(
             *bill(prompt_ids, new_ids, limit, stop_ids)[:3], bill(prompt_ids, new_ids, limit, stop_ids)[2]),
             "The total counts what was written alone. The prompt was read, and it is in the "
             "total."),
+        Misconception("the first token of the prompt left out", lambda prompt_ids, new_ids, limit, stop_ids: (
+            bill(prompt_ids[1:], new_ids, limit, stop_ids)),
+            "The prompt is one token short. The mark that begins a text was read like any other "
+            "token."),
         Misconception("compared with the set", _compared_with_the_set,
             "Every text ended at its limit, it says: the last token was compared with the whole "
             "set. Ask whether it is in it."),
@@ -1090,6 +1094,11 @@ READ_TEXT = Exercise(
         Misconception("always a first choice", _client(of=lambda choices: [choices[0]]),
             "An event with an empty list of choices stopped the client. The one that reports "
             "usage has none."),
+        Misconception("always a first choice, and DONE anywhere", _client(
+            takes=lambda line: line.startswith("data:") and "[DONE]" not in line,
+            of=lambda choices: [choices[0]]),
+            "Two things: an event may have no choice or several; and the text itself may say "
+            "[DONE], which ends nothing."),
         Misconception("the first choice alone", _client(of=lambda choices: choices[:1]),
             "An event had two choices, and one of them was read. Go through all of them."),
         Misconception("cut at the word data", _split_everywhere,
@@ -1617,6 +1626,13 @@ def _divided_by_zero(logits, temperatures, generators):
         for row, t, generator in zip(logits, torch.tensor(temperatures), generators)])
 
 
+def _all_numbers_at_once(logits, temperatures, generators):
+    uniform = torch.rand(len(temperatures), generator=generators[0])
+    return torch.cat([
+        draw((row / t).softmax(-1)[None], uniform[i:i + 1]) if t else row.argmax().view(1)
+        for i, (row, t) in enumerate(zip(logits, temperatures))])
+
+
 def _floats(logits, temperatures, generators):
     return choose_each(logits, temperatures, generators).float()
 
@@ -1652,6 +1668,9 @@ CHOOSE_EACH = Exercise(
         Misconception("another way to draw", _multinomial,
             "These draws are fair, but others than the library's: a seed would not repeat its "
             "texts. Use one uniform number and the given function."),
+        Misconception("all numbers at once", _all_numbers_at_once,
+            "The numbers of all rows were drawn at once from one generator. Each row draws one "
+            "number from its own."),
         Misconception("one temperature for all", _first_temperature,
             "All rows are drawn with the first request's temperature. Each has its own."),
         Misconception("multiplied", _multiplied_temperature,
