@@ -217,7 +217,7 @@ def test_a_barrier_is_found(tmp_path):
         pytest.skip("no Chromium or Chrome here; CHROME names one")
     page = '<html lang="en"><title>a</title><main><h1>A</h1><p style="color:#aaa;background:#fff">pale</p></main></html>'
     (tmp_path / "a.html").write_text(page, encoding="utf-8")
-    (found,) = barriers(tmp_path, ["a.html"], views=[("light", 1280)])
+    (found,) = barriers(tmp_path, ["a.html"], views=[("light", 1280, {})])
     assert "color-contrast, serious" in found
 
 

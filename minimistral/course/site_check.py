@@ -17,18 +17,25 @@ from minimistral.course.render import FLAGS, browser
 LOADS = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src"}
 HOW = {"resultTypes": ["violations"], "preload": False}  # no reading of styles: a file's page may not
 SERIOUS = ("serious", "critical")
-VIEWS = (("light", 1280), ("dark", 1280), ("light", 390))  # colours and width in pixels
+VIEWS = (  # colours, width in pixels, what axe looks at: contrast takes long, and is no other on a narrow screen
+    ("light", 1280, {}),
+    ("dark", 1280, {"runOnly": ["color-contrast"]}),
+    ("light", 390, {"rules": {"color-contrast": {"enabled": False}}}),
+)
 
-# Everything unfolded; of the thousands of coloured words and cells one of each kind, as the rest look alike.
+# Everything unfolded, which tells whether the page is too wide; then, of the thousands of coloured words,
+# rows and items, a few of each kind, as the rest look alike.
 UNFOLD_AND_THIN = """() => {
   for (const one of document.querySelectorAll("article details")) one.open = true;
-  const seen = new Set(), alike = [...document.querySelectorAll(".wide tbody tr:nth-child(n+5)")];
+  const wide = document.documentElement.scrollWidth > innerWidth, seen = new Set();
+  const alike = [...document.querySelectorAll("article :is(tbody > tr, li):nth-child(n+5)")];
   for (const word of document.querySelectorAll("article pre span[class]")) {
     const kind = word.className + " in " + (word.closest(".cell_input, .cell_output, .panel")?.className);
     if (seen.has(kind)) word.replaceWith(...word.childNodes);
     seen.add(kind);
   }
-  for (const row of alike) row.remove();
+  for (const one of alike) one.remove();
+  return wide;
 }"""
 
 
@@ -127,7 +134,7 @@ def barriers(site: Path, names: Iterable[str], views=VIEWS) -> Iterator[str]:
     names = list(names)
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=browser(), args=FLAGS)
-        for colours, width in views:
+        for colours, width, rules in views:
             tab = chromium.new_page(color_scheme=colours, viewport={"width": width, "height": 900})
             said = []
             tab.on("pageerror", lambda error: said.append(str(error)))
@@ -135,13 +142,13 @@ def barriers(site: Path, names: Iterable[str], views=VIEWS) -> Iterator[str]:
             tab.on("request", lambda one: one.url.startswith("http") and said.append(f"asks for {one.url}"))
             for page in names:
                 tab.goto((site / page).as_uri())
-                tab.evaluate(UNFOLD_AND_THIN)
+                wide = tab.evaluate(UNFOLD_AND_THIN)
                 tab.wait_for_timeout(100)  # the scripts that answer to it
                 where = f"{page} ({colours}, {width} pixels)"
-                if tab.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                if wide:
                     yield f"{where}: wider than the window"
                 yield from (f"{where}: {one}" for one in said)
-                for one in Axe().run(tab, options=HOW).response["violations"]:
+                for one in Axe().run(tab, options=HOW | rules).response["violations"]:
                     if one["impact"] in SERIOUS:
                         nodes = [" ".join(map(str, node["target"])) for node in one["nodes"]]
                         yield f"{where}: {one['id']}, {one['impact']}, {len(nodes)} times, e.g. {nodes[0]}"

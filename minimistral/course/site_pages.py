@@ -41,7 +41,7 @@ FRAME = 16  # pixels of white around a figure, both sides together
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
-PICTURE = re.compile(r'<img src="data:image/png;base64,([^"]+)"')
+PICTURE = re.compile(r'<img src="data:image/png;base64,([^"]+)"([^>]*)>')
 HREF = re.compile(r'<a href="([^"]+)">(.*?)</a>', re.DOTALL)
 
 
@@ -218,15 +218,16 @@ def page_output(html: str):
 
 
 def page_html(edition: Edition, html: str, name: str, files: dict) -> str:
-    """HTML of a cell for a page: pictures as files with their sizes, wide tables in a box that
-    scrolls, links between pages, and no live regions, as nothing changes here."""
+    """HTML of a cell for a page: pictures as files with their sizes; they and tables in a box that
+    scrolls; links between pages; no live regions, as nothing changes here."""
 
     def as_file(match: re.Match) -> str:
         data = base64.b64decode(match[1])
         picture = f"figures/{hashlib.sha256(data).hexdigest()[:20]}.png"
         files[f"{EXTRA}/{picture}"] = data
         width, height = (int.from_bytes(data[at : at + 4], "big") + FRAME for at in (16, 20))
-        return f'<img src="{between(name, picture)}" width="{width}" height="{height}"'
+        sizes = f'width="{width}" height="{height}"'
+        return f'<div class="wide"><img src="{between(name, picture)}" {sizes}{match[2]}></div>'
 
     def as_page(match: re.Match) -> str:
         there = moved(edition, match[1], name, name)
