@@ -3,7 +3,7 @@
 #
 # **What limits the speed of a model that writes one token at a time?**
 #
-# The core takes 45 minutes. The exercises take an hour, the sections under *Further* half an hour.
+# The core takes 60 minutes. The exercises take an hour, the sections under *Further* half an hour.
 # You need chapters 8 and 10; what we borrow from them is repeated below. No GPU is needed: we predict what
 # one would do, and hold the prediction against published measurements.
 #
@@ -15,7 +15,8 @@
 # Google Colab and Kaggle lend one without charge, after a login. Upload this repository as a zip file (5 minutes).
 # In Colab choose Runtime, Change runtime type, T4 GPU; in Kaggle Settings, Accelerator. In a first cell
 # unzip it, go into its folder and run <code>!pip install -e .</code> (5 minutes, as their PyTorch may be replaced).
-# Restart the kernel and run this notebook there. We have not timed it; their menus change.</details>
+# Restart the kernel and run this notebook there. We have not timed it; their menus change. Such a T4 is enough for everything
+# here but the measurement of Mistral 7B.</details>
 
 # %%
 import statistics
@@ -54,7 +55,7 @@ bet(12, answer="")
 #
 # Here is a model of 25 million random weights. (Speed does not depend on what the weights say.) One step
 # writes one token: ids in, logits out, the cache grows by one. We use one core of the processor, because then
-# times are easier to predict.
+# times are easier to predict. Each text has tokens of its own: equal texts would choose equal experts.
 
 # %%
 torch.set_num_threads(1)
@@ -64,7 +65,9 @@ device = pick_device("cpu")                               # try "auto" with a GP
 def writer(model, batch=1):
     """A step: one more token for each of the texts. -> a function"""
     cache = mm.KVCache(model.config, batch, 64, device=device)
-    ids = torch.full((batch, 1), 7, device=device)        # (B, 1)
+    chance = torch.Generator().manual_seed(batch)
+    ids = torch.randint(model.config.vocab_size, (batch, 1), generator=chance)
+    ids = ids.to(device)                                  # (B, 1)
 
     @torch.no_grad()
     def step():
@@ -90,14 +93,14 @@ reveal("started", "C", "Seven products for each layer and one for the output. Al
 # the time go? A step has three costs, and each has its own clock:
 #
 # - **starting**: Python and PyTorch need some microseconds for each operation, however small;
-# - **reading**: every weight has to come from memory once, at so many GB a second;
+# - **reading**: every weight has to come from memory once, at so many GB a second, the memory's **bandwidth**;
 # - **arithmetic**: two operations for each weight and token, a multiplication and an addition.
 #
 # On a GPU they overlap: it reads, computes, and is told what comes next, at the same time. Then the longest one
 # decides. On a CPU, starting adds up with the longer of the other two.
 
 # %% [markdown]
-# Which of the two is longer? Take one matrix of Mistral 7B, 14336 × 4096 weights of 2 bytes, by hand: 117 million
+# Which of these two is longer, reading or arithmetic? Take one matrix of Mistral 7B, 14336 × 4096 weights of 2 bytes, by hand: 117 million
 # bytes to read. For one text 117 million operations as well. That is one operation for each byte.
 
 # %%
@@ -158,8 +161,9 @@ assert 0.039 < waited < 0.041
 reveal("lie", "B", "The first clock was read while all the work was still waiting.")
 
 # %% [markdown]
-# So: wait before the clock is read, **both** times. Two more traps. The first runs are slow: memory is fetched, kernels
-# are loaded, code is compiled. And other programs disturb. What is the usual time of these eleven runs?
+# So: wait before the clock is read, **both** times. Two more traps. The first runs are slow: memory is fetched, code is
+# compiled, **kernels** are loaded (the small programs that run one operation each on the GPU). And other programs disturb.
+# What is the usual time of these eleven runs?
 
 # %%
 samples = [0.480, 0.031, 0.002, 0.002, 0.003, 0.002, 0.002, 0.040, 0.002, 0.003,
@@ -182,16 +186,17 @@ def seconds(run, rounds=7, warm_up=2):
     return statistics.median(found[warm_up:])
 
 # %% [markdown]
-# Now this machine's three clocks. A **copy** of 64 MB reads and writes that many bytes. A **product** of two large
-# matrices is nearly all arithmetic. And a **tiny model** with the same number of layers is nearly all starting.
+# Now this machine's three clocks. A matrix of 64 MB times **one vector** is nearly all reading: each weight is used once.
+# A product of **two matrices** is nearly all arithmetic. And a **tiny model** with the same number of layers is nearly all
+# starting.
 
 # %%
 # NBVAL_IGNORE_OUTPUT: speeds of this machine
-source = torch.ones(16 * 2**20, device=device)            # 64 MB
-target = torch.empty_like(source)
+matrix = torch.randn(4096, 4096, device=device)           # 64 MB
+vector = torch.randn(4096, device=device)
 a, b = torch.randn(2, 1024, 1024, device=device)
 tiny = writer(ch11.lively(ch11.TINY).to(device))
-speed = 2 * source.nbytes / seconds(lambda: target.copy_(source))
+speed = matrix.nbytes / seconds(lambda: matrix @ vector)
 rate = 2 * 1024**3 / seconds(lambda: a @ b)
 start = seconds(tiny) / sum(ch11.started(tiny).values())
 print(f"in a second it reads {speed / 1e9:.1f} GB, or computes {rate / 1e9:.0f} "
@@ -308,8 +313,8 @@ found = {name: [seconds(steps[name, B], rounds=5, warm_up=1) for B in batches]
 for name, times in found.items():
     print(f"{name:15}", *(f"{1000 * t:6.1f}" for t in times), " ms measured")
 show(ch11.measured_picture(batches, expected, found),
-     alt="The step of the dense model takes nearly as long for a few texts as for "
-     "one and grows from about 16 on; the mixture's grows from the second text on.",
+     alt="The mixture's step grows with each of the first texts, the dense model's "
+     "much less; measured times lie above the predicted ones.",
      data={"texts": batches} | {f"{name}, ms": [round(1000 * t, 1) for t in times]
                                 for name, times in found.items()})
 
@@ -328,11 +333,12 @@ reveal("batch", "B", "The weights are read once, but on one core arithmetic soon
        "takes longer than that. A GPU would answer with A.")
 
 # %% [markdown]
-# (On a quiet machine most points are much nearer; the cell above allows 8, as it also runs on busy ones.) Gaps remain. For a few
-# rows PyTorch's products read more slowly than a copy does. And small experts, with a row or two each, use them worst of all.
+# (On a quiet machine most points are within a factor of 3; the cell above allows 8, as it also runs on busy ones.) The shape is
+# as predicted, the times are longer, and the gap says where to look: PyTorch's products of a few rows read more slowly than
+# that of one row, so the dense line jumps at the second text. Small experts, with a row or two each, are the worst of them.
 #
-# The picture is the same on every machine, with other numbers: flat while reading is the limit, then rising. Texts that are
-# written together share the reading. That is why services write for many people at once.
+# On every machine the dense line is nearly flat while reading is the limit, then it rises. Texts that are written together
+# share the reading. That is why services write for many people at once. Experts share less.
 #
 # **In short:** two numbers for the step, three for the machine, and a prediction that holds or teaches you something.
 
@@ -340,7 +346,7 @@ reveal("batch", "B", "The weights are read once, but on one core arithmetic soon
 # ## A GPU you don't have
 #
 # Now Mistral 7B on an H200: 4800 GB a second, by its maker. What do we know without one? Others have published measurements:
-# one text at a time, compiled PyTorch (the projects gpt-fast and torchao).
+# one text at a time, compiled PyTorch (the projects gpt-fast and torchao). An MI250X is two GPUs on one card; half is one.
 
 # %%
 print("GPU           GB/s   model              bits  tokens/s  of the bound")
@@ -351,7 +357,7 @@ for run in ch11.PUBLISHED:
           f"{run.tokens_per_second:9.1f} {100 * share:9.0f}%")
 print(f"sources: H100 {ch11.TORCHAO}; all others {ch11.GPT_FAST}")
 predict("h200", "Mistral 7B, 16 bits, one text, on an H200. How many tokens a "
-        "second will it really write?", answer=None)
+        "second do these runs let you expect?", answer=None)
 
 # %% [markdown]
 # Nobody reaches the bound. And the fewer bytes a step reads, the smaller is the share: 8 bits are read in half the time,
@@ -410,11 +416,12 @@ for name, row in (("mistral-7b-v0.2", "decode-7b"),
 forecast = ch11.predicted(ch11.Run("", 4800, "mistral-7b-v0.2", 16, 0, ""), share,
                           per_layer)
 assert 160 < forecast < 190 and round(bound) == 338
-reveal("h200", round(forecast), f"The bound from reading alone is {bound:.0f}.")
+reveal("h200", round(forecast), "This is a forecast, not a measurement. The bound "
+       f"from reading alone is {bound:.0f}.")
 
 # %% [markdown]
 # With an NVIDIA GPU, fill the first line: run `python benchmarks/gpu.py --only decode-7b --out work/gpu.json` in the
-# repository (it needs some 20 GB of the GPU's memory), and run the cell again. A line without a measurement says so.
+# repository (it needs some 20 GB of the GPU's memory, more than a T4 has), and run the cell again.
 #
 # **In short:** bytes over a share of the bandwidth, and a little for each layer, predict a speed within a quarter.
 
@@ -435,14 +442,16 @@ print(f"a step takes {1000 * step_time:.0f} milliseconds; if starting were all, 
       f"{1e6 * step_time / 32 / layer_starts:.0f} µs for each")
 compiled = next(r for r in ch11.PUBLISHED if r.model == ch11.EAGER.model)
 idle = 1 - ch11.EAGER.tokens_per_second / compiled.tokens_per_second
-print(f"compiled it takes {1000 / compiled.tokens_per_second:.1f}: for "
+print(f"compiled it takes {1000 / compiled.tokens_per_second:.1f}: for about "
       f"{100 * idle:.0f}% of the time the GPU had nothing to do")
+assert 9 < 1e6 * step_time / 32 / layer_starts < 12 and 0.7 < idle < 0.8
 predict("compile", "A compiled step starts few, joined operations. Which model "
         "gains most from that?", ["the one that reads 22 MB for a token",
         "the one that reads 400 MB", "both gain the same factor"], answer="")
 
 # %% [markdown]
-# About ten microseconds for an operation is what Python usually takes: starting explains the whole step.
+# So starting alone would explain the whole step if an operation took about ten microseconds. On our processor it took less
+# (the third clock): a CPU starts its own work, while for a GPU each piece is handed over to another device as well.
 #
 # Two remedies. `torch.compile` joins many small operations into few. A **CUDA graph** records all starts of a step
 # once and then repeats them with a single call; for that, all shapes and places in memory have to stay the same. Our `Engine`
@@ -481,8 +490,17 @@ reveal("compile", "A", "The less there is to read, the larger is the share of "
 # %% [markdown]
 # ## More texts, and experts
 #
-# What is left of the bound we can share among many texts. A question for the explorer: on an H200, **up to which batch does
-# another text cost Mistral 7B next to nothing? And Mixtral?** Then give each text 8,192 tokens, and watch what becomes of it.
+# What is left of the bound we can share among many texts. First a bet, with bits and GPU the same for both models.
+
+# %%
+predict("gain", "Mixtral is how many times as fast as Llama 2 70B? With more and "
+        "more texts at once this factor",
+        ["stays about five", "falls to 1.5 and stays there",
+         "falls to 1.5 and rises again"], answer="")
+
+# %% [markdown]
+# A question for the explorer: on an H200, **up to which batch does another text cost Mistral 7B next to nothing? And
+# Mixtral?** Then give each text 8,192 tokens, and watch what becomes of it.
 
 # %% tags=["try"]
 explore(ch11.roofline_explorer, device=Choice(list(ch11.GPUS), "H200"),
@@ -493,14 +511,30 @@ explore(ch11.roofline_explorer, device=Choice(list(ch11.GPUS), "H200"),
                   {"model": "Mistral 7B", "batch": 64, "tokens": 8192}])
 
 # %% [markdown]
-# The same as plain code: Mixtral against Llama 2 70B, bits and GPU the same, short texts. For each batch the longer of reading
-# and arithmetic.
+# The same as plain code: the longer of reading and arithmetic.
 
 # %%
-predict("gain", "Mixtral is how many times as fast as Llama 2 70B? With more and "
-        "more texts at once this factor",
-        ["stays about five", "falls to 1.5 and stays there",
-         "falls to 1.5 and rises again"], answer="")
+def least_time(config, B, length=0):
+    """Seconds of a step on an H200, at best."""
+    return max(read_in_step(config, B, length) / 4800e9,
+               ch11.step_operations(config, B, length) / 989e12)
+
+
+batches = (1, 16, 64, 206, 512, 1024)
+print("texts at once           ", *(f"{B:6}" for B in batches))
+for name, config, length in (("7B, short texts", seven, 0),
+                             ("8x7B, short texts", mixtral, 0),
+                             ("7B, 8,192 tokens each", seven, 8192)):
+    times = [1000 * least_time(config, B, length) for B in batches]
+    print(f"{name:24}", *(f"{t:6.1f}" for t in times), " ms")
+assert least_time(seven, 206) < 1.01 * least_time(seven, 1)
+assert least_time(mixtral, 64) > 3 * least_time(mixtral, 1)
+assert least_time(mixtral, 512) < 1.02 * least_time(mixtral, 64)
+
+# %% [markdown]
+# For Mistral 7B another text is free up to 206, the number from the first section. Mixtral pays from the second text on, until all
+# experts are awake; from then on texts are free far beyond 206, as each of them computes with two experts only. Long texts are
+# never free: nobody shares a cache. And Llama 2 70B?
 
 # %%
 llama = mm.MODELS["llama-2-70b"]
@@ -508,10 +542,7 @@ llama = mm.MODELS["llama-2-70b"]
 
 def gain(B):
     """How many times as fast Mixtral is, at best."""
-    slow, fast = (max(read_in_step(c, B, 0) / 4800e9,
-                      ch11.step_operations(c, B, 0) / 989e12)
-                  for c in (llama, mixtral))
-    return slow / fast
+    return least_time(llama, B) / least_time(mixtral, B)
 
 
 many = list(range(1, 1025))
@@ -533,10 +564,10 @@ reveal("gain", "C", "Many texts read all experts, but each computes with two. On
 # %% [markdown]
 # ## Several tokens for one text
 #
-# One text alone still uses one of 206 operations. Could it use more? To *check* five tokens takes one step, for the cost of
-# writing one. So let something cheap, a **draft**, propose the next tokens, and let the model check them all at once. This is
-# **speculative decoding**. With greedy choice it is plain: accept while the model would have said the same. With chance the
-# rule must not change the model's distribution.
+# One text alone still uses one of 206 operations. Could it use more? Tokens that are *known* run together, as those of a prompt
+# do: to **check** five of them takes one step, for the cost of writing one. So let something cheap, a **draft**, propose the next
+# tokens, and let the model check them all at once. This is **speculative decoding**. With greedy choice it is plain: accept while
+# the model would have said the same. With chance the rule must not change the model's distribution.
 #
 # By hand: three tokens, the model's p and the draft's q.
 
@@ -611,7 +642,8 @@ assert (ways["accept"] - p).abs().max() < 0.03 < (ways["mistake"] - p).abs().max
 
 # %% [markdown]
 # Now with a model. The draft looks up: what followed the last few tokens where they stood before in the text? That costs
-# nothing. The prompt is a tale, and the beginning of the same tale.
+# nothing. The prompt is a tale, and the beginning of the same tale. Rejected tokens have to leave the cache as well, or the
+# model goes on from a text that nobody wrote; `spare=4` lets the engine take back four.
 
 # %%
 tales = mm.load_model("tales-dense")
@@ -630,8 +662,9 @@ print(f"gpt-fast, Llama 2 70B: {with_draft} tokens a second with a 7B draft, "
 # %% [markdown]
 # The same text in fewer steps. Whether that is less *time* depends on the limit: where reading decides, a step of five tokens
 # takes as long as a step of one. Where starting or arithmetic decides, as with so small a model on a CPU, checking is not free.
-# And tales repeat little: looking up is made for quotations and code. A small model as a draft is right far more often (*Further*);
-# with one, gpt-fast reports nearly twice the speed (4 bits, one A100).
+# And most proposals were wrong: our small model, begun again on its own tale, tells another one. Looking up is made for quotations
+# and code. A small model as a draft is right far more often (*Further*); with one, gpt-fast reports nearly twice the speed (4 bits,
+# one A100).
 #
 # **In short:** a step that reads everything may as well check several tokens; the rule keeps the text the model's own.
 
@@ -676,10 +709,6 @@ verdict(12, "false", "On equal machines with equal bits, six is above the bound.
 #
 # New words: *bandwidth*, *roofline*, *kernel*, *CUDA graph*, *batch*, *draft*, *speculative decoding*, *acceptance*.
 
-# %%
-predict("bits", "By our two numbers: how many times as fast is Mistral 7B on an "
-        "H200 with 4.5 bits for a weight, instead of 16?", answer=None)
-
 # %% [markdown]
 # **This chapter's mistakes and what they look like**
 #
@@ -690,8 +719,14 @@ predict("bits", "By our two numbers: how many times as fast is Mistral 7B on an 
 # | the table of embeddings counted as read | predictions a few percent too slow, more with small models |
 # | the cache forgotten | right for short texts, too fast for long ones |
 # | k experts whatever the batch | mixtures seem as cheap for many texts as dense models |
+# | the same text in each place of a batch | the same, and it was even measured |
 # | drawn from p after a rejection | fluent text with the draft's habits |
 # | rejected tokens left in the cache | the text drifts, with no error |
+
+# %%
+predict("bits", "With the share and the time for a layer that we fitted: how many "
+        "times as fast is Mistral 7B on an H200 with 4.5 bits for a weight (4, and "
+        "a scale now and then), instead of 16?", answer=None)
 
 # %% [markdown]
 # ## The question for chapter 12
@@ -703,7 +738,7 @@ fewer = ch11.predicted(ch11.Run("", 4800, "mistral-7b-v0.2", 4.5, 0, ""), share,
                        per_layer)
 assert 1.5 < fewer / forecast < 16 / 4.5
 reveal("bits", round(fewer / forecast, 1), "Less than 16 / 4.5 = 3.6, because what "
-       "a layer costs beside its reading stays. (We tested the two numbers with 16 "
+       "a layer costs beside its reading stays. (Both numbers were fitted to 16 "
        "and 8 bits only; kernels for 4 bits reach less.)")
 
 # %% [markdown]
