@@ -29,8 +29,12 @@ WRONG = RIGHT.replace("2 * config", "config")
 CHECK, ORDER = 'check("cache_bytes", cache_bytes)', 'check("grouped_in_order", "D A E C B H F")'
 BYTES, LINES = "ch07.cache_bytes", "ch07.grouped_in_order"
 ASLEEP = "1807"  # seconds; how the test knows processes that a submission left
-OUTSIDE = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
-STUBBORN = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+STUBBORN = "import itertools\nsum(itertools.repeat(0))"  # in C code: no signal is heard
+ALONE = """import socket
+with socket.create_server(("127.0.0.1", 0)) as server:
+    socket.create_connection(server.getsockname()).close()
+assert [name for _, name in socket.if_nameindex()] == ["lo"], "there is a network"
+"""
 
 
 def notebook(path: Path, *cells: str) -> Path:
@@ -46,7 +50,7 @@ def asleep() -> list[psutil.Process]:
 
 # ---------------------------------------------------------------- a hostile class
 
-LIMITS = Limits(seconds=15, memory_gb=2, output_mb=2, processes=12)
+LIMITS = Limits(seconds=24, memory_gb=2, output_mb=2, processes=12)
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +70,18 @@ def hostile(tmp_path_factory):
     submissions = {
         "anna": (HEAD, RIGHT, CHECK, ORDER),
         "deletes": (HEAD, "import shutil, os\nshutil.rmtree(os.getcwd())", RIGHT + CHECK, ORDER),
-        "exits": (HEAD, RIGHT + CHECK, "import sys\nsys.exit(1)", ORDER, "import os\nos._exit(0)"),
         "fakes": (HEAD, WRONG + CHECK, fake, "raise SystemExit", "import os\nos._exit(0)", ORDER),
         "floods": (HEAD, RIGHT + CHECK, "while True:\n    print('x' * 10_000)", ORDER),
         "forks": (HEAD, RIGHT + CHECK, many, ORDER),
         "leaves": (HEAD, RIGHT + CHECK, "import os\nos._exit(0)", ORDER),
         "loops": (HEAD, RIGHT + CHECK, STUBBORN, ORDER),
         "memory": (HEAD, "hoard = bytearray(10 * 2**30)", RIGHT + CHECK, ORDER),
-        "network": (HEAD, RIGHT + CHECK, OUTSIDE + "\n" + ORDER),
+        "network": (HEAD, RIGHT + CHECK, ALONE + ORDER),
         "patches": (HEAD, patch, WRONG + CHECK, "check('grouped_in_order', 'A')"),
-        "waits": (HEAD, "name = input('your name? ')", "import sys\nsys.stdin.read()", RIGHT + CHECK, ORDER),
+        "waits": (HEAD, "name = input('your name? ')", "import sys\nsys.stdin.read()\nsys.exit(1)",
+                  "while True: pass", RIGHT + CHECK, ORDER),
         "writes": (HEAD, f"open({str(victim)!r}, 'w').write('gone')",
-                   f"import shutil\nshutil.rmtree({str(folder / 'exits')!r})", WRONG + CHECK, ORDER),
+                   f"import shutil\nshutil.rmtree({str(folder / 'deletes')!r})", WRONG + CHECK, ORDER),
     }
     for name, cells in submissions.items():
         notebook(folder / name / "07_shared_heads.ipynb", *cells)
@@ -101,7 +105,6 @@ def outcome(hostile, student: str) -> tuple[str, str]:
         "anna": ("passed", "passed"),
         "broken": ("unreadable", "unreadable"),
         "deletes": ("passed", "passed"),
-        "exits": ("passed", "passed"),
         "fakes": ("crashed", "crashed"),
         "floods": ("passed", "output limit"),
         "forks": ("passed", "processes limit"),
@@ -132,16 +135,17 @@ def test_limits_held_and_are_told(hostile):
     rows = {row.student: row for row in hostile[2].rows}
     assert LIMITS.seconds <= rows["loops"].seconds < LIMITS.seconds + 10
     assert "stopped at the time limit" in rows["loops"].notes[0]
-    assert any("memory" in note for note in rows["memory"].notes)
+    assert "code cell 2 was refused memory" in rows["memory"].notes[0]
+    assert "code cell 4 ran too long" in rows["waits"].notes[0]
     assert "ended" in rows["leaves"].notes[0] and "cell 3" in rows["leaves"].grades[LINES].message
 
 
 def test_the_network_is_cut_off_where_that_is_possible(hostile):
-    row = next(row for row in hostile[2].rows if row.student == "network")
-    if available().namespaces:
-        assert row.grades[LINES].status == "crashed" and "unreachable" in row.grades[LINES].message
     told = {what: holds for what, holds, _ in hostile[2].fences}
     assert told["network"] == available().namespaces
+    row = next(row for row in hostile[2].rows if row.student == "network")
+    if told["network"]:
+        assert row.grades[LINES].status == "passed", row.grades[LINES].message
 
 
 def test_the_report_names_the_misconception(hostile):
@@ -172,19 +176,22 @@ def test_without_fences_changes_are_put_back_and_strays_are_ended(tmp_path):
 # ---------------------------------------------------------------- what crosses over
 
 
-@pytest.mark.parametrize("chapter", [9, 13])
-def test_the_verdict_is_the_same_on_the_other_side(chapter, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["premium", "rotate", "my_config", "one_step_in_order", "chosen_experts", "answer_rows",
+             "split", "whole_characters"],
+)
+def test_the_verdict_is_the_same_on_the_other_side(name, tmp_path):
     """Of every right and wrong solution on record: status, misconception and words."""
-    run = cache(outcomes_of)
-    for exercise in chapter_exercises(chapter):
-        spell = exercise.spell if exercise.kind == "order" else lambda work: work
-        right = range(len(exercise.lines)) if exercise.kind == "order" else exercise.reference
-        for work in (right, *(m.wrong for m in exercise.misconceptions)):
-            attempt = attempted(exercise, spell(work))
-            hand_over(attempt, tmp_path)
-            here = verdict(attempt, run=run, pictures=False)
-            there = verdict(take_over(exercise, tmp_path), run=run, pictures=False)
-            assert (here.status, here.matched, here.message) == (there.status, there.matched, there.message)
+    run, exercise = cache(outcomes_of), find_exercise(name)
+    spell = exercise.spell if exercise.kind == "order" else lambda work: work
+    right = range(len(exercise.lines)) if exercise.kind == "order" else exercise.reference
+    for work in (right, *(m.wrong for m in exercise.misconceptions)):
+        attempt = attempted(exercise, spell(work))
+        hand_over(attempt, tmp_path)
+        here = verdict(attempt, run=run, pictures=False)
+        there = verdict(take_over(exercise, tmp_path), run=run, pictures=False)
+        assert (here.status, here.matched, here.message) == (
+            there.status, there.matched, there.message)
 
 
 EXERCISE = find_exercise(BYTES)

@@ -308,7 +308,10 @@ def _difference(
             )
         return Difference("value", result.value) if result.value else None
     strict = exercise.same_dtype or exercise.kind == "piece"
-    return difference(expected.run.value, actual.run.value, exercise.tolerance, same_dtype=strict)
+    try:
+        return difference(expected.run.value, actual.run.value, exercise.tolerance, same_dtype=strict)
+    except OverflowError:  # an int beyond every float
+        return Difference("value", "a number in it is too large to be compared")
 
 
 def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, *, by_value: bool):

@@ -91,8 +91,8 @@ class Report:
 
 
 def main(
-    folder: str | Path, out: str | Path | None = None, *, chapter: int | None = None, seconds: float = 180.0,
-    memory: float = 4.0, jobs: int | None = None, fences: Available | None = None,
+    folder: str | Path, out: str | Path | None = None, *, chapter: int | None = None,
+    seconds: float = 180.0, memory: float = 4.0, jobs: int | None = None,
 ) -> int:
     """Grade every submission below `folder`; write tables and an overview to `out`.
 
@@ -106,9 +106,11 @@ def main(
     if seconds < 1 or memory < 1 or (jobs is not None and jobs < 1):
         raise ValueError(f"{seconds:g} seconds, {memory:g} GB, {jobs} jobs: each must be at least 1")
     if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
-        raise ValueError(f"{out} lies inside the folder of submissions; choose a place outside with --out")
+        raise ValueError(
+            f"{out} lies inside the folder of submissions; choose a place outside with --out"
+        )
     report = grade(
-        folder, Limits(seconds=seconds, memory_gb=memory), chapter=chapter, jobs=jobs, fences=fences,
+        folder, Limits(seconds=seconds, memory_gb=memory), chapter=chapter, jobs=jobs,
         tell=lambda line: print(line, flush=True),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def grade(
     folder: Path, limits: Limits, *, chapter: int | None = None, jobs: int | None = None,
     fences: Available | None = None, tell: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Run and judge all submissions; nothing in `folder` is changed, nothing written but what comes back."""
+    """Run and judge all submissions; nothing in `folder` is changed, and nothing written."""
     students = read_folder(folder, chapter)
     exercises = asked(students)
     fences = fences or available()
@@ -133,20 +135,26 @@ def grade(
         if not holds:
             tell(f"  {what}: {how}")
     guard, judge = _Guard(folder), _Judge()
-    report = Report(str(folder), datetime.now().astimezone().isoformat(timespec="minutes"), exercises, [],
-                    fences.sentences(limits))
+    when = datetime.now().astimezone().isoformat(timespec="minutes")
+    report = Report(str(folder), when, exercises, [], fences.sentences(limits))
 
     def one(student: Student) -> Row:
         row = _grade_student(student, exercises, limits, fences, judge)
         if changed := guard.put_back():
-            report.notes.append(f"While {student.name}'s work ran, {', '.join(changed)} was changed; it was put back.")
-        lines = [f"{student.name}: {row.passed} of {len(exercises)} passed, {row.seconds:.0f} s", *row.notes]
-        tell("\n  ".join(lines))
+            names = ", ".join(changed)
+            report.notes.append(f"While {student.name}'s work ran, {names} was changed; it was put back.")
+        head = f"{student.name}: {row.passed} of {len(exercises)} passed, {row.seconds:.0f} s"
+        tell("\n  ".join([head, *row.notes]))
         return row
 
+    grade_fence.stop.clear()
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            report.rows = list(pool.map(one, students))
+            try:
+                report.rows = list(pool.map(one, students))
+            except BaseException:  # Ctrl-C ends the notebooks that run, too
+                grade_fence.stop.set()
+                raise
     finally:
         judge.close()
     return report
@@ -162,10 +170,9 @@ def _grade_student(student: Student, exercises, limits: Limits, fences: Availabl
         try:
             found, seconds = _grade_notebook(student, notebook, limits, fences, judge, row.notes)
         except Exception as error:  # of this program: the others are graded all the same
-            found = {key: (CRASHED, f"It could not be graded ({type(error).__name__}: {error})", "", "")
-                     for key in notebook.calls}
-            row.notes.append(f"{notebook.name} could not be graded ({type(error).__name__}: {error})")
-            seconds = 0.0
+            told, seconds = f"could not be graded ({type(error).__name__}: {error})", 0.0
+            found = {key: (CRASHED, f"It {told}", "", "") for key in notebook.calls}
+            row.notes.append(f"{notebook.name} {told}")
         row.seconds += seconds
         if notebook.broken:
             found = {key: (UNREADABLE, notebook.broken, "", "") for key in row.grades}
@@ -177,7 +184,9 @@ def _grade_student(student: Student, exercises, limits: Limits, fences: Availabl
     return row
 
 
-def _grade_notebook(student, notebook: Notebook, limits, fences, judge, notes) -> tuple[dict[str, tuple], float]:
+def _grade_notebook(
+    student: Student, notebook: Notebook, limits: Limits, fences: Available, judge: _Judge, notes: list[str]
+) -> tuple[dict[str, tuple], float]:
     """(status, message, misconception, limit) of each exercise that the notebook checks; seconds."""
     if notebook.broken or not notebook.calls:
         return {}, 0.0
@@ -185,7 +194,7 @@ def _grade_notebook(student, notebook: Notebook, limits, fences, judge, notes) -
         home = Path(name).resolve()
         ending = _run(student, notebook, home, limits, fences)
         results = judge.ask(home / "out", list(notebook.calls))
-        cells = _cells(home / "out" / "cells.jsonl")
+        cells = _cells(home / "out" / "cells.jsonl", len(notebook.cells))
         _make_deletable(home)
     if ending.limit:
         notes.append(f"{notebook.name}: stopped at the {ending.limit} limit after {ending.seconds:.0f} s")
@@ -194,9 +203,11 @@ def _grade_notebook(student, notebook: Notebook, limits, fences, judge, notes) -
         notes.append(f"{notebook.name}: could not be started ({said[0][:200]})")
     elif ending.code != 0 or cells["last"] != len(notebook.cells) - 1:
         notes.append(f"{notebook.name}: its process ended in code cell {(cells['last'] or 0) + 1}")
-    notes += [f"{notebook.name}: code cell {n + 1} ran too long and was stopped" for n in sorted(cells["late"])]
-    notes += [f"{notebook.name}: code cell {n + 1} was refused memory" for n, told in sorted(cells["errors"].items())
+    late = sorted(cells["late"])
+    hungry = [n for n, told in sorted(cells["errors"].items())
               if told.startswith("MemoryError") or "can't allocate memory" in told]
+    notes += [f"{notebook.name}: code cell {n + 1} ran too long and was stopped" for n in late]
+    notes += [f"{notebook.name}: code cell {n + 1} was refused memory" for n in hungry]
     found = {}
     for key, at in notebook.calls.items():
         found[key] = tuple(results[key]) if key in results else _no_result(at, ending, cells)
@@ -238,8 +249,8 @@ def _run(student: Student, notebook: Notebook, home: Path, limits: Limits, fence
     return watch(command, home, _environment(home), limits, home / "out" / "cells.jsonl")
 
 
-KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT", "SYSTEMDRIVE", "COMSPEC", "PATHEXT",
-        "LANG", "LC_ALL", "LC_CTYPE", "TZ", "MINIMISTRAL_DATA")
+KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT", "SYSTEMDRIVE", "COMSPEC",
+        "PATHEXT", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "MINIMISTRAL_DATA")
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -259,7 +270,7 @@ def _environment(home: Path) -> dict[str, str]:
     }
 
 
-def _cells(path: Path) -> dict:
+def _cells(path: Path, count: int) -> dict:
     """What the process said about its cells; it may say anything, so only plain facts are kept."""
     from .grade_outputs import Unreadable, read_bytes
 
@@ -268,12 +279,15 @@ def _cells(path: Path) -> dict:
         for line in read_bytes(path).decode("utf-8").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 said = json.loads(line)
-                if type(said.get("begun")) is int:
-                    found["last"] = said["begun"]
-                elif said.get("late"):
-                    found["late"].add(int(said["cell"]))
+                number = said.get("begun", said.get("cell"))
+                if type(number) is not int or not 0 <= number < count:
+                    continue
+                if "begun" in said:
+                    found["last"] = number
+                elif "late" in said:
+                    found["late"].add(number)
                 else:
-                    found["errors"][int(said["cell"])] = str(said["error"])[:300]
+                    found["errors"][number] = str(said["error"])[:300]
     return found
 
 
@@ -294,7 +308,8 @@ class _Guard:
 
     def __init__(self, folder: Path):
         self.lock = Lock()
-        paths = [folder] if folder.is_file() else [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+        found = [folder] if folder.is_file() else folder.rglob("*")
+        paths = [path for path in found if path.is_file() and not path.is_symlink()]
         self.folder = folder if folder.is_dir() else folder.parent
         self.files = {path: (self._mark(path), path.read_bytes()) for path in paths}
 

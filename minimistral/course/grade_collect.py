@@ -53,7 +53,7 @@ def read_folder(folder: Path, chapter: int | None = None) -> list[Student]:
     Raises ValueError if there is no notebook anywhere.
     """
     if folder.is_file() and zipfile.is_zipfile(folder):
-        found = _by_student(_unzipped(folder.read_bytes(), folder.name))
+        found = _by_student(_without_wrapper(_unzipped(folder.read_bytes(), folder.name)))
     elif folder.is_dir():
         found = _by_student(_walk(folder))
     else:
@@ -118,12 +118,6 @@ def _unzipped(content: bytes, name: str) -> dict[str, bytes | None]:
 
 def _by_student(files: dict[str, bytes | None]) -> dict[str, dict[str, bytes | None]]:
     """The first folder names the student; without one the file does."""
-    tops = {path.split("/")[0] for path in files if "/" in path}
-    if len(tops) == 1 and not any("/" not in path for path in files):  # all inside one more folder
-        only = next(iter(tops))
-        inner = {path[len(only) + 1 :]: content for path, content in files.items()}
-        if any(path.count("/") for path in inner) and not any(_is_course(p) for p in inner):
-            return _by_student(inner)
     found: dict[str, dict[str, bytes | None]] = {}
     for path, content in files.items():
         first, _, rest = path.partition("/")
@@ -134,8 +128,12 @@ def _by_student(files: dict[str, bytes | None]) -> dict[str, dict[str, bytes | N
     return found
 
 
-def _is_course(path: str) -> bool:
-    return path.split("/")[0] in ("notebooks", "exercises", "solutions", "work")
+def _without_wrapper(files: dict[str, bytes | None]) -> dict[str, bytes | None]:
+    """A zip file often holds one folder with everything in it: what is in that folder."""
+    if len({path.split("/")[0] for path in files}) != 1:
+        return files
+    inner = {path.partition("/")[2]: content for path, content in files.items()}
+    return inner if any("/" in path for path in inner) else files
 
 
 def _clean(folder: str) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+stop = threading.Event()  # set: whatever is watched ends now
 PAUSE = 0.1  # seconds between two looks
 START = 120  # seconds that Python may take before the first cell
 MB = 2**20
@@ -165,7 +166,8 @@ class Available:
             ("memory", True, f"{limits.memory_gb:g} GB, " + ("by the kernel" if linux else looked)),
             ("processes", True, f"{limits.processes}, {looked}"),
             ("printed output", True, f"{limits.output_mb:g} MB"),
-            ("files written", True, f"{limits.disk_mb:g} MB, " + ("a single file by the kernel" if posix else looked)),
+            ("files written", True, f"{limits.disk_mb:g} MB, looked at every second"
+             + ("; a single file by the kernel" if posix else "")),
             ("network", self.namespaces, "loopback alone" if self.namespaces
              else "not cut off: this system or container does not allow network namespaces"),
             ("other processes", self.namespaces, "neither seen nor reached, and none outlives its notebook"
@@ -201,7 +203,9 @@ class Ending:
     output: str = ""  # the last of it
 
 
-def watch(command: list[str], folder: Path, environment: dict[str, str], limits: Limits, ready: Path) -> Ending:
+def watch(
+    command: list[str], folder: Path, environment: dict[str, str], limits: Limits, ready: Path
+) -> Ending:
     """Run a command to its end, or to a limit, and end everything that it has started.
 
     The time counts from when the file ``ready`` is there: Python's own start is not the learner's.
@@ -216,7 +220,7 @@ def watch(command: list[str], folder: Path, environment: dict[str, str], limits:
     tail, family = _Tail(process.stdout), _Family(process.pid)
     looks = 0
     try:
-        while process.poll() is None and not ending.limit:
+        while process.poll() is None and not ending.limit and not stop.is_set():
             time.sleep(PAUSE)
             looks += 1
             memory, count = family.look()

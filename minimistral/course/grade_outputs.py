@@ -98,7 +98,9 @@ def _encode(value: Any, tensors: dict, parts: list | None = None) -> list:
 
     if value is None or value is Ellipsis:
         return ["none" if value is None else "ellipsis"]
-    if type(value) in (bool, int, str):
+    if type(value) is int:
+        return ["int", hex(value)]  # of any length
+    if type(value) in (bool, str):
         return ["plain", value]
     if type(value) is float:
         return ["float", repr(value)]  # infinities, too
@@ -163,8 +165,9 @@ def take_over(exercise: Exercise, folder: Path) -> Attempt | None:
     cut = bool(outcomes) and (
         outcomes[-1].run.timed_out or isinstance(outcomes[-1].error, KeyboardInterrupt)
     )
-    if status or len(outcomes) > len(exercise.fixtures) or len(outcomes) < len(exercise.fixtures) and not cut:
-        raise Unreadable(f"{len(outcomes)} results for {len(exercise.fixtures)} inputs, status {short(status)}")
+    wanted = len(exercise.fixtures)
+    if status or len(outcomes) > wanted or (len(outcomes) < wanted and not cut):
+        raise Unreadable(f"{len(outcomes)} results for {wanted} inputs, status {short(status)}")
     for outcome, fixture in zip(outcomes, exercise.fixtures):
         outcome.fixture = fixture.__name__.strip("_").replace("_", " ")
     return Attempt(exercise, outcomes=outcomes)
@@ -172,7 +175,9 @@ def take_over(exercise: Exercise, folder: Path) -> Attempt | None:
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """A plain file's content. Raises Unreadable for a link, a pipe, a folder, a file too large."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # each where the system has it
+        flags |= getattr(os, name, 0)
     try:
         with open(os.open(path, flags), "rb") as file:
             found = os.fstat(file.fileno())
@@ -214,8 +219,10 @@ def _decode(said: list, tensors: dict) -> Any:
 
     if kind in ("none", "ellipsis"):
         return None if kind == "none" else Ellipsis
-    if kind == "plain" and type(rest[0]) in (bool, int, str):
+    if kind == "plain" and type(rest[0]) in (bool, str):
         return rest[0]
+    if kind == "int":
+        return int(rest[0], 16)
     if kind == "float":
         return float(rest[0])
     if kind == "bytes":

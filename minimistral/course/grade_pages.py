@@ -18,10 +18,10 @@ from .grade import CRASHED, LIMIT, NO_CHECK, NOT_HANDED_IN, NOT_WRITTEN, NOT_YET
 from .progress import write_atomically
 from .syllabus import chapter
 
-SIGNS = {PASSED: "✓", NOT_YET: "✗", NOT_WRITTEN: "○", CRASHED: "!", LIMIT: "⏱", UNREADABLE: "?", NO_CHECK: "?",
-         NOT_HANDED_IN: "–"}
-CLASSES = {PASSED: "good", NOT_YET: "bad", CRASHED: "stop", LIMIT: "stop", UNREADABLE: "stop", NO_CHECK: "wait",
-           NOT_WRITTEN: "wait", NOT_HANDED_IN: "none"}
+SIGNS = {PASSED: "✓", NOT_YET: "✗", NOT_WRITTEN: "○", CRASHED: "!", LIMIT: "⏱", UNREADABLE: "?",
+         NO_CHECK: "?", NOT_HANDED_IN: "–"}
+CLASSES = {PASSED: "good", NOT_YET: "bad", CRASHED: "stop", LIMIT: "stop", UNREADABLE: "stop",
+           NO_CHECK: "wait", NOT_WRITTEN: "wait", NOT_HANDED_IN: "none"}
 
 
 def write(report: Report, out: Path) -> list[Path]:
