@@ -66,7 +66,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
         unit = row["unit"]
         made.append((what, f"{number(median[way])} {unit}", f"{number(theirs)} {unit}",
                      f"{times:.2f}", command))
-    made += position_lines(rows) + mixture_lines(rows) + other_lines(rows)
+    made += position_lines(rows) + mixture_lines(rows) + other_lines(rows) + guest_lines()
     training = load("training.json").get("beside_transformers", {})
     for what, key in TRAINING:
         row, command = training.get(key), f"training.py --beside {key}"
@@ -93,6 +93,20 @@ def shakespeare_line() -> tuple:
                          for key in ("nats_per_character", "wall_seconds"))
         told.append(f"{loss:.3f} nats per character in {seconds:.0f} s")
     return what, told[0], f"nanoGPT: {told[1]}", "", command
+
+
+def guest_lines() -> list[tuple]:
+    """The engine beside litgpt and llama.cpp: its rate, theirs with how many times faster."""
+    made, rows = [], load("others.json").get("rows", {})
+    for name in ("S", "M"):
+        what, command = f"Writing, {name}, float32, below the window", f"others.py --only {name}"
+        row = rows.get(name)
+        theirs = NO if row is None else ", ".join(
+            f"{guest}: {number(row['median'][guest])} tokens/s ({times:.2f} times)"
+            for guest, times in row["times_faster"].items())
+        ours = NO if row is None else f"{number(row['median']['engine'])} tokens/s"
+        made.append((what, ours, theirs, "", command))
+    return made
 
 
 def position_lines(rows: dict) -> list[tuple]:

@@ -31,7 +31,7 @@ from minimistral.checkpoint import load_model, save_model
 from minimistral.config import ModelConfig, MoEConfig, count_parameters
 from minimistral.devices import describe_device
 from minimistral.engine import Engine
-from minimistral.fast_model import FastExperts
+from minimistral.fast_model import FastExperts, FastSwiGLU
 from minimistral.generate import generate, read_prompts
 from minimistral.layers import SwiGLU
 from minimistral.model import Transformer
@@ -326,12 +326,13 @@ def moe_row(name: str, counts=(1, 16, 256, 4096), rounds: int = 5) -> dict:
         block.experts.gate_up_proj.copy_(torch.stack(
             [torch.cat((e.w1.weight, e.w3.weight)) for e in moe.experts]))
         block.experts.down_proj.copy_(torch.stack([e.w2.weight for e in moe.experts]))
-    fast = FastExperts(moe)
+    fast, fast_twin = FastExperts(moe), FastSwiGLU(twin)
     rows = {}
     for count in counts:
         x = torch.randn(1, count, config.dim)
         step = torch.compile(fast.__call__, dynamic=False) if count <= 64 else fast
-        ways = {"plain": moe, "engine": step, "dense of equal active size": twin}
+        ways = {"plain": moe, "engine": step, "dense of equal active size": twin,
+                "dense of equal active size, engine's products": fast_twin}
         if block is not None:
             ways["transformers"] = block
         for way, run in ways.items():

@@ -1,6 +1,7 @@
 """Bytes against speed: one token of a dense model in float32, bfloat16, 8 and 4 bits, on the CPU.
 
     python benchmarks/quantization.py [--threads 2] [--rounds 15] [--out FILE]
+    python benchmarks/quantization.py --memory          (that alone, into the same file)
 
 The model has the shape M of the README's benchmarks with random weights, so only time and memory
 mean anything, no text. Every variant decodes one token at a time after the same prompt, through the
@@ -89,12 +90,14 @@ def load_memory(model: mm.Transformer) -> dict | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         mm.save_model(model, folder)
-        done = subprocess.run([sys.executable, "-c", MEASURE_MEMORY, folder], check=True,
-                              capture_output=True, text=True)
-    peak, result = map(int, done.stdout.split())
+        runs = [subprocess.run([sys.executable, "-c", MEASURE_MEMORY, folder], check=True,
+                               capture_output=True, text=True) for _ in range(3)]
+    peaks, results = zip(*(map(int, run.stdout.split()) for run in runs))
+    peak, result = median(peaks), results[0]
     floats = [w.nbytes for w in model.parameters()]
     return {"what": "load_quantized of M in 8 bits from a float32 checkpoint",
-            "peak_bytes": peak, "result_bytes": result, "float32_model_bytes": sum(floats),
+            "peak_bytes": peak, "peak_bytes_of_each_run": list(peaks), "result_bytes": result,
+            "float32_model_bytes": sum(floats),
             "largest_float32_tensor_bytes": max(floats)}
 
 
@@ -104,7 +107,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=240, help="no new round after these")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--memory", action="store_true", help="measure the memory alone")
     arguments = parser.parse_args()
+    if arguments.memory:
+        result = json.loads(arguments.out.read_text(encoding="utf-8"))
+        torch.manual_seed(0)
+        result["memory"] = load_memory(mm.Transformer(mm.ModelConfig(**SHAPE)).eval())
+        result["memory"]["provenance"] = provenance(
+            "python benchmarks/quantization.py --memory", threads=1)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8",
+                                 newline="\n")
+        print(result["memory"])
+        return
     torch.set_num_threads(arguments.threads)
     about = provenance("python benchmarks/quantization.py " + " ".join(sys.argv[1:]), seed=0,
                        threads=arguments.threads,

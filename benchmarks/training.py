@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.inference import CONFIGS, in_transformers, lively      # noqa: E402
 
 from minimistral import train_run
+from minimistral.onednn import wide_products
 from minimistral.provenance import provenance
 from minimistral.recipes import RECIPES, new_model, quick_products
 from minimistral.train import (Tokens, TrainConfig, accumulate_gradients, make_optimizers,
@@ -77,9 +78,9 @@ def measure(name: str, way: str, samples: int) -> dict:
             "tokens_per_cpu_second": round(per_step / best)}
 
 
-# name: shape of benchmarks/inference.py, rows of 256 tokens, bfloat16 products
-BESIDE = {"S-float32": ("S", 8, False), "S-bfloat16": ("S", 8, True),
-          "X-float32": ("X", 4, False)}
+# name: shape of benchmarks/inference.py, rows of 256 tokens, bfloat16 products, compiled, too
+BESIDE = {"S-float32": ("S", 8, False, True), "S-bfloat16": ("S", 8, True, True),
+          "X-float32": ("X", 4, False, False)}          # compiling X takes minutes
 
 
 def steps_of(model, ids, bfloat16: bool, adamw, compiled: bool):
@@ -100,17 +101,20 @@ def steps_of(model, ids, bfloat16: bool, adamw, compiled: bool):
     return step
 
 
-def ours(model, ids, bfloat16: bool, compiled: bool):
-    """One step of `minimistral.train`, with its schedule and clipping."""
+def ours(model, ids, bfloat16: bool, compiled: bool, wide: bool = False):
+    """One step of `minimistral.train`, with its schedule and clipping. `wide`: float32 products
+    by oneDNN, as the command `minimistral train` and compiled training have them."""
     batch, length = ids.shape[0], ids.shape[1] - 1
     config = TrainConfig(steps=10_000, batch_size=batch, seq_len=length,
                          dtype="bfloat16" if bfloat16 else "float32", compile=compiled)
     optimizers, stack = make_optimizers(model, config), contextlib.ExitStack()
+    if wide or compiled:
+        stack.enter_context(wide_products(model))
     if compiled:
         stack.enter_context(train_run.compiled_layers(model))
     count = iter(range(10_000))
 
-    def step() -> float:
+    def step(stack=stack) -> float:                    # which lives as long as the step
         attention = train_run.matmul_attention() if compiled else contextlib.nullcontext()
         with attention:                                # as train_run.py does
             loss = float(accumulate_gradients(model, (ids[:, :-1], ids[:, 1:]), config))
@@ -122,12 +126,15 @@ def ours(model, ids, bfloat16: bool, compiled: bool):
 def beside(name: str, samples: int) -> dict:
     """Seconds of training steps, all contestants in turns: `minimistral.train`, and both models
     in one and the same loop, without clipping and schedule."""
-    shape, batch, bfloat16 = BESIDE[name]
+    shape, batch, bfloat16, compiling = BESIDE[name]
     base = lively(CONFIGS[shape])
     torch.manual_seed(SEED)
     ids = torch.randint(3, base.config.vocab_size, (batch, 257))
     steps = {}
-    for compiled in (False, True):
+    if not bfloat16:
+        mine = copy.deepcopy(base).requires_grad_(True).train()
+        steps["minimistral.train, oneDNN"] = ours(mine, ids, bfloat16, False, wide=True)
+    for compiled in (False, True)[:1 + compiling]:
         words = "compiled" if compiled else "eager"
         mine = copy.deepcopy(base).requires_grad_(True).train()
         steps[f"minimistral.train, {words}"] = ours(mine, ids, bfloat16, compiled)

@@ -203,15 +203,21 @@ class Undrawn(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def read_weight(entry: Stored, convert, shape, device, dtype) -> Tensor:
-    """Read one tensor, converted, into memory of its own, which is taken first: so the
-    converted copy, freed after, leaves no hole between the weights."""
-    weight = torch.empty(shape, device=device or "cpu", dtype=dtype)
+def read_stored(entry: Stored, convert) -> Tensor:
+    """Read one tensor, converted. What needs no conversion is no copy: it is read from the
+    file where it is used."""
     stored = convert(entry.read())
     if not finite(stored):
         raise ValueError(f"{entry.file}: tensor {entry.name!r} holds NaN or infinity: "
                          f"the file is damaged, or its training had diverged")
-    return weight.copy_(stored)
+    return stored
+
+
+def read_weight(entry: Stored, convert, shape, device, dtype) -> Tensor:
+    """The same in memory of its own, which is taken first: so the converted copy, freed
+    after, leaves no hole between the weights."""
+    weight = torch.empty(shape, device=device or "cpu", dtype=dtype)
+    return weight.copy_(read_stored(entry, convert))
 
 
 def finite(weight: Tensor) -> bool:

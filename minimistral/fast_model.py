@@ -17,39 +17,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimistral import onednn
 from minimistral.attention import may_attend
 from minimistral.moe import MoE, chosen_experts, route
 from minimistral.quantize import Int4Linear, QuantizedLinear
 from minimistral.rope import rotary_angles, rotate
 
 DEFAULT_SLOTS = 4096                # of a layer without a window
-FEW = 16                            # rows, or queries, that have ways of their own
+FEW, FEW_ROWS = 16, 8               # queries, and rows, that have ways of their own
 
 
 # ------------------------------------------------------------ products
 
 
 def product(x: Tensor, weight: Tensor, parts: int) -> Tensor:
-    """F.linear(x, weight), also fast for few rows on the CPU.
+    """F.linear(x, weight), also fast on the CPU.
 
     x: (..., in), weight: (out, in), parts dividing out -> (..., out)
     There PyTorch gives the product of one row and a float32 matrix to one core, but
     a batch of products to all: so the matrix is read as parts, one for each core.
     For a few rows it would first copy the matrix into another order, unless the
-    matrix comes first. Compiled, one row becomes a loop of its own, shared by all
-    cores.
+    matrix comes first. More go to oneDNN (onednn.py). Compiled, one row becomes a
+    loop of its own, shared by all cores.
     """
     rows = x.numel() // x.shape[-1]
-    if x.device.type == "cpu" and rows <= FEW:
-        if x.dtype == torch.float32 and rows > 1:
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        if rows > FEW_ROWS and onednn.THERE:
+            return onednn.wide_product(x, weight)
+        if rows > 1:
             return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
-        if x.dtype == torch.float32 and parts > 1:
+        if parts > 1:
             matrices = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
             out = torch.bmm(x.reshape(1, 1, -1).expand(parts, 1, -1), matrices)
             return out.view(*x.shape[:-1], -1)
-        if x.dtype != torch.float32 and rows == 1 and torch.compiler.is_compiling():
-            wide = weight.float() * x.flatten().float()      # one loop, no copy
-            return wide.sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
+    elif x.device.type == "cpu" and rows == 1 and torch.compiler.is_compiling():
+        wide = weight.float() * x.flatten().float()      # one loop, no copy
+        return wide.sum(dim=-1).to(x.dtype).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
 
@@ -319,6 +322,7 @@ class FastExperts:
             w2 = join_weights([e.w2 for e in moe.experts])
             self.w13 = w13.view(len(moe.experts), -1, w13.shape[1])
             self.w2 = w2.view(len(moe.experts), -1, w2.shape[1])
+            self.experts = [FastSwiGLU(expert) for expert in moe.experts]
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.plain:
@@ -331,7 +335,7 @@ class FastExperts:
             few = chosen.numel() <= len(self.w13) * (1 if x.is_cuda else 4)
             run = gathered_experts if few else stacked_experts
             return run(self.w13, self.w2, tokens, weights, chosen).view_as(x)
-        return chosen_experts(self.moe.experts, tokens, weights, chosen).view_as(x)
+        return chosen_experts(self.experts, tokens, weights, chosen).view_as(x)
 
 
 def gathered_experts(w13: Tensor, w2: Tensor, x: Tensor, weights: Tensor,

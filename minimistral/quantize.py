@@ -98,11 +98,15 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def of(cls, weight: Tensor, bits: int, group: int | None) -> "QuantizedLinear":
         """Quantize a weight, (out, in), some rows at a time to save memory."""
-        blocks = weight.split(max(1, BLOCK // weight.shape[1]))
-        parts = [quantize(block, bits, group) for block in blocks]
-        packed = [numbers if bits == 8 else pack(numbers) for numbers, _ in parts]
-        scales = [scales for _, scales in parts]
-        return cls(torch.cat(packed), torch.cat(scales), weight.dtype)
+        step = max(1, BLOCK // weight.shape[1])
+        for at in range(0, len(weight), step):
+            numbers, part = quantize(weight[at:at + step], bits, group)
+            numbers = numbers if bits == 8 else pack(numbers)
+            if at == 0:                               # room for the others' results
+                packed = numbers.new_empty(len(weight), numbers.shape[1])
+                scales = part.new_empty(len(weight), part.shape[1])
+            packed[at:at + step], scales[at:at + step] = numbers, part
+        return cls(packed, scales, weight.dtype)
 
     @property
     def weight(self) -> Tensor:

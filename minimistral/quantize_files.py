@@ -9,7 +9,8 @@ from torch import Tensor
 
 from minimistral.checkpoint import SHIPPED, find_model, locate
 from minimistral.checkpoint_files import (
-    Undrawn, finite, match, open_folder, read_weight, write_weights, written_whole)
+    Undrawn, finite, match, open_folder, read_stored, read_weight, write_weights,
+    written_whole)
 from minimistral.config import ModelConfig
 from minimistral.model import Transformer
 from minimistral.quantize import Int4Linear, QuantizedLinear, layers_to_quantize
@@ -58,11 +59,12 @@ def load_quantized(folder_or_name, bits: int = 8, group: int | None = None, skip
         dtype = (torch.float32 if folder.parent == SHIPPED and on_cpu
                  else stored[places["tok_embeddings.weight"].name].dtype)
     for name, place in places.items():
-        weight = read_weight(stored[place.name], place.convert, shapes[name], device, dtype)
-        layer = name.removesuffix(".weight")
+        entry, layer = stored[place.name], name.removesuffix(".weight")
         if layer in chosen:
+            weight = read_stored(entry, place.convert).to(device or "cpu", dtype)
             model.set_submodule(layer, QuantizedLinear.of(weight, bits, group))
         else:
+            weight = read_weight(entry, place.convert, shapes[name], device, dtype)
             model.load_state_dict({name: weight}, strict=False, assign=True)
         del weight
     return model.eval()

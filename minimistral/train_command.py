@@ -20,6 +20,7 @@ import torch
 import minimistral as mm
 from minimistral.doctor import best_device
 from minimistral.lab import decoded_stream
+from minimistral.onednn import wide_products
 from minimistral.train import encode_documents, validation_rows
 from minimistral.train_run import process_device
 
@@ -58,11 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
     )
     remember(out, tokenizer, arguments)
     try:
-        record = mm.train(
-            model, tokens, training,
-            val_rows=validation_rows(held_out, arguments.seq_len),
-            floor=corpus.floor_per_token(tokenizer),
-        )
+        with wide_products(model):
+            record = mm.train(
+                model, tokens, training,
+                val_rows=validation_rows(held_out, arguments.seq_len),
+                floor=corpus.floor_per_token(tokenizer),
+            )
     except KeyboardInterrupt as stop:
         where = str(stop).partition(";")[0] or "stopped"
         raise KeyboardInterrupt(f"{where}; minimistral train --out {out} --resume goes on") from None
@@ -156,8 +158,9 @@ def steps_within(arguments: argparse.Namespace, model, tokens) -> int:
         steps=2, batch_size=arguments.batch_size, seq_len=arguments.seq_len, dtype=arguments.dtype
     )
     copied = copy.deepcopy(model)
-    mm.train(copied, tokens, trial, progress=False)  # warm-up
-    record = mm.train(copied, tokens, replace(trial, steps=5), progress=False)
+    with wide_products(copied):
+        mm.train(copied, tokens, trial, progress=False)  # warm-up
+        record = mm.train(copied, tokens, replace(trial, steps=5), progress=False)
     return max(1, round(minutes * 60 * 5 / record.seconds))
 
 

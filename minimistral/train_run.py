@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minimistral import attention
+from minimistral.onednn import wide_products
 
 # Settings that a resumed run may change, as they do not change the weights.
 FREE = {"folder", "save_every", "eval_every"}
@@ -87,6 +88,7 @@ class Run:
         if self.config.compile:
             if self.model.device.type == "cpu":
                 self.quick.enter_context(matmul_attention())
+                self.quick.enter_context(wide_products(self.model))
             self.quick.enter_context(compiled_layers(self.model))
         self.clock = time.perf_counter()
         return self

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import minimistral.engine as engine_module
-from minimistral import devices
+from minimistral import devices, onednn
 from minimistral.config import ModelConfig, MoEConfig
 from minimistral.engine import Engine
 from minimistral.attention import plain_attend
@@ -374,6 +374,39 @@ def test_a_product_of_few_rows(rows):
         torch.testing.assert_close(product(x, weight, parts), x @ weight.T)
         half = product(x.bfloat16(), weight.bfloat16(), parts)
         torch.testing.assert_close(half.float(), x @ weight.T, rtol=0.02, atol=0.2)
+
+
+@pytest.mark.skipif(not onednn.THERE, reason="this PyTorch has no oneDNN")
+def test_products_by_onednn_are_products_with_their_gradients():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 7, 48, generator=random, requires_grad=True)
+    weight = torch.randn(20, 48, generator=random, requires_grad=True)
+    grad = torch.randn(3, 7, 20, generator=random)
+    found = []
+    for way in (onednn.wide_product, torch.nn.functional.linear):
+        out = way(x, weight)
+        found.append((out, *torch.autograd.grad(out, (x, weight), grad)))
+    for mine, expected in zip(*found):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wide_products_leave_the_model_as_it_was():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 12, bias=False), torch.nn.Linear(12, 4))
+    x = torch.randn(30, 8)
+    expected = model(x)
+    with onednn.wide_products(model):
+        assert ("forward" in vars(model[0])) == onednn.THERE and "forward" not in vars(model[1])
+        torch.testing.assert_close(model(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model[0](x).dtype == torch.bfloat16
+    assert "forward" not in vars(model[0])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")             # PyTorch's own way is the quicker
+    try:
+        with onednn.wide_products(model):
+            assert "forward" not in vars(model[0])
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("when", ["at once", "at the first step"])

@@ -292,7 +292,7 @@ def test_besides_the_result_one_float_tensor_is_held(tmp_path):
         result = sum(tensor.nbytes for tensor in made.state_dict().values())
         assert result < 0.3 * floats
         # in place the floats go as the result comes; a file's pages count like a copy
-        assert peak < result + 2 * largest + work < 0.9 * floats
+        assert peak < result + largest + work < 0.8 * floats
 
 
 # ---------------------------------------------------------------- files
