@@ -6,6 +6,7 @@
   python3 run.py build [08] [options]    set up once, then rebuild the notebooks from their sources
   python3 run.py site [options]          the course as pages that need no server, in build/site
   python3 run.py pack OUT [options]      everything for a room without a network, in one folder
+  python3 run.py report [08] [options]   what every check tells, and what every notebook costs
   python3 run.py publish                 write the links to the public address into README and docs/
 
 On Windows write `py run.py lab`. Options go on to `minimistral lab`, to pytest and to the builder.
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent
 ENV = Path(os.environ.get("MINIMISTRAL_VENV") or ROOT / ".venv").absolute()
 PYTHON = ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST, NEWEST = (3, 11), (3, 13)
-EXTRAS = {"lab": "course", "test": "test", "build": "test", "site": "course,site", "pack": "course,site", "publish": "course"}
+EXTRAS = {"lab": "course", "test": "test", "build": "test", "report": "test", "site": "course,site", "pack": "course,site", "publish": "course"}
 
 
 class Problem(Exception):
@@ -184,7 +185,7 @@ def command_line(task, options):
     """The arguments for the environment's Python that carry out `task`."""
     if task == "lab":
         return ["-m", "minimistral", "lab"] + options
-    if task in ("build", "site", "pack", "publish"):
+    if task in ("build", "report", "site", "pack", "publish"):
         return ["-m", "minimistral.course." + task] + options
     chapters, rest = split_chapters(options)
     paths = [path for number in chapters for path in chapter_paths(number)]

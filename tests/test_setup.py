@@ -202,6 +202,7 @@ def test_options_go_through(run):
     assert run.command_line("test", ["-n", "4"]) == ["-m", "pytest", "--dist", "loadfile", "-n", "4"]
     assert run.command_line("lab", ["--no-browser"]) == ["-m", "minimistral", "lab", "--no-browser"]
     assert run.command_line("build", ["02"]) == ["-m", "minimistral.course.build", "02"]
+    assert run.command_line("report", ["--quick"]) == ["-m", "minimistral.course.report", "--quick"]
 
 
 def test_status_of_the_command_is_run_pys(run, calls, capsys):

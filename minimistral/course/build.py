@@ -112,7 +112,10 @@ def stale(target: Target) -> str | None:
     """Why a notebook is not what its source and the library say, or None. Runs nothing."""
     if not target.notebook.exists():
         return "not built yet"
-    stored, wanted = nbformat.read(target.notebook, 4), target.read()
+    try:
+        stored, wanted = nbformat.read(target.notebook, 4), target.read()
+    except SourceError as error:
+        return f"its source cannot be read: {error}"
     if [_essence(c) for c in stored.cells] != [_essence(c) for c in wanted.cells]:
         return "its cells are not those of the source and the library"
     if stored.metadata != wanted.metadata:
