@@ -5,10 +5,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import TimeoutError
+from playwright.sync_api import TimeoutError, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 60_000  # milliseconds; a figure takes one second, but other tests run beside this one
+# An empty element stands in a box for each of its widgets that is not drawn yet.
+PLACEHOLDER = ':scope > .lm-Widget:not([class*="widget-"], .jupyter-button)'
 
 
 @cache
@@ -34,8 +36,9 @@ def test_hand_and_keyboard_move_every_control(name, lab, tab):
     lab.open(tab, ROOT / "notebooks" / name, cells=range(places[-1] + 1))
     boxes = (tab.locator(".jp-CodeCell").filter(has_text="explore(")
              .locator(".widget-vbox:has([role=status])"))
-    assert boxes.count() == len(places)
+    expect(boxes).to_have_count(len(places), timeout=SOON)  # the kernel is done before the page is
     for box in boxes.all():
+        expect(box.locator(PLACEHOLDER)).to_have_count(0, timeout=SOON)
         box.scroll_into_view_if_needed()
         assert box.locator("[role=status]").inner_text().strip()
         moved = [move(tab, box, control) for kind, move in KINDS.items()
