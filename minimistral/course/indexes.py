@@ -129,6 +129,9 @@ def glossary_page() -> str:
 def _place(exercise: Exercise) -> str:
     """Where an exercise is, and what it takes, as one line of Markdown."""
     section = section_of(exercise.name, chapter(exercise.chapter), ROOT)
+    if section is None:
+        raise ValueError(f'{exercise.key}: no notebook says check("{exercise.name}", ...); write it, then '
+                         f"python3 run.py build {exercise.chapter:02d}")
     where = "the story" if section.folder == "notebooks" else "the exercises"
     minutes = "minute" if exercise.minutes == 1 else "minutes"
     return (f"{KINDS[exercise.kind]} · {exercise.difficulty} · {exercise.importance} · "
@@ -184,7 +187,8 @@ def _weight(section: Section) -> float:
 
 def sections_table() -> str:
     """Machine seconds and minutes of every core section, as the guide shows them."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))["chapters"]
+    result = json.loads(MEASURED.read_text(encoding="utf-8"))
+    measured, walks = result["chapters"], result["walks"]
     lines = []
     for one in chapters_with_text():
         seconds: dict[str, float] = {}
@@ -206,6 +210,13 @@ def sections_table() -> str:
         lines += [f"| {plain(name)} | {minutes[name]} | {value:.0f} | {f'{waits[name]:.0f}' if waits[name] else ''} |"
                   for name, value in seconds.items() if name in minutes]
         lines += [f"\nThe imports before them: {opening:.0f} s.\n", "</details>\n"]
+    told = []
+    for minutes, row in sorted(walks.items(), key=lambda pair: int(pair[0])):
+        longest = max((s for one in row["chapters"] for _, s in one["waits"]), default=0.0)
+        total = sum(one["seconds"] for one in row["chapters"])
+        told.append(f"{minutes} minutes: {total:.0f} s" + (f", the longest wait {longest:.0f} s" if longest else ", no wait"))
+    lines.append("Each plan was also run in its order, every chapter cold and up to the plan's last section of it; nothing "
+                 f"stopped. The machine worked ({'; '.join(told)}).\n")
     where = next(iter(measured.values()))["provenance"]
     lines.append(f"Seconds of the processor with one thread, one cold run each: {where['processor']}, {where['cores']} "
                  f"cores, torch {where['torch']}, {where['date'][:10]} (`python benchmarks/sections.py`).\n")
