@@ -279,7 +279,8 @@ def bigram_draft(counts, text, count):
 check("bigram_draft", bigram_draft)
 
 # %% [markdown]
-# Then use it: the shipped model writes a tale greedily, and two drafts propose. How many tokens a step? Can you beat both? A
+# Then use it: the shipped model writes a tale greedily, and two drafts propose. (`ch11.Proposing` turns your function into a draft
+# that `speculate` can ask.) How many tokens a step? Can you beat both? A
 # table of pairs and what follows them, look-up first and counts where it finds nothing, fewer proposals where you are unsure: all of
 # them keep the text as it is.
 
