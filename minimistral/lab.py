@@ -140,15 +140,11 @@ def greet(model_name: str = "tales-dense", seed: int | None = None) -> None:
 
 def decoded_stream(tokenizer, ids) -> Iterator[str]:
     """The text of a stream of token ids, piece by piece, characters never cut in two."""
-    seen: list[int] = []
-    shown = 0
-    for token in ids:
-        seen.append(token)
-        text = tokenizer.decode(seen)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[shown:]
-            shown = len(text)
-    yield tokenizer.decode(seen)[shown:]
+    from minimistral.streaming import TextStream
+
+    text = TextStream(tokenizer)
+    yield from map(text.feed, ids)
+    yield text.finish()
 
 
 def open_lab(work: Path, options: list[str]) -> int:

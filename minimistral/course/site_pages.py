@@ -33,7 +33,7 @@ PARTS = (
 GUIDES = (  # a page of docs/ that is not named here comes last
     ("While you learn", ("opening", "glossary", "mistakes")),
     ("For instructors", ("instructors", "exercises", "grading")),
-    ("The project", ("README.md", "CONTRIBUTING.md", "testing", "site", "CHANGELOG.md")),
+    ("The project", ("README.md", "CONTRIBUTING.md", "testing", "report", "site", "CHANGELOG.md")),
 )
 OWN = {"README.md": "Install and use", "CONTRIBUTING.md": "Taking part", "CHANGELOG.md": "What changed"}
 EXTRA = "extra"  # what below it is copied into the site as it is
