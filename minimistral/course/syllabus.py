@@ -152,7 +152,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         11, "gpu_inference", "GPU inference",
         "What limits the speed of a model that writes one token at a time?",
-        ("devices", "fast_model", "engine", "speculative"), 45, 135, (8, 10),
+        ("devices", "fast_model", "engine", "speculative"), 60, 150, (8, 10),
         (Headline(12, "Six times the inference speed of Llama 2 70B."),),
         written=True,
     ),
