@@ -38,7 +38,8 @@ A cell tagged `solution` (`# %% [markdown] tags=["solution"]`) is left out of th
 whose output cannot be compared says why on a line that the learner does not see:
 `# NBVAL_IGNORE_OUTPUT: times differ`. An error on purpose is tagged `raises-exception`. Cells in
 which the learner acts are tagged `predict`, `your-turn`, `try` (change one knob) or `recall`,
-unless they call predict(), check() or bet().
+unless they call predict(), check() or bet(). A cell tagged `slide-skip` makes no slide, prose tagged
+`slide` is shown whole; what else becomes a slide, slides.py says.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ progress()
 # The work on a chapter is always the same: guess, run, be surprised, write the piece, pass the check.
 # Read the story in `notebooks`, then go to `exercises`; `solutions` is for afterwards.
 
-# %%
+# %% tags=["slide-skip"]
 ch00.course_map()
 
 # %% [markdown]
