@@ -779,7 +779,9 @@ assert mm.describe_device("cpu")["dtype"] == "float32"
 # ## Further: joint products
 #
 # Query, key and value of a token are products of the same input. One below the other they are one matrix, one start instead of
-# three. And on a CPU a product of a single row goes to one core only; cut into parts it goes to all.
+# three. And on a CPU a product of a single row goes to one core only; cut into parts it goes to all. Many rows go to oneDNN, the
+# second of the two libraries in PyTorch that multiply float32 matrices: on AMD's processors it computes more numbers at once than
+# the first, which PyTorch would take.
 
 # %%
 # minimistral/fast_model.py
