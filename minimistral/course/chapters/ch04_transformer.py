@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from minimistral.model import Transformer
 
 from ..figures import BLACK, BLUE, GREEN, HATCHES, ORANGE, PINK, new_figure
 from ..ladder import Ladder, Standard, ladder
+from ..results import RESULTS, read_result
 from .ch02_attention import shown
 
 # ---------------------------------------------------------------- the ladder's row
@@ -32,7 +31,7 @@ def small_transformer(vocab_size: int | None = None) -> Transformer:
 
 # ---------------------------------------------------------------- parts taken out
 
-RESULT = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "ablations.json"
+RESULT = RESULTS / "ablations.json"
 ABLATION_RUN = Standard(batch_size=8)  # tales, tokenizer and judgement as on the ladder
 
 
@@ -160,7 +159,7 @@ def measure_variant(name: str, seed: int, standard: Standard = ABLATION_RUN) -> 
 
 def recorded_ablations() -> dict:
     """The recorded result of benchmarks/ablations.py, with its provenance."""
-    return json.loads(RESULT.read_text(encoding="utf-8"))
+    return read_result(RESULT)
 
 
 def ablation_picture(result: dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,13 +29,14 @@ from minimistral.train import (
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, lines_chart, new_figure
 from ..ladder import ladder
+from ..results import RESULTS, read_result
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
 
 def recorded(name: str) -> dict:
     """A recorded measurement that travels with the package, with its provenance."""
-    return json.loads((ASSETS / f"{name}.json").read_text(encoding="utf-8"))
+    return read_result(ASSETS / f"{name}.json")
 
 
 # ---------------------------------------------------------------- models
@@ -393,14 +393,14 @@ def cleaning_picture(title: str):
     return figure
 
 
-SHAKESPEARE = Path(__file__).parents[3] / "benchmarks" / "results" / "shakespeare.json"
+SHAKESPEARE = RESULTS / "shakespeare.json"
 
 
 def shakespeare_record() -> str:
     """The record on tiny Shakespeare as a table of text, where one is kept; else ""."""
     if not SHAKESPEARE.exists():
         return ""
-    record = json.loads(SHAKESPEARE.read_text(encoding="utf-8"))
+    record = read_result(SHAKESPEARE)
     lines = [f"{'nats per character':32} {'median':>7} {'lowest':>7} {'highest':>7} {'runs':>4} {'seconds':>7}"]
     for name in record["names"]:
         runs = [run for run in record["runs"] if run["name"] == name]

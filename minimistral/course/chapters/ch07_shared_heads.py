@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,12 @@ import minimistral as mm
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, PINK, new_figure
 from ..ladder import ladder
+from ..results import RESULTS, read_result
 from ..timing import best_seconds  # noqa: F401 (the notebooks take it from here)
 
 nats_per_byte = ladder.nats_per_byte
 
-RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "shared_heads.json"
+RECORDED = RESULTS / "shared_heads.json"
 KIB, GIB = 2**10, 2**30
 
 
@@ -37,11 +37,10 @@ def ladder_model(n_kv_heads: int, hidden_dim: int = 192, seed: int = 0) -> mm.Tr
     return mm.Transformer(ladder_config(n_kv_heads, hidden_dim))
 
 
-def recorded_runs(steps: int, path: Path = RECORDED) -> dict[str, list[float]]:
+def recorded_runs(steps: int) -> dict[str, list[float]]:
     """Name of a model -> its loss for each seed, as benchmarks/shared_heads.py measured them."""
-    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     found: dict[str, list[float]] = {}
-    for run in runs:
+    for run in read_result(RECORDED)["runs"]:
         if run["steps"] == steps:
             found.setdefault(run["model"], []).append(run["nats_per_byte"])
     return found

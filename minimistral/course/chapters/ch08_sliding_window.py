@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +17,13 @@ from minimistral.tales import parse_tale
 
 from ..figures import BLACK, BLUE, ORANGE, lines_chart, new_figure
 from ..ladder import ladder
+from ..results import RESULTS, read_result
 from ..timing import best_seconds, one_thread  # noqa: F401 (the notebooks take it from here)
 
 nats_per_byte = ladder.nats_per_byte
 
 GREY = "#767676"
 
-RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 SPEED, RUNGS = RESULTS / "window.json", RESULTS / "window_ladder.json"
 
 
@@ -303,15 +301,15 @@ def milliseconds_per_token(model: mm.Transformer, places: Sequence[int], rounds:
     return samples
 
 
-def recorded_speed(path: Path = SPEED) -> dict:
+def recorded_speed() -> dict:
     """What benchmarks/window.py measured."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_result(SPEED)
 
 
-def recorded_rungs(path: Path = RUNGS) -> dict[tuple[int | None, int], list[float]]:
+def recorded_rungs() -> dict[tuple[int | None, int], list[float]]:
     """(window, steps) -> loss for each seed, as benchmarks/window_ladder.py measured them."""
     found: dict[tuple[int | None, int], list[float]] = {}
-    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+    for run in read_result(RUNGS)["runs"]:
         found.setdefault((run["window"], run["steps"]), []).append(run["nats_per_byte"])
     return found
 

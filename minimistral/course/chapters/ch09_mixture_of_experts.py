@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +14,13 @@ from minimistral.train import TrainConfig, validation_rows
 from ..figures import BLACK, BLUE, GREEN, HATCHES, MARKERS, ORANGE, PINK, new_figure
 from ..ladder import ladder
 from ..pieces import swap
+from ..results import RESULTS, read_result
 from ..timing import best_seconds  # noqa: F401 (the notebooks take it from here)
 from .ch02_attention import lines_of, pieces, shown
 
 nats_per_byte = ladder.nats_per_byte
 
-RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "mixture.json"
+RECORDED = RESULTS / "mixture.json"
 GREY = "#767676"
 
 # ---------------------------------------------------------------- the models of this chapter
@@ -151,9 +150,9 @@ def expected_distinct(n_experts: int, k: int, batch: int) -> float:
 # ---------------------------------------------------------------- recorded measurements
 
 
-def recorded(part: str, path: Path = RECORDED) -> list[dict]:
+def recorded(part: str) -> list[dict]:
     """The runs of one part of benchmarks/mixture.py; empty if it was never run."""
-    return json.loads(path.read_text(encoding="utf-8"))[part] if path.exists() else []
+    return read_result(RECORDED)[part] if RECORDED.exists() else []
 
 
 def recorded_losses(steps: int) -> dict[str, list[float]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +13,11 @@ from minimistral.quantize import dequantize, quantize
 
 from ..figures import BLACK, BLUE, GREEN, HATCHES, ORANGE, PINK, new_figure
 from ..ladder import ladder
+from ..results import RESULTS, read_result
 
 nats_per_byte = ladder.nats_per_byte
 
-RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "quantization.json"
+RECORDED = RESULTS / "quantization.json"
 GREY = "#767676"
 
 # ---------------------------------------------------------------- measuring
@@ -48,9 +47,9 @@ def relative_error(weight: Tensor, bits: int, group: int | None = None) -> float
     return ((again - weight).norm() / weight.norm()).item()
 
 
-def recorded(path: Path = RECORDED) -> dict:
+def recorded() -> dict:
     """What benchmarks/quantization.py measured."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_result(RECORDED)
 
 
 # ---------------------------------------------------------------- pictures
