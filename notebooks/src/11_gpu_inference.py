@@ -329,6 +329,8 @@ print("half of the predictions are within a factor of 8:", within < 8)
 longer = found["dense"][-1] / found["dense"][0]
 assert all(r[-1] > 1.5 * r[0] for r in rates.values()) and within < 8
 assert device.type != "cpu" or longer > 1.2
+awake = [ch11.started(steps["2 of 8 experts", B])["mm"] for B in (1, 64)]
+assert awake[1] > 2 * awake[0]                            # more experts, more products
 reveal("batch", "B", "The weights are read once, but on one core arithmetic soon "
        "takes longer than that. A GPU would answer with A.")
 
