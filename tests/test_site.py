@@ -15,6 +15,7 @@ from minimistral.course.site_pages import Edition
 from minimistral.course.syllabus import chapter
 
 pytest.importorskip("myst_nb")
+pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx API:Warning")  # MyST's own
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = (0, 8)
@@ -115,6 +116,20 @@ def test_an_edition_without_solutions(tmp_path):
     assert STORY in names and not [name for name in names if name.startswith("solutions")]
     text = "".join((tmp_path / n).read_text("utf-8") for n in names if n.endswith((".md", ".ipynb")))
     assert not re.search(r"\]\([^)]*solutions/", text)
+
+
+def test_what_an_earlier_site_had_goes_and_another_folder_is_left_alone(tmp_path):
+    out, source = tmp_path / "site", tmp_path / "site-source"
+    for name in ("site/index.html", "site/search.html", "site/notebooks/a.html", "site/solutions/a.html", "site/figures/1.png",
+                 "site/figures/2.png", "site/_static/b.html", "site-source/index.md", "site-source/notebooks/a.ipynb",
+                 "site-source/extra/figures/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="something else"):
+        site.build(out)
+    site.remove_old(out, source)
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
+    assert left == {"index.html", "search.html", "notebooks/a.html", "figures/1.png", "_static/b.html"}
 
 
 def test_sources_that_stay_the_same_are_not_written_again_and_old_ones_go(tmp_path):

@@ -23,23 +23,38 @@ from minimistral.course.site_pages import EXTRA, Edition, write_sources
 from minimistral.course.site_search import write_search_text
 from minimistral.course.syllabus import CHAPTERS
 
+MARK = ".buildinfo"  # Sphinx's own file in what it built
+
 
 def build(out: Path, numbers: list[int] = (), solutions: bool = True, root: Path = ROOT) -> int:
-    """Make the site in ``out``, its intermediate files beside it; returns Sphinx's status.
+    """Make the site in ``out``, what Sphinx reads beside it; returns Sphinx's status.
 
     A warning counts as an error: it is a link that leads nowhere, or a page that nobody reaches.
+    Raises ValueError if ``out`` holds something else than a site.
     """
     from sphinx.cmd.build import build_main
 
-    source = out.with_name(f"{out.name}-source")
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise ValueError(f"{out} holds something else than a web edition: name an empty or a new folder")
+    between = out.with_name(f".{out.name}-sphinx")
+    source, doctrees = between / "source", between / "doctrees"
     chosen = tuple(c for c in CHAPTERS if c.number in numbers) if numbers else CHAPTERS
     write_sources(Edition(root, source, chosen, solutions))
-    doctrees = out.with_name(f"{out.name}-doctrees")
     options = ["-b", "html", "-q", "-j", "2", "-W", "--keep-going", "-c", root / "docs/site", "-d", doctrees,
                "-D", f"html_extra_path={source / EXTRA}"]
     status = build_main([str(one) for one in [*options, source, out]])
+    remove_old(out, source)
     write_search_text(out)
     return status
+
+
+def remove_old(out: Path, source: Path) -> None:
+    """Remove pages and figures of an earlier site that this one has not, such as the solutions."""
+    written = {path.relative_to(source).with_suffix(".html").as_posix() for path in source.rglob("*.*")}
+    figures = {path.name for path in source.glob(f"{EXTRA}/figures/*")}
+    old = [out / page for page in pages(out) if page not in written | {"search.html"}]
+    for path in [*old, *(path for path in out.glob("figures/*") if path.name not in figures)]:
+        path.unlink()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start = time.monotonic()
     out = options.out.absolute()
-    status = build(out, options.chapters, not options.without_solutions)
+    try:
+        status = build(out, options.chapters, not options.without_solutions)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     print(f"{out / 'index.html'}: {len(pages(out))} pages, {size:.1f} MB, "
           f"{time.monotonic() - start:.0f} seconds", flush=True)
