@@ -102,6 +102,16 @@ def test_a_lock_left_by_a_crash_is_taken_over(chapter_99):
     assert (chapter_99 / "progress.json").exists()
 
 
+def test_a_copy_of_the_course_has_one_work_folder_for_all_its_notebooks(tmp_path, monkeypatch):
+    monkeypatch.delenv("MINIMISTRAL_TESTING", raising=False)
+    monkeypatch.delenv("MINIMISTRAL_WORK", raising=False)
+    for folder in ("notebooks", "exercises"):
+        (tmp_path / "fetched" / folder).mkdir(parents=True)
+    for folder in ("notebooks", "exercises"):
+        monkeypatch.chdir(tmp_path / "fetched" / folder)
+        assert progress_module.work_folder() == tmp_path / "fetched" / "work"
+
+
 def test_the_nearest_work_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.delenv("MINIMISTRAL_TESTING", raising=False)
     monkeypatch.delenv("MINIMISTRAL_WORK", raising=False)

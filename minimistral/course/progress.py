@@ -30,7 +30,8 @@ def work_folder() -> Path:
 
     Under ``MINIMISTRAL_TESTING=1`` a temporary folder of this process, so that no automated run
     depends on an earlier one; else ``MINIMISTRAL_WORK`` if it is set; else the nearest course
-    folder called "work", upwards from here; else ./work.
+    folder called "work", upwards from here, or the place for one in a copy of the course (on a
+    hub the notebooks are opened where they were fetched to); else ./work.
     """
     if os.environ.get("MINIMISTRAL_TESTING") == "1":
         return _temporary_folder()
@@ -40,7 +41,7 @@ def work_folder() -> Path:
     for folder in (here, *here.parents):
         if folder.name == "work" and _is_ours(folder):
             return folder
-        if _is_ours(folder / "work"):
+        if _is_ours(folder / "work") or all((folder / name).is_dir() for name in ("notebooks", "exercises")):
             return folder / "work"
     return here / "work"
 
