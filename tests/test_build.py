@@ -132,6 +132,8 @@ def test_what_was_touched_is_stale(trial, tmp_path):
     source = solution.source.read_text(encoding="utf-8")
     solution.source.write_text(source.replace("12.5", "12.6"), encoding="utf-8")
     assert build.stale(solution) and build.stale(exercise) is None
+    solution.source.write_text(f'{source}\n\n# %%\ncheck("no_such_name", 1)\n', encoding="utf-8")
+    assert "no exercise is called" in build.stale(solution), "said, and the others are looked at, too"
     notebook = nbformat.read(story.notebook, 4)
     notebook.cells[0].source += "\nA hand was here."
     build.write(notebook, story.notebook)

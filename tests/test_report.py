@@ -113,6 +113,18 @@ def test_the_page_is_made_from_the_record():
     assert made == report_page.markdown(RECORD), "make it with: python3 run.py report --pages"
 
 
+def test_new_rows_replace_old_ones_and_the_seconds_of_a_notebook_stay():
+    name, key = "notebooks/02_attention.ipynb", "ch02.attend"
+    old = {**copy.deepcopy(RECORD), "runs": {"then": {}, "long ago": {}}}
+    old["notebooks"][name] |= {"seconds": 7.5, "run": "then"}
+    new = {"runs": {"now": {}}, "exercises": {key: {**RECORD["exercises"][key], "seconds": 1, "run": "now"}},
+           "notebooks": {name: {**report.stored(report.ROOT / name), "chapter": 2}}}
+    made = report.merged(old, new)
+    assert made["exercises"][key]["seconds"] == 1 and made["notebooks"][name]["seconds"] == 7.5
+    assert set(made["runs"]) == {"then", "now"}, "what no row names any more is dropped"
+    assert list(made["exercises"]) == [e.key for e in all_exercises() if e.key in RECORD["exercises"]]
+
+
 # ---------------------------------------------------------------- what falls short
 
 

@@ -122,36 +122,47 @@ def peak_megabytes(pid: int) -> int | None:
 # ---------------------------------------------------------------- the record
 
 
-def gather(chapters: list[int], parts: list[str], command: str, old: dict) -> dict:
-    """The record with the rows of some chapters, or of all, made anew."""
+RUN = ("seconds", "cells_seconds", "slowest_cell_seconds", "peak_megabytes", "run")
+
+
+def gather(chapters: list[int], parts: list[str], command: str) -> dict:
+    """The rows of some chapters, or of all, made anew."""
     chosen = {e.key: e for e in all_exercises() if not chapters or e.chapter in chapters}
     targets = [t for t in build.targets() if not chapters or int(t.notebook.name[:2]) in chapters]
     told = provenance(command, threads=1)
-    rows = old.get("exercises", {})
+    made: dict = {"runs": {told["date"]: told}, "exercises": {}, "notebooks": {}}
     with ProcessPoolExecutor(max_workers=2) as pool:
         for key, row in zip(chosen, pool.map(exercise_row, chosen)) if "exercises" in parts else ():
-            rows[key] = row | {"run": told["date"]}
+            made["exercises"][key] = row | {"run": told["date"]}
             print(f"{key}: {row['diagnosed']} of {row['misconceptions']} told with their message, "
                   f"{row['mutants_refused']} of {row['mutants']} mutants refused", flush=True)
-        notebooks = old.get("notebooks", {})
         new = pool.map(measured, targets) if "notebooks" in parts else [{}] * len(targets)
         for target, run in zip(targets, new):
-            before = {k: v for k, v in notebooks.get(target.name, {}).items() if k in RUN}
-            run = run | {"run": told["date"]} if run else before
-            notebooks[target.name] = {"chapter": int(target.notebook.name[:2]), **stored(target.notebook), **run}
-            print(f"{target.name}: {run.get('seconds', 'not run')} s, {run.get('peak_megabytes')} MB", flush=True)
-    keys = [e.key for e in all_exercises()]
-    names = sorted(t.name for t in build.targets())
+            row = {"chapter": int(target.notebook.name[:2]), **stored(target.notebook), **run}
+            made["notebooks"][target.name] = row | ({"run": told["date"]} if run else {})
+            if run:
+                print(f"{target.name}: {run['seconds']} s, {run['peak_megabytes']} MB", flush=True)
+    return made
+
+
+def merged(old: dict, new: dict) -> dict:
+    """The record with new rows. Of a notebook that was not run the old seconds stay."""
+    exercises = {**old.get("exercises", {}), **new["exercises"]}
+    notebooks = dict(old.get("notebooks", {}))
+    for name, row in new["notebooks"].items():
+        notebooks[name] = {k: v for k, v in notebooks.get(name, {}).items() if k in RUN} | row
+    keys, names = [e.key for e in all_exercises()], sorted(t.name for t in build.targets())
     record = {
-        "exercises": {key: rows[key] for key in keys if key in rows},
+        "exercises": {key: exercises[key] for key in keys if key in exercises},
         "notebooks": {name: notebooks[name] for name in names if name in notebooks},
     }
     used = {row.get("run") for part in record.values() for row in part.values()}
-    runs = {**old.get("runs", {}), told["date"]: told}
+    runs = {**old.get("runs", {}), **new["runs"]}
     return {"runs": {date: run for date, run in sorted(runs.items()) if date in used}, **record}
 
 
-RUN = ("seconds", "cells_seconds", "slowest_cell_seconds", "peak_megabytes", "run")
+def read_record() -> dict:
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,12 +176,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     chapters = [int(word) for word in options.words if word.isdigit()]
     out = next((Path(word) for word in options.words if not word.isdigit()), ROOT / "build")
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     parts = ["exercises", "notebooks"] if options.parts is None else options.parts
     if parts:
         told = " ".join(["python3 run.py report", *(sys.argv[1:] if arguments is None else arguments)])
-        record = gather(chapters, parts, told, record)
+        rows = gather(chapters, parts, told)
+        record = merged(read_record(), rows)  # read late: another run may have written meanwhile
         write_atomically(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    record = read_record()
     write_atomically(PAGE, report_page.markdown(record))
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "report.html", report_page.html(record))
