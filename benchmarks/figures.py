@@ -37,7 +37,7 @@ AGAINST = [
 ]
 TRAINING = [("Training, S, 8 x 256, float32", "S-float32"),
             ("Training, S, 8 x 256, bfloat16 products", "S-bfloat16"),
-            ("Training, X, 4 x 256, float32", "X-float32")]
+            ("Training, X, 4 x 256, float32, not compiled", "X-float32")]
 
 
 def load(name: str) -> dict:

@@ -1,8 +1,9 @@
 """Float32 products on the CPU by oneDNN: plumbing of fast_model.py and train_run.py.
 
-Of the two libraries in PyTorch that multiply float32 matrices, the one it takes by itself
-uses half the width of an AMD processor's vectors; oneDNN uses all of it. PyTorch calls that
-for other number formats and has it for float32, too, but under no public name.
+Of the two libraries in PyTorch that multiply float32 matrices, the one it takes by itself is
+less than half as fast as oneDNN on AMD's processors with AVX-512, whose vectors it does not
+use whole. PyTorch calls oneDNN for other number formats and has it for float32, too, but under
+no public name. A few rows gain nothing: their time is that of reading the weights.
 """
 
 import contextlib
