@@ -18,7 +18,7 @@ from .grade import CRASHED, LIMIT, NO_CHECK, NOT_HANDED_IN, NOT_WRITTEN, NOT_YET
 from .progress import write_atomically
 from .syllabus import chapter
 
-SIGNS = {PASSED: "✓", NOT_YET: "✗", NOT_WRITTEN: "○", CRASHED: "!", LIMIT: "⏱", UNREADABLE: "?",
+SIGNS = {PASSED: "✓", NOT_YET: "✗", NOT_WRITTEN: "○", CRASHED: "!", LIMIT: "■", UNREADABLE: "?",
          NO_CHECK: "?", NOT_HANDED_IN: "–"}
 CLASSES = {PASSED: "good", NOT_YET: "bad", CRASHED: "stop", LIMIT: "stop", UNREADABLE: "stop",
            NO_CHECK: "wait", NOT_WRITTEN: "wait", NOT_HANDED_IN: "none"}
@@ -154,7 +154,7 @@ details dt { font-weight:600; overflow-wrap:anywhere; } details dd { margin:0; o
 
 
 def page(report: Report) -> str:
-    """The overview: who passed what, which mistakes the class makes, which limits held."""
+    """The overview: who passed what, which mistakes the class makes, which limits there were."""
     esc = html.escape
     chapters = sorted({e.chapter for e in report.exercises})
     names = ", ".join(f"{n} {chapter(n).title}" for n in chapters)
@@ -260,7 +260,7 @@ def _limits(report: Report) -> str:
         for what, holds, how in report.fences
     )
     return (
-        '<h2 id="limits">The limits that held</h2>\n<p>Every notebook ran on a copy, in processes of its own. '
+        '<h2 id="limits">Limits</h2>\n<p>Every notebook ran on a copy, in processes of its own. '
         "This guards against mistakes and mischief. It is no security sandbox: grade work of people you do not "
         "trust on a machine that holds nothing else.</p>"
         f"<details open><summary>Limits for one notebook</summary><dl>{lines}</dl></details>"
