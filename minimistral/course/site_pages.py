@@ -32,7 +32,7 @@ PARTS = (
 )
 GUIDES = (  # a page of docs/ that is not named here comes last
     ("While you learn", ("opening", "glossary", "mistakes")),
-    ("For instructors", ("instructors", "exercises", "grading")),
+    ("For instructors", ("instructors", "exercises", "grading", "hub")),
     ("The project", ("README.md", "CONTRIBUTING.md", "testing", "report", "site", "CHANGELOG.md")),
 )
 OWN = {"README.md": "Install and use", "CONTRIBUTING.md": "Taking part", "CHANGELOG.md": "What changed"}
