@@ -12,6 +12,7 @@ the guides in docs/, README and CONTRIBUTING. Settings, style and templates are 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -42,7 +43,11 @@ def build(out: Path, numbers: list[int] = (), solutions: bool = True, root: Path
     write_sources(Edition(root, source, chosen, solutions))
     options = ["-b", "html", "-q", "-j", "2", "-W", "--keep-going", "-c", root / "docs/site", "-d", doctrees,
                "-D", f"html_extra_path={source / EXTRA}"]
+    copies = out.with_name("jupyter_execute")  # where MyST-NB puts the notebooks again, which nobody needs
+    theirs = copies.exists()
     status = build_main([str(one) for one in [*options, source, out]])
+    if copies.exists() and not theirs:
+        shutil.rmtree(copies)
     remove_old(out, source)
     write_search_text(out)
     return status
