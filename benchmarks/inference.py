@@ -48,7 +48,6 @@ CONFIGS = {
     "X": ModelConfig(512, 8, 8, 2, 64, 1024, 8192, sliding_window=512, moe=MoEConfig(8, 2)),
     "tiny": ModelConfig(32, 2, 4, 2, 8, 48, 96, sliding_window=16),
 }
-OTHERS = ("litgpt", "llama_cpp")
 
 
 def lively(config: ModelConfig, dtype=torch.float32) -> Transformer:
@@ -430,9 +429,8 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.out.exists():
             found = json.loads(chosen.out.read_text(encoding="utf-8"))
         found["rows"][name] = row
-        found["not_measured"] = {
-            other: "not installed here" for other in OTHERS
-            if importlib.util.find_spec(other) is None} | {"GPU": "see benchmarks/gpu.py"}
+        found["not_measured"] = {"litgpt, llama.cpp": "see benchmarks/others.py",
+                                 "GPU": "see benchmarks/gpu.py"}
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         chosen.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8", newline="\n")
         said = row.get("times_faster_than_transformers") or row.get("median") or {
