@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urljoin, urlparse
 
 import nbformat
@@ -52,16 +53,13 @@ for name, options in (("tales", {{"n_tales": 20, "val_tales": 20}}), ("python", 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Every Python that is started inside refuses other machines."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HOOK), before]))
-    try:
+    """Every Python that is started inside refuses other machines.
+
+    It also keeps to one thread: on a machine that is busy, threads wait for each other for minutes.
+    """
+    path = os.pathsep.join(filter(None, [str(HOOK), os.environ.get("PYTHONPATH")]))
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
         yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def models_and_corpora() -> Iterator[Finding]:
