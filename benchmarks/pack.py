@@ -28,7 +28,7 @@ CHAPTER = """
 from pathlib import Path
 from minimistral.course.check_notebooks import run_notebook
 done = run_notebook(Path("work/notebooks/02_attention.ipynb"), 900)
-raise SystemExit(done.broken or "; ".join(done.errors))
+raise SystemExit(done.broken or "; ".join(done.errors) or 0)
 """
 
 
@@ -71,7 +71,7 @@ def paragraph() -> str:
     return (f"Measured (`benchmarks/pack.py`, {known['date'][:10]}): a pack for Linux and Python {known['python'][:4]}, with "
             f"PyTorch's build for the CPU, has {size['pack']:.0f} MB, of which {size['wheels']:.0f} are packages; "
             f"installed, the course takes {size['installed'] / 1000:.1f} GB. With the network cut off, installing took "
-            f"{seconds['installing'] / 60:.1f} minutes, `doctor --offline` {seconds['doctor --offline'] / 60:.1f}, and "
+            f"{seconds['installing']:.0f} seconds, `doctor --offline` {seconds['doctor --offline']:.0f}, and "
             f"chapter 2 ran to its end, on {known['cores']} cores.")
 
 

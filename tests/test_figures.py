@@ -14,7 +14,7 @@ def script(name: str):
 
 
 figures, picture = script("figures"), script("picture")
-first_text, memory = script("first_text"), script("memory")
+first_text, memory, pack = script("first_text"), script("memory"), script("pack")
 
 
 def test_the_picture_of_the_course_shows_the_recorded_ladder():
@@ -60,3 +60,8 @@ def test_the_page_for_hubs_says_what_a_learner_needs():
 def test_the_limit_for_a_learner_leaves_a_fifth():
     rows = {"a": {"peak": 300}, "b": {"peak": 1600}}
     assert memory.limit(100, rows) == 2 and memory.limit(140, rows) == 3
+
+
+def test_the_page_about_opening_says_what_a_pack_takes():
+    page = pack.PAGE.read_text(encoding="utf-8")
+    assert f"<!-- pack -->\n{pack.paragraph()}\n<!-- /pack -->" in page, "run: python benchmarks/pack.py --only-page"
