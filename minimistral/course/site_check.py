@@ -87,6 +87,7 @@ def pages(site: Path) -> list[str]:
 
 def problems(site: Path) -> list[str]:
     """Everything that is wrong with a site's files."""
+    site = site.resolve()
     read = {name: Reading((site / name).read_text(encoding="utf-8")) for name in pages(site)}
     found = []
     for name, page in read.items():
@@ -115,11 +116,11 @@ def _link_problem(site: Path, read: dict[str, Reading], page: str, link: str) ->
     if parts.scheme or parts.netloc:
         return None  # a page elsewhere: nothing here can tell
     target = (site / page).parent.joinpath(unquote(parts.path)).resolve() if parts.path else site / page
-    if not target.is_file() or not target.is_relative_to(site.resolve()):
+    if not target.is_file() or not target.is_relative_to(site):
         return f"a link leads nowhere: {link}"
     if target.suffix != ".html":
         return None
-    there = read[target.relative_to(site.resolve() if parts.path else site).as_posix()]
+    there = read[target.relative_to(site).as_posix()]
     if parts.fragment and unquote(parts.fragment) not in there.ids:
         return f"a link leads to a place that is not there: {link}"
     return None
