@@ -69,7 +69,8 @@ def exercise_row(key: str) -> dict:
         "stub": stub, "seconds": round(seconds, 2), "problems": verify(exercise),
     }
     if exercise.kind not in TYPED:
-        row["one_check_seconds"] = round(sum(o.run.seconds for o in outcomes_of(exercise, exercise.reference)), 3)
+        took = sum(o.run.seconds for o in outcomes_of(exercise, exercise.reference))
+        row["one_check_seconds"] = round(took, 3)
     return row | mutants_of(exercise)
 
 
@@ -103,7 +104,8 @@ def measured(target: build.Target) -> dict:
     """Run a notebook as the build does: seconds, the slowest cell, the kernel's peak memory."""
     peak = []
     began = time.monotonic()
-    seconds = build.run(target.read(), target.notebook.parent, after_cell=lambda pid: peak.append(peak_megabytes(pid)))
+    seconds = build.run(target.read(), target.notebook.parent,
+                        after_cell=lambda pid: peak.append(peak_megabytes(pid)))
     return {
         "seconds": round(time.monotonic() - began, 1), "cells_seconds": round(sum(seconds), 1),
         "slowest_cell_seconds": round(max(seconds), 1), "peak_megabytes": peak[-1],
@@ -125,11 +127,11 @@ def peak_megabytes(pid: int) -> int | None:
 RUN = ("seconds", "cells_seconds", "slowest_cell_seconds", "peak_megabytes", "run")
 
 
-def gather(chapters: list[int], parts: list[str], command: str) -> dict:
+def gather(chapters: list[int], parts: list[str], command: str, note: str | None) -> dict:
     """The rows of some chapters, or of all, made anew."""
     chosen = {e.key: e for e in all_exercises() if not chapters or e.chapter in chapters}
     targets = [t for t in build.targets() if not chapters or int(t.notebook.name[:2]) in chapters]
-    told = provenance(command, threads=1)
+    told = provenance(command, threads=1, note=note)
     made: dict = {"runs": {told["date"]: told}, "exercises": {}, "notebooks": {}}
     with ProcessPoolExecutor(max_workers=2) as pool:
         for key, row in zip(chosen, pool.map(exercise_row, chosen)) if "exercises" in parts else ():
@@ -168,18 +170,20 @@ def read_record() -> dict:
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 where something falls short."""
     parser = argparse.ArgumentParser(prog="run.py report", description="Make the mutation report.")
-    parser.add_argument("words", nargs="*", metavar="NN | OUT", help="chapters (default: all), and a folder for report.html (default: build)")
+    parser.add_argument("words", nargs="*", metavar="NN | OUT",
+                        help="chapters (default: all), and a folder for report.html (default: build)")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--quick", dest="parts", action="store_const", const=["exercises"], help="run no notebook")
     only.add_argument("--notebooks", dest="parts", action="store_const", const=["notebooks"], help="judge no exercise")
     only.add_argument("--pages", dest="parts", action="store_const", const=[], help="measure nothing")
+    parser.add_argument("--note", help="what a reader must know about this run")
     options = parser.parse_intermixed_args(arguments)
     chapters = [int(word) for word in options.words if word.isdigit()]
     out = next((Path(word) for word in options.words if not word.isdigit()), ROOT / "build")
     parts = ["exercises", "notebooks"] if options.parts is None else options.parts
     if parts:
         told = " ".join(["python3 run.py report", *(sys.argv[1:] if arguments is None else arguments)])
-        rows = gather(chapters, parts, told)
+        rows = gather(chapters, parts, told, options.note)
         record = merged(read_record(), rows)  # read late: another run may have written meanwhile
         write_atomically(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     record = read_record()

@@ -129,7 +129,8 @@ def notebook_table(record: dict) -> Table:
         "Notebooks",
         "Compared: cells whose stored output a test run must give again. Memory: the most that the kernel has "
         "had resident. Seconds: with the kernel's start.",
-        ["Notebook", "Code cells", "Compared", "Not compared", "Share", "Seconds", "Slowest cell s", "Memory MB", "File kB"],
+        ["Notebook", "Code cells", "Compared", "Not compared", "Share", "Seconds", "Slowest cell s",
+         "Memory MB", "File kB"],
     )
     for name, row in record["notebooks"].items():
         bad = BELOW if notebook_shortfalls(name, row) else ""
@@ -161,7 +162,8 @@ def survivors_table(record: dict) -> Table:
 
 
 def tables(record: dict) -> list[Table]:
-    return [totals(record), exercise_table(record), notebook_table(record), reasons_table(record), survivors_table(record)]
+    return [totals(record), exercise_table(record), notebook_table(record), reasons_table(record),
+            survivors_table(record)]
 
 
 INTRODUCTION = (
@@ -176,11 +178,12 @@ def runs(record: dict) -> list[str]:
     """What ran where, a sentence for each run; the numbers of its rows stand in front."""
     told = []
     for date, run in record["runs"].items():
-        counts = {kind: sum(row.get("run") == date for row in record[kind].values()) for kind in ("exercises", "notebooks")}
+        counts = {kind: sum(row.get("run") == date for row in record[kind].values())
+                  for kind in ("exercises", "notebooks")}
         told.append(
             f"{' and '.join(f'{n} {kind}' for kind, n in counts.items() if n)}: `{run['command']}`, {date[:10]}, "
             f"{run['processor']}, {run['cores']} cores (load {run['load_average'][0]:.1f}), {run['system']}, "
-            f"Python {run['python']}, torch {run['torch']}."
+            f"Python {run['python']}, torch {run['torch']}" + (f"; {run['note']}." if run.get("note") else ".")
         )
     return told
 
