@@ -25,7 +25,7 @@ from pathlib import Path
 from threading import Lock
 
 from . import grade_fence
-from .exercises import Exercise, find_exercise
+from .exercises import Exercise, all_exercises, find_exercise
 from .grade_collect import Notebook, Student, asked, read_folder
 from .grade_fence import Available, Ending, Limits, available, watch
 
@@ -350,7 +350,8 @@ class _Judge:
     """Asks the judging process, one question at a time; a new one takes over if it fails."""
 
     def __init__(self):
-        self.lock, self.process, self.line = Lock(), None, None
+        self.lock = Lock()
+        self._start()
 
     def ask(self, folder: Path, keys: list[str]) -> dict[str, list[str]]:
         """[status, message, misconception, limit] for each exercise of which something came back."""
@@ -364,6 +365,10 @@ class _Judge:
         try:
             if self.process is None:
                 self._start()
+            if not self.ready:
+                if not self.line.poll(grade_fence.START):
+                    raise EOFError("it does not start")
+                self.ready = bool(self.line.recv_bytes())
             self.line.send_bytes(json.dumps([str(folder), key]).encode())
             if self.line.poll(JUDGING_SECONDS):
                 return json.loads(self.line.recv_bytes())
@@ -374,7 +379,7 @@ class _Judge:
         return {key: [CRASHED, told, "", ""]}
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context, self.ready = multiprocessing.get_context("spawn"), False
         self.line, other = context.Pipe()
         self.process = context.Process(target=_judging, args=(other,), daemon=True)
         self.process.start()
@@ -396,6 +401,8 @@ def _judging(line) -> None:
     from .grade_outputs import Unreadable, take_over
 
     torch.set_num_threads(1)
+    all_exercises()
+    line.send_bytes(b"ready")  # the first question's time does not pay for the start
     run = cache(checks.outcomes_of)
     statuses = {checks.PASS: PASSED, checks.TRY_AGAIN: NOT_YET, checks.NOT_WRITTEN: NOT_WRITTEN,
                 checks.NOT_ANSWERED: NOT_WRITTEN}

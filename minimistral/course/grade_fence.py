@@ -26,6 +26,7 @@ import psutil
 
 stop = threading.Event()  # set: whatever is watched ends now
 PAUSE = 0.1  # seconds between two looks
+LONGEST_LOOK = 1.0  # what is longer was a pause of the machine
 START = 120  # seconds that Python may take before the first cell
 MB = 2**20
 
@@ -209,6 +210,7 @@ def watch(
     """Run a command to its end, or to a limit, and end everything that it has started.
 
     The time counts from when the file ``ready`` is there: Python's own start is not the learner's.
+    Nor is a pause in which nothing ran at all, as when a laptop sleeps.
     """
     options = {"start_new_session": True} if os.name == "posix" else {
         "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -216,7 +218,8 @@ def watch(
         command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )
-    ending, began, late = Ending(), time.monotonic(), time.monotonic() + START
+    ending, looked = Ending(), time.monotonic()
+    late = looked + START
     tail, family = _Tail(process.stdout), _Family(process.pid)
     looks = 0
     try:
@@ -224,9 +227,11 @@ def watch(
             time.sleep(PAUSE)
             looks += 1
             memory, count = family.look()
-            if late > time.monotonic() and not ready.exists():
-                began = time.monotonic()
-            if time.monotonic() - began > limits.seconds:
+            now = time.monotonic()
+            if ready.exists() or now > late:
+                ending.seconds += min(now - looked, LONGEST_LOOK)
+            looked = now
+            if ending.seconds > limits.seconds:
                 ending.limit = "time"
             elif memory > limits.memory_gb * 2**30:
                 ending.limit = "memory"
@@ -242,7 +247,6 @@ def watch(
             process.wait(5)
         process.stdout.close() if tail.join() else None
     ending.code = process.returncode
-    ending.seconds = time.monotonic() - began
     ending.output = tail.text()
     return ending
 
