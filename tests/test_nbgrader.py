@@ -71,7 +71,8 @@ def nbgrader(folder: Path, *arguments: str) -> str:
 def test_a_right_student_has_all_points_and_a_wrong_one_none(tmp_path):
     """Assign, hand in, grade, export. The wrong one hands in what was given out, and a trick."""
     (tmp_path / "nbgrader_config.py").write_text(
-        'c = get_config()\nc.CourseDirectory.course_id = "minimistral"\nc.Execute.timeout = 120\n', encoding="utf-8"
+        'c = get_config()\nc.CourseDirectory.course_id = "minimistral"\n'
+        "c.Execute.timeout = 120\nc.Execute.startup_timeout = 300\n", encoding="utf-8"
     )
     (tmp_path / "source" / "first").mkdir(parents=True)
     for path in CHOSEN:
