@@ -138,10 +138,23 @@ def _positions_go_on(tokenizer, conversations):
     return Rows(rows.inputs, rows.targets, torch.arange(longest).repeat(count, 1))
 
 
-def _cut_to_the_shortest(tokenizer, conversations):
+def _one_column_more(tokenizer, conversations):
     rows = answer_rows(tokenizer, conversations)
-    n = int((rows.positions >= 0).sum(1).min())
-    return Rows(*(x[:, :n] for x in rows))
+    return Rows(*(F.pad(x, (0, 1), value=value) for x, value in zip(rows, (0, IGNORE, -1))))
+
+
+def _padding_at_0(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(rows.inputs, rows.targets, rows.positions.clamp(min=0))
+
+
+def _questions_learned(tokenizer, ids, learned):
+    return ids, [not yes for yes in learned]
+
+
+def _shifted_twice(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(rows.inputs, F.pad(rows.targets[:, 1:], (0, 1), value=IGNORE), rows.positions)
 
 
 ANSWER_ROWS = Exercise(
@@ -183,9 +196,15 @@ ANSWER_ROWS = Exercise(
             "Positions are one too large. They count from 0; only padding has -1."),
         Misconception("padding on the left", _left_padded,
             "The padding is on the left. Here it is on the right, where no token looks back to it."),
-        Misconception("cut to the shortest", _cut_to_the_shortest,
-            "Rows are cut to the shortest conversation, and long answers are lost. Pad the short ones "
-            "to the longest."),
+        Misconception("a column too many", _one_column_more,
+            "There is a column too many. The longest row has one input less than tokens: its last token "
+            "is never an input."),
+        Misconception("padding at position 0", _padding_at_0,
+            "Padding stands at position 0, like each row's first token. Its position is -1."),
+        Misconception("mask the wrong way round", _rows(keep=_questions_learned),
+            "The questions are learned, and the answers are ignored: the flags are the wrong way round."),
+        Misconception("shifted twice", _shifted_twice,
+            "Each position has to predict the token after the next. Shift the ids and their flags once."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -205,14 +224,16 @@ ANSWER_ROWS = Exercise(
 # ---------------------------------------------------------------- piece: LoRALinear
 
 
-def _layer(seed: int, outputs: int, inputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=False)
+def _layer(seed: int, outputs: int, inputs: int, bias: bool = False) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
     layer.weight.data = random_tensor(seed, outputs, inputs)
+    if bias:
+        layer.bias.data = random_tensor(seed + 100, outputs)
     return layer
 
 
 def rank_three_alpha_seven():
-    return _layer(1, 5, 8), 3, 7.0, random_tensor(2, 2, 4, 8)
+    return _layer(1, 5, 8, bias=True), 3, 7.0, random_tensor(2, 2, 4, 8)
 
 
 def one_row_and_rank_two():
@@ -224,28 +245,36 @@ def a_wide_layer():
 
 
 def _use_layer(candidate, base, rank, alpha, x):
-    """What a layer gives at first, after a step, which parts learn, and how down was drawn."""
+    """What a layer gives, which parts learn, how they start, and what reaches the layers below."""
     with torch.random.fork_rng():
         torch.manual_seed(17)
         layer = candidate(base, rank, alpha)
     if isinstance(layer.down, nn.Module) or isinstance(layer.up, nn.Module):
         raise TypeError("down and up are layers; they have to be parameters, plain matrices")
-    at_first = layer(x)
-    (layer(x) - 1).square().sum().backward()
+    start = layer(x)
+    if start.requires_grad:
+        (start - 1).square().sum().backward()
     learns = {name: float(w.grad is not None and w.grad.norm() > 0)
               for name, w in sorted(layer.named_parameters()) if w.requires_grad}
     spread = float(layer.down.detach().std() * base.in_features ** 0.5)
     shapes = tuple(layer.down.shape), tuple(layer.up.shape)
     fresh = random_tensors(18, tuple(layer.down.shape), tuple(layer.up.shape))
+    start_of_up = "other numbers" if layer.up.any() else "zeros"
     with torch.no_grad():
+        layer.up.zero_()
+        without = layer(x)
         layer.down.copy_(fresh[0])
         layer.up.copy_(fresh[1])
-        after = layer(x)
-    return {"shapes of down and up": shapes, "what it gives at first": at_first.detach(),
+    below = x.clone().requires_grad_()
+    after = layer(below)
+    if after.requires_grad:
+        after.square().sum().backward()
+    return {"shapes of down and up": shapes, "start of up": start_of_up, "with zeros in up": without,
             "with other numbers in down and up": after.detach(), "scale": float(layer.scale),
             "what learns": learns, "base frozen": not any(w.requires_grad for w in base.parameters()),
             "spread of down": "right" if 0.6 < spread < 1.5 else "too wide" if spread > 1 else "too narrow",
-            "base kept": layer.base is base}
+            "base kept": layer.base is base,
+            "gradient of x": torch.zeros_like(x) if below.grad is None else below.grad}
 
 
 def _lora(scale=lambda alpha, rank: alpha / rank, init="right", freeze=True, forward=None,
@@ -328,7 +357,20 @@ LORA_LINEAR = Exercise(
             "The base learns too. Freeze its parameters; only down and up learn."),
         Misconception("down and up are buffers",
             _lora(parameter=lambda w: w.requires_grad_()),
-            "The module does not know down and up, so no optimiser finds them. Make them parameters."),
+            "No optimiser would train down and up. Make them parameters, and freeze nothing but the base."),
+        Misconception("alpha // rank", _lora(scale=lambda alpha, rank: alpha // rank),
+            "The scale was rounded down to a whole number. Alpha over rank is a plain division."),
+        Misconception("the base's weight alone", _lora(forward=lambda s, x: x @ s.base.weight.T
+                                                       + s.scale * (x @ s.down.T) @ s.up.T),
+            "The base's bias is lost. Call the base instead of using its weight: it need not be an "
+            "ordinary linear layer."),
+        Misconception("no gradient through the base", _lora(forward=lambda s, x: s.base(x).detach()
+                                                            + s.scale * (x @ s.down.T) @ s.up.T),
+            "No gradient passes through the base, so adapters in the layers below learn wrongly. Freeze its "
+            "parameters, not its computation."),
+        Misconception("spread by outputs", _lora(std=lambda base, rank: base.out_features ** -0.5),
+            "In a wide layer down is too large: the root was taken of the outputs. It is that of the "
+            "inputs."),
         Misconception("base left out", _lora(forward=lambda s, x: s.scale * (x @ s.down.T) @ s.up.T),
             "The layer gives the change alone, zero at first. The base's own result is added to it."),
         Misconception("base scaled as well", _lora(forward=lambda s, x: s.scale * (
@@ -380,10 +422,10 @@ def three_questions():
                           _user("日本")]
 
 
-def _chat(question=None, answer=None, begin=True, end="always", join=None):
+def _chat(question=None, answer=None, closed=True):
     def chat_ids(tokenizer, messages):
         first, last = (tokenizer.control_tokens[m] for m in ("[INST]", "[/INST]"))
-        ids = [tokenizer.bos_id] if begin else []
+        ids = [tokenizer.bos_id]
         for n, message in enumerate(messages):
             text = message["content"]
             if message["role"] == "user":
@@ -391,7 +433,6 @@ def _chat(question=None, answer=None, begin=True, end="always", join=None):
                     first, *tokenizer.encode(text), last]
             else:
                 words = answer(text) if answer else text.rstrip(" ")
-                closed = end == "always" or end == "last" and n == len(messages) - 1
                 ids += [*tokenizer.encode(words), *([tokenizer.eos_id] if closed else [])]
         return ids
     return chat_ids
@@ -417,24 +458,34 @@ CHAT_IDS = Exercise(
             _chat(lambda t, a, b, text, n: t.encode(f"[INST]{text}[/INST]")),
             "The marks became several tokens of plain text. They are control tokens, with numbers of "
             "their own."),
-        Misconception("no end after answers", _chat(end="never"),
+        Misconception("no end after answers", _chat(closed=False),
             "Answers do not end. After each of them comes the end token."),
-        Misconception("end after the last answer only", _chat(end="last"),
-            "Only a last answer ends. Every answer in the history ends with its own end token."),
-        Misconception("no beginning", _chat(begin=False),
-            "The beginning token is missing. It stands once, before everything."),
+        Misconception("end as plain text", _chat(answer=lambda text: text.rstrip(" ") + "</s>", closed=False),
+            "The end became letters of plain text. It is a token with a number of its own."),
+        Misconception("a list inside the list",
+            _chat(lambda t, a, b, text, n: [a, t.encode(text), b]),
+            "There is a list inside the list. The ids of the text have to stand between the marks one by "
+            "one."),
+        Misconception("no closing mark", _chat(lambda t, a, b, text, n: [a, *t.encode(text)]),
+            "The mark that closes a question is missing, and the answer would begin after it."),
         Misconception("beginning at every question",
-            _chat(lambda t, a, b, text, n: [t.bos_id] * (n > 0) + [a, *t.encode(text), b]),
+            _chat(lambda t, a, b, text, n: [t.bos_id, a, *t.encode(text), b]),
             "The beginning token stands before every question. It stands once, at the very start."),
         Misconception("answers not stripped", _chat(answer=lambda text: text),
             "An answer kept the spaces at its end. They are taken off."),
         Misconception("answers stripped of more", _chat(answer=lambda text: text.strip()),
             "An answer lost more than the spaces at its end: its line break, or a space before it. All of "
             "these stay."),
-        Misconception("everything stripped",
-            _chat(lambda t, a, b, text, n: [a, *t.encode(text.strip()), b],
-                  lambda text: text.strip()),
-            "The question lost its spaces. Only spaces at the end of an answer are taken off."),
+        Misconception("answers stripped at both ends", _chat(answer=lambda text: text.strip(" ")),
+            "An answer lost the space at its beginning. Only those at its end are taken off."),
+        Misconception("answers' line breaks lost", _chat(answer=lambda text: text.rstrip()),
+            "An answer lost the line break at its end. Only spaces are taken off there."),
+        Misconception("questions stripped, too",
+            _chat(lambda t, a, b, text, n: [a, *t.encode(text.strip()), b]),
+            "The question lost its spaces and line breaks. It stays as it is; only the ends of answers change."),
+        Misconception("questions' last spaces lost",
+            _chat(lambda t, a, b, text, n: [a, *t.encode(text.rstrip(" ")), b]),
+            "The question lost the spaces at its end. Only an answer loses them."),
         Misconception("end after the question",
             _chat(lambda t, a, b, text, n: [a, *t.encode(text), b, t.eos_id]),
             "There is an end token after the question. Then the answer would begin a new text."),
@@ -477,9 +528,30 @@ TUNING_IN_ORDER = Exercise(
         Misconception("merged before it learned", (0, 1, 2, 5, 3, 4),
             "An adapter that has not learned anything was merged, and then all parameters were "
             "trained. Merging comes last."),
+        Misconception("merged before it was saved, the rows first", (0, 2, 1, 3, 5, 4),
+            "Nothing is left to save once the adapter is merged. Save it first."),
+        Misconception("merged before it learned, the rows first", (0, 2, 1, 5, 3, 4),
+            "What was merged had not learned anything yet, and the training then changed all parameters. "
+            "Merging comes last."),
+        Misconception("saved before it learned", (0, 1, 2, 4, 3, 5),
+            "The file holds an adapter that changes nothing: it was saved before it learned."),
+        Misconception("saved before it learned, the rows first", (0, 2, 1, 4, 3, 5),
+            "The adapter was saved as it began. Save what the training has made."),
+        Misconception("saved before there were rows", (0, 1, 4, 2, 3, 5),
+            "The adapter was saved as soon as it was added, and changes nothing. Train it before."),
+        Misconception("trained before there are rows", (0, 1, 3, 2, 4, 5),
+            "The training comes before its rows. What it learns from has to be made first."),
         Misconception("everything made trainable", (0, 1, 6, 2, 3, 4, 5),
             "One line makes all parameters learn again. Then it is full fine-tuning, and only a part "
             "of it is saved."),
+        Misconception("everything made trainable before the training", (0, 1, 2, 6, 3, 4, 5),
+            "One line makes the whole model learn, just before the training. Only the adapter is to learn."),
+        Misconception("everything made trainable, the rows first", (0, 2, 1, 6, 3, 4, 5),
+            "After the model was frozen, one line lets all of it learn again. Only the adapter is to learn."),
+        Misconception("made trainable and frozen again", (0, 6, 1, 2, 3, 4, 5),
+            "One line lets all parameters learn, and the next freezes them again. It has no use here."),
+        Misconception("no adapter at all", (0, 6, 2, 3, 4, 5),
+            "No adapter was added, so the whole model learned and there is none to save."),
     ),
     hints=(
         Hint("I do not know where to start", "Which line needs nothing from the others?"),
@@ -552,6 +624,9 @@ ADAPTER_SIZE = Exercise(
         Misconception("all matrices square", _sizes(q=lambda c: c.dim, kv=lambda c: c.dim),
             "Attention's matrices were taken as square. Their other side is heads times the size of "
             "a head."),
+        Misconception("queries square", _sizes(q=lambda c: c.dim),
+            "The matrices of the queries and of the output were taken as square. One side is all heads "
+            "times the size of a head."),
         Misconception("all heads for keys and values", _sizes(kv=lambda c: c.n_heads * c.head_dim),
             "Keys and values have fewer heads than queries. Count n_kv_heads for them."),
         Misconception("the whole matrix", _sizes(per=lambda r, a, b: a * b),
@@ -616,8 +691,10 @@ def _merges(scale=None, product=None, signed=True, in_place=False):
     return merged
 
 
-def _merged_twice_over(weight, down, up, alpha, sign=1):
-    return weight + 2 * sign * alpha / down.shape[0] * (up @ down)
+def _copy_returned(weight, down, up, alpha, sign=1):
+    copy = weight.clone()
+    weight += sign * alpha / down.shape[0] * (up @ down)
+    return copy
 
 
 MERGED = Exercise(
@@ -645,15 +722,13 @@ MERGED = Exercise(
             "The change is divided by the number of inputs. The rank is the other side of down."),
         Misconception("alpha alone", _merges(scale=lambda a, d, u: a),
             "The change is too large by the rank. Its factor is alpha over rank."),
-        Misconception("no scale", _merges(scale=lambda a, d, u: 1.0),
-            "The change comes in unscaled. Its factor is alpha over rank."),
         Misconception("sign forgotten", _merges(signed=False),
             "Taking out adds once more. The sign belongs to the change."),
         Misconception("sign of everything",
             lambda weight, down, up, alpha, sign=1: sign * (weight + alpha / len(down) * (up @ down)),
             "Taking out turns the sign of the weight as well. The sign belongs to the change alone."),
-        Misconception("added twice", _merged_twice_over,
-            "The change counts twice. It is added once."),
+        Misconception("the copy returned, the original changed", _copy_returned,
+            "The copy comes back without the change, and the old weight has it. Change the copy."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -709,8 +784,6 @@ def _nats(mean="own", log=None, clamp=True, shift=0, keep=None, sign=-1):
             return nats / number
         if mean == "columns":
             return nats / targets.shape[1]
-        if mean == "together":
-            return nats / number.sum() * len(nats)
         return nats
     return answer_nats
 
@@ -743,12 +816,21 @@ ANSWER_NATS = Exercise(
             "These are sums, so long answers look unlikely. Divide by the number of counted targets."),
         Misconception("over all columns", _nats(mean="columns"),
             "The sum was divided by all columns. Ignored targets do not count."),
-        Misconception("mean over the batch", _nats(mean="together"),
-            "Every row was divided by the mean number of targets. Each row has its own number."),
+        Misconception("one number for all", lambda logits, targets: F.cross_entropy(
+                logits.flatten(0, 1), targets.flatten()),
+            "This is one mean for all rows together. Each row has its own."),
         Misconception("0 / 0", _nats(mean="bare"),
             "A row without any target gives 0 / 0. It should get 0."),
         Misconception("prompt counted", _nats(keep="all"),
             "Ignored targets are in the sum, as if they were token 0. Leave them out."),
+        Misconception("prompt counted in sum and number", _nats(keep="all", mean="columns"),
+            "Ignored targets count like token 0, in the sum as well as in the number. Leave them out of "
+            "both."),
+        Misconception("token 0 left out", lambda logits, targets: _nats()(
+                logits, targets.masked_fill(targets == 0, IGNORE)),
+            "Token 0 is left out as if it were IGNORE. It is a token like any other."),
+        Misconception("probabilities", _nats(log=lambda x: x.softmax(-1)),
+            "Probabilities were averaged. Nats are minus their logarithms."),
         Misconception("log of softmax", _nats(log=lambda x: x.softmax(-1).log()),
             "Very unlikely tokens give infinity: their probability was rounded to 0 before the "
             "logarithm. Take the logarithm of the softmax in one step."),
@@ -824,22 +906,26 @@ OVERALL = Exercise(
             "questions together first."),
         Misconception("n is the number of kinds", _overalls(size=len),
             "The interval is far too wide: n is the number of questions, not of kinds."),
-        Misconception("n is the number of right answers",
-            _overalls(size=lambda m: max(1, sum(x for k in m.values() for x in k))),
-            "The interval uses the number of right answers. n is the number of all questions."),
         Misconception("the simple interval", _overalls(middle=lambda p, n: p,
                 spread=lambda p, n: 1.96 * (p * (1 - p) / n) ** 0.5, below=lambda n: 1.0),
             "With all answers right this interval has no width at all. Wilson's formula has more terms, "
             "in the middle and under the root."),
-        Misconception("one standard error", _overalls(z=1.0),
-            "The interval is too narrow: that is one standard error. For 95% it is z = 1.96."),
-        Misconception("root of n only",
-            _overalls(spread=lambda p, n: 1.96 * (p * (1 - p) + 1.96**2 / (4 * n)) ** 0.5),
-            "The interval is far too wide: under the root, the first term is divided by n and the second "
-            "by n twice."),
-        Misconception("times n in the middle", _overalls(middle=lambda p, n: p + 1.96**2 / 2 * n),
-            "The ends lie far beyond 1: z² was halved and then multiplied by n. It is divided by 2n, in "
-            "brackets."),
+        Misconception("n once under the root",
+            _overalls(spread=lambda p, n: 1.96 * (p * (1 - p) / n + 1.96**2 / (4 * n)) ** 0.5),
+            "The interval is far too wide: under the root, the second term is divided by n twice."),
+        Misconception("products not in brackets", _overalls(middle=lambda p, n: p + 1.96**2 / 2 * n,
+                spread=lambda p, n: 1.96 * (p * (1 - p) / n + 1.96**2 / 4 * n**2) ** 0.5),
+            "The ends lie far outside 0 and 1: after a division n multiplies. What stands below a line "
+            "needs brackets."),
+        Misconception("z not squared in the middle", _overalls(middle=lambda p, n: p + 1.96 / (2 * n)),
+            "The interval lies a little too low: in the middle, too, z is squared."),
+        Misconception("only the root divided", _overalls(middle=lambda p, n: (p + 1.96**2 / (2 * n))
+                                                         * (1 + 1.96**2 / n)),
+            "Only the part with the root is divided at the end. The middle is above that line, too."),
+        Misconception("the kinds' intervals averaged", lambda marks: tuple(
+                sum(ends) / len(marks) for ends in zip(*(_overalls()({"": m}) for m in marks.values()))),
+            "The kinds' intervals were averaged. More questions make a narrower one: put all of them "
+            "together first."),
         Misconception("not divided at the end", _overalls(below=lambda n: 1.0),
             "The interval lies too high: everything is divided by 1 + z² / n at the end."),
         Misconception("in per cent", _overalls(scale=100),
