@@ -169,7 +169,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         13, "fine_tuning", "Fine-tuning and evaluation",
         "How does a model that continues text become one that answers, and how would we know?",
-        ("lora", "questions", "instruct", "preference"), 45, 130, (5, 10),
+        ("lora", "questions", "instruct", "preference"), 55, 140, (5, 10),
         (
             Headline(16, "Fine-tuning adapts it to a domain cheaply."),
             Headline(22, "Best open model up to 13B; near GPT-4 on the benchmarks."),

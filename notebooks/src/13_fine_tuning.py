@@ -3,7 +3,7 @@
 #
 # **How does a model that continues text become one that answers, and how would we know?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and a half.
+# The core takes 55 minutes. The exercises and the sections under *Further* take another hour and a half.
 # You need chapter 5 and the tokenizers of chapter 1; what we borrow is repeated below.
 #
 # The shapes in this chapter: **R** conversations, each a row · **T** tokens of a row · a matrix is
@@ -360,8 +360,8 @@ reveal("style", score, "It knew the answers. Only the manner is new, and that "
 # %% [markdown]
 # ## Merge, save, swap
 #
-# Beside a matrix, an adapter costs time with every token. But W x + s U D x = (W + s U D) x. So it can be added to
-# the matrix once, and is gone. (Merge it twice, and the change counts twice: the library refuses.)
+# Beside a matrix, an adapter costs time with every token. But with s for alpha / r, W x + s U D x = (W + s U D) x.
+# So it can be added to the matrix once, and is gone. (Merge it twice, and the change counts twice: the library refuses.)
 
 # %%
 # minimistral/lora.py
@@ -537,7 +537,8 @@ explore(ch13.score_explorer, wording=Choice(list(ch13.WORDINGS), "end of the tal
             {"wording": "plain question", "rule": "generated", "questions": 10}])
 
 # %% [markdown]
-# The same as plain code: every way of asking in which one of the two is clearly ahead.
+# The same as plain code: every way of asking, and which of the two is clearly ahead. The last loop prints
+# nothing: it checks what we say of the shots below.
 
 # %%
 for wording in ch13.WORDINGS:
@@ -554,7 +555,7 @@ for n in (10, 20, 30):
     print(f"plain question, the first {n}: {a} and {b},",
           ch13.clearly_ahead(a, b, n))
 
-for model in ch13.MODELS:
+for model in ch13.MODELS:                                 # what three shots do
     for wording in ch13.WORDINGS:
         for rule in ch13.RULES:
             none, three = (instruct.score_interval(ch13.marks_of(
