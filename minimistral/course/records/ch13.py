@@ -117,11 +117,6 @@ def _without_end(tokenizer, ids, learned):
     return ids, [yes and token != tokenizer.eos_id for token, yes in zip(ids, learned)]
 
 
-def _last_answer_only(tokenizer, ids, learned):
-    last = max(i for i, (a, b) in enumerate(zip([False, *learned], learned)) if b and not a)
-    return ids, [yes and i >= last for i, yes in enumerate(learned)]
-
-
 def _zero_where_ignored(tokenizer, conversations):
     rows = answer_rows(tokenizer, conversations)
     return Rows(rows.inputs, rows.targets.masked_fill(rows.targets == IGNORE, 0), rows.positions)
@@ -141,6 +136,24 @@ def _positions_go_on(tokenizer, conversations):
 def _one_column_more(tokenizer, conversations):
     rows = answer_rows(tokenizer, conversations)
     return Rows(*(F.pad(x, (0, 1), value=value) for x, value in zip(rows, (0, IGNORE, -1))))
+
+
+def _all_are_inputs(tokenizer, conversations):
+    inputs, targets, positions = _one_column_more(tokenizer, conversations)
+    for r, messages in enumerate(conversations):
+        ids, _ = encode_chat(tokenizer, messages)
+        inputs[r, len(ids) - 1], positions[r, len(ids) - 1] = ids[-1], len(ids) - 1
+    return Rows(inputs, targets, positions)
+
+
+def _targets_not_shifted(tokenizer, conversations):
+    inputs, targets, positions = answer_rows(tokenizer, conversations)
+    targets = torch.full_like(targets, IGNORE)
+    for r, messages in enumerate(conversations):
+        ids, learned = encode_chat(tokenizer, messages)
+        flags = torch.tensor(learned[:-1])
+        targets[r, :len(flags)] = torch.tensor(ids[:-1]).masked_fill(~flags, IGNORE)
+    return Rows(inputs, targets, positions)
 
 
 def _padding_at_0(tokenizer, conversations):
@@ -167,18 +180,19 @@ ANSWER_ROWS = Exercise(
     misconceptions=(
         Misconception("loss on the prompt", _rows(mask=None),
             "Questions are targets too. Where what comes next is not learned, the target is IGNORE."),
-        Misconception("shift forgotten", _rows(shift=False),
+        Misconception("shift forgotten", _targets_not_shifted,
             "Each position has itself as its target, which it can copy. Inputs leave out the last "
             "token, targets the first."),
+        Misconception("nothing left out", _rows(shift=False),
+            "Inputs and targets are the same tokens, all of them. A target is the token that comes next."),
+        Misconception("the last token is an input", _all_are_inputs,
+            "The last token is an input, but nothing comes after it. Inputs are all tokens but the last."),
         Misconception("learned of the inputs", _rows(mask="inputs"),
             "The first word of each answer is not learned, and what follows its end is. The flags "
             "belong to the targets, one place further."),
         Misconception("end token not learned", _rows(keep=_without_end),
             "The end token has no target. It belongs to the answer: without it the model never "
             "learns to stop."),
-        Misconception("only the last answer", _rows(keep=_last_answer_only),
-            "Only the last answer of a conversation is learned. Earlier ones are flagged as well: "
-            "each is a target."),
         Misconception("padding is a target", _rows(pad=0),
             "Padding counts in the loss: its targets are 0, a token like any other. Start from "
             "rows full of IGNORE."),
