@@ -330,17 +330,17 @@ longer = found["dense"][-1] / found["dense"][0]
 assert all(r[-1] > 1.5 * r[0] for r in rates.values()) and within < 8
 assert device.type != "cpu" or longer > 1.2
 awake = [ch11.started(steps["2 of 8 experts", B])["mm"] for B in (1, 64)]
-assert awake[1] > 2 * awake[0]                            # more experts, more products
+assert awake[1] > 2 * awake[0]                            # more experts run
 reveal("batch", "B", "The weights are read once, but on one core arithmetic soon "
        "takes longer than that. A GPU would answer with A.")
 
 # %% [markdown]
-# (On a quiet machine most points are within a factor of 3; the cell above allows 8, as it also runs on busy ones.) The shape is
-# as predicted, the times are longer, and the gap says where to look: PyTorch's products of a few rows read more slowly than
-# that of one row, so the dense line jumps at the second text. Small experts, with a row or two each, are the worst of them.
+# (On a quiet machine most points are within a factor of 3; the cell above allows 8 for busy ones.) The shape is as predicted,
+# the times are longer, and the gap says where to look: PyTorch's products of a few rows read more slowly than those of one,
+# so the dense line jumps at the second text. Small experts, with a row or two each, are worst.
 #
-# On every machine the dense line is nearly flat while reading is the limit, then it rises. Texts that are written together
-# share the reading. That is why services write for many people at once. Experts share less.
+# The dense line is nearly flat while reading is the limit, then it rises. Texts that are written together share the
+# reading. That is why services write for many people at once. Experts share less.
 #
 # **In short:** two numbers for the step, three for the machine, and a prediction that holds or teaches you something.
 
@@ -446,7 +446,6 @@ compiled = next(r for r in ch11.PUBLISHED if r.model == ch11.EAGER.model)
 idle = 1 - ch11.EAGER.tokens_per_second / compiled.tokens_per_second
 print(f"compiled it takes {1000 / compiled.tokens_per_second:.1f}: for about "
       f"{100 * idle:.0f}% of the time the GPU had nothing to do")
-assert 9 < 1e6 * step_time / 32 / layer_starts < 12 and 0.7 < idle < 0.8
 predict("compile", "A compiled step starts few, joined operations. Which model "
         "gains most from that?", ["the one that reads 22 MB for a token",
         "the one that reads 400 MB", "both gain the same factor"], answer="")
@@ -530,7 +529,6 @@ for name, config, length in (("7B, short texts", seven, 0),
     times = [1000 * least_time(config, B, length) for B in batches]
     print(f"{name:24}", *(f"{t:6.1f}" for t in times), " ms")
 assert least_time(seven, 206) < 1.01 * least_time(seven, 1)
-assert least_time(mixtral, 64) > 3 * least_time(mixtral, 1)
 assert least_time(mixtral, 512) < 1.02 * least_time(mixtral, 64)
 
 # %% [markdown]
