@@ -336,11 +336,11 @@ reveal("batch", "B", "The weights are read once, but on one core arithmetic soon
 
 # %% [markdown]
 # (On a quiet machine most points are within a factor of 3; the cell above allows 8 for busy ones.) The shape is as predicted,
-# the times are longer, and the gap says where to look: PyTorch's products of a few rows read more slowly than those of one,
-# so the dense line jumps at the second text. Small experts, with a row or two each, are worst.
+# the times are longer: PyTorch's products of a few rows read more slowly than those of one, so the dense line jumps at the
+# second text. Small experts, with a row or two each, are worst.
 #
 # The dense line is nearly flat while reading is the limit, then it rises. Texts that are written together share the
-# reading. That is why services write for many people at once. Experts share less.
+# reading. So services write for many people at once. Experts share less.
 #
 # **In short:** two numbers for the step, three for the machine, and a prediction that holds or teaches you something.
 
@@ -709,6 +709,11 @@ verdict(12, "false", "On equal machines with equal bits, six is above the bound.
 #
 # New words: *bandwidth*, *roofline*, *kernel*, *CUDA graph*, *batch*, *draft*, *speculative decoding*, *acceptance*.
 
+# %%
+predict("bits", "With the share and the time for a layer that we fitted: how many "
+        "times as fast is Mistral 7B on an H200 with 4.5 bits for a weight (4, and "
+        "a scale now and then), instead of 16?", answer=None)
+
 # %% [markdown]
 # **This chapter's mistakes and what they look like**
 #
@@ -722,11 +727,6 @@ verdict(12, "false", "On equal machines with equal bits, six is above the bound.
 # | the same text in each place of a batch | the same, and it was even measured |
 # | drawn from p after a rejection | fluent text with the draft's habits |
 # | rejected tokens left in the cache | the text drifts, with no error |
-
-# %%
-predict("bits", "With the share and the time for a layer that we fitted: how many "
-        "times as fast is Mistral 7B on an H200 with 4.5 bits for a weight (4, and "
-        "a scale now and then), instead of 16?", answer=None)
 
 # %% [markdown]
 # ## The question for chapter 12
