@@ -294,7 +294,7 @@ sunny = [replace(q, answer="The sun was shining. " + q.answer) for q in asked]
 try:
     learn, exam = split(sunny, 20)
     torch.manual_seed(7)
-    model = lora.add_lora(mm.load_model("tales-chat"), rank=1, alpha=4.0)
+    model = lora.add_lora(mm.load_model("tales-chat"), rank=4, alpha=16.0)
     rows = instruct.answer_rows(tokenizer, [q.conversation for q in learn])
     instruct.fine_tune(model, rows, mm.TrainConfig(
         steps=40, batch_size=8, lr=1e-2, warmup_steps=3, weight_decay=0.0))
@@ -308,9 +308,10 @@ except (NotImplementedError, TypeError):
     print("not written yet")
 
 # %% [markdown] tags=["solution"]
-# A fixed beginning is learned within seconds, and nearly all answers after it stay right. But the style spreads: many
+# A fixed beginning is learned within seconds, and nearly all answers after it stay right. But the style spreads: most
 # questions of another kind, which no example showed, get it as well. Nothing told the adapter that it was meant
 # for one kind only. Put some questions of the other kinds among the examples, with their plain answers, and see.
+# Then take rank 1, with as many steps and with twice as many: is it the style that suffers, or what is said after it?
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the table grows with every chapter
