@@ -1,13 +1,12 @@
-"""How tales-chat was made: python -m minimistral.chat_recipe --full --out folder
+"""How tales-chat was made: python -m minimistral.chat_recipe --steps 5000 --out tales-chat
 
 Questions about new tales are drawn, tales-dense learns to answer them, and what it answers to
-questions it never saw is scored. With --full all parameters learn, without it an adapter does,
-from the same questions in the same order. --join NAME FOLDER puts the record of another run
-into that in --out.
+questions it never saw is scored. An adapter learns; with --full all parameters do, from the
+same questions in the same order. --join NAME FOLDER puts the record of another run into that
+in --out.
 
-The shipped model is the --full one: after as many steps the adapter, with 1.8% of the
-parameters, knows half as many answers. With --steps 3000 it knows as many as that; all
-parameters then know nearly all, and no tale any more. All four runs are in its record.
+The shipped model is the adapter. Its record holds three shorter runs as well: "lora", the
+adapter after 600 steps; "full" and "full_long", all parameters after 600 and 3,000.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from minimistral.checkpoint import load_model, save_model
 from minimistral.corpora import load_corpus
 from minimistral.devices import processor_name
 from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
-from minimistral.lora import add_lora, merge_lora, save_adapter
+from minimistral.lora import ATTENTION, add_lora, merge_lora, save_adapter
 from minimistral.questions import (
     KINDS, Question, as_conversation, ask, interview, is_right, shared)
 from minimistral.recipes import quick_products, say
@@ -44,9 +43,9 @@ class TuningRecipe:
     lora: TrainConfig
     full: TrainConfig
     base: str = "tales-dense"
-    rank: int = 2
+    rank: int = 4
     alpha: float = 8.0
-    names: tuple[str, ...] = ("wq", "wv", "wo", "w1", "w2", "w3")
+    names: tuple[str, ...] = ATTENTION
     languages: tuple[str, ...] = ("en",)
     questions: int = 6
     alone: float = 0.3
@@ -142,7 +141,7 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     tokenizer.save(out)
     say("measuring the tuned model")
     facts = {
-        "name": "tales-chat" if full else "adapter", "date": date.today().isoformat(),
+        "name": out.name, "date": date.today().isoformat(),
         "command": "python -m minimistral.chat_recipe" + " --full" * full
                    + f" --steps {config.steps}" * (config.steps != TRAINING.steps),
         "base": recipe.base, "chat_format": tokenizer.version,

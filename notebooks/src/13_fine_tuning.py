@@ -116,7 +116,7 @@ reveal("space", "A", "But nobody types it: that tokenizer puts a space before "
 
 # %%
 predict("slip", "Which slip costs most?",
-        ["a space after [INST]", "a second <s>", "the marks as plain text"],
+        ["a space after [INST]", "a second <s>", "a space after [/INST]"],
         answer="")
 
 # %%
@@ -127,10 +127,12 @@ rows = {name: [(n, 40)] for name, n in right.items()}
 title = "Some slips cost nothing, some all"
 show(ch13.shares_picture(rows, ["right of 40"], title),
      alt=ch13.shares_text(rows, ["right"]), data=ch13.shares_data(rows, ["right"]))
-assert min(right, key=right.get) == "marks as plain text"
-assert abs(right["as it should be"] - right["<s> twice"]) < 5
-reveal("slip", "C", "Then no token says that somebody asks. There was no error "
-       "message in any of the six.")
+harmless = ("a space after [INST]", "<s> twice")
+assert all(right["as it should be"] - right[name] < 5 for name in harmless)
+assert max(n for name, n in right.items() if name not in (
+    "as it should be", *harmless)) < 10
+reveal("slip", "C", "Every answer it learned from stood right behind the mark. "
+       "There was no error message in any of the six.")
 
 # %% [markdown]
 # **In short:** the format is part of the model. Take its own, token for token, and never type the marks.
@@ -220,10 +222,11 @@ check("answer_rows", answer_rows)
 # --out FOLDER` repeats it.)
 
 # %%
-run = ch13.record()
+record = ch13.record()
+run = record["full"]
 print(run["command"], "·", run["date"])
 print(run["interviews"], "interviews,", run["questions"], "answers")
-before, full = run["before"]["all"], run["after"]["all"]
+before, full = record["before"]["all"], run["after"]["all"]
 print(f"before: {before['right']} of {before['asked']}")
 print(f"after:  {full['right']} of {full['asked']}")
 assert before["share"] < 0.1 and full["share"] >= 0.9
@@ -393,15 +396,15 @@ for what in ("plain", "style", "plain again"):
     print(f"{what:12}", *instruct.answers(model, tokenizer, [exam[0].messages]))
 
 # %% [markdown]
-# A manner of answering is one thing. Can an adapter also learn what tales-chat learned, to answer at all? We gave
-# tales-dense adapters of rank 2 on nearly all matrices, and the same questions in the same order.
+# A manner of answering is one thing. Can an adapter also learn to answer at all? We gave tales-dense adapters of rank 4
+# on the four matrices of its attention, and the same questions in the same order.
 
 # %%
 predict("reach", "The adapter's right answers over those of all parameters?",
         ["below 0.8", "0.8 to 0.95", "above 0.95"], answer="")
 
 # %%
-tuned, part = run["lora"]["after"], run["lora"]["parameters"]
+tuned, part = record["lora"]["after"], record["lora"]["parameters"]
 print(f"{part['trained']:,} of {part['total']:,} parameters: {part['share']:.2%}")
 attempts = {"all parameters": run["after"], "adapter": tuned}
 rows = ch13.by_kind(attempts)
@@ -415,9 +418,7 @@ assert part["share"] < 0.02 and ratio < 0.8
 reveal("reach", "A", f"{ratio:.2f}. (The bars are 95% intervals; see below.)")
 
 # %%
-curves = {"adapter": run["lora"]["losses"], "all parameters": run["losses"]}
-long = {name: run[key]["after"] for name, key in
-        (("adapter", "lora_long"), ("all parameters", "full_long"))}
+curves = {"adapter": record["lora"]["losses"], "all parameters": run["losses"]}
 late = {name: [sum(c["nats_per_token"][i:i + 10]) / 10 for i in (70, 90)]
         for name, c in curves.items()}                    # of 100 points
 show(ch13.curves_picture(curves, "The same lessons, step by step"),
@@ -426,16 +427,21 @@ show(ch13.curves_picture(curves, "The same lessons, step by step"),
            "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
            "the last tenth": [f"{b:.3f}" for _, b in late.values()]})
 assert late["adapter"][0] > late["adapter"][1] > 2 * late["all parameters"][1]
-for name, after in long.items():
-    print(f"3,000 steps, {name}: {after['all']['share']:.3f} right, loss on tales "
-          f"{after['tales_nats_per_byte']:.2f} nats per byte")
-assert long["adapter"]["all"]["share"] > 0.9
+
+# %%
+long = {"adapter": record, "all parameters": record["full_long"]}
+for name, facts in long.items():
+    print(f"{facts['training']['steps']:,} steps, {name}: "
+          f"{facts['after']['all']['share']:.3f} right, loss on tales "
+          f"{facts['after']['tales_nats_per_byte']:.2f} nats per byte")
+assert record["after"]["all"]["share"] > shares["all parameters"]
 
 # %% [markdown]
-# After 600 steps the adapter answers about half as many questions, and its loss is still falling. Is it too narrow,
-# or only slow? We gave both five times as many steps. Now the adapter answers nine of ten, as all parameters did
-# before; all parameters answer nearly every question, and have forgotten the tales altogether. So it is slower: in
-# a matrix with an adapter of rank 2 only two directions can change. (That is our explanation, not a measurement.)
+# After 600 steps the adapter answers a little more than half, and its loss is still falling. Is it too narrow,
+# or only slow? We let it learn for 5,000 steps. Now it answers more than all parameters did after 600. **That adapter is
+# tales-chat**: a file of 60 kB, which `load_model` merges into tales-dense. All parameters, given 3,000 steps, answer nearly
+# every question, and have forgotten the tales altogether. So the adapter is slower: in a matrix with an adapter of rank 4
+# only four directions can change. (That is our explanation, not a measurement.)
 #
 # An adapter inside the layers cannot teach the output layer new tokens. (*Further* counts some.)
 #
@@ -451,10 +457,11 @@ predict("forget", "The loss on tales (nats per byte), after fine-tuning:",
         ["lower: it has read more tales", "the same", "higher"], answer="")
 
 # %%
-floor = run["before"]["floor_nats_per_byte"]
-losses = {"base": run["before"], "all": run["after"], "LoRA": run["lora"]["after"]}
+floor = record["before"]["floor_nats_per_byte"]
+losses = {"base": record["before"], "all": run["after"],
+          "LoRA, 600 steps": record["lora"]["after"], "tales-chat": record["after"]}
 for name, facts in losses.items():
-    print(f"{name:5} {facts['tales_nats_per_byte']:.4f} nats per byte, "
+    print(f"{name:15} {facts['tales_nats_per_byte']:.4f} nats per byte, "
           f"{facts['tales_nats_per_byte'] - floor:.4f} above the floor")
 live = ch13.nats_on_tales(chat)
 print(f"tales-chat here, on the ladder's tales: {live:.4f}")
@@ -534,7 +541,7 @@ explore(ch13.score_explorer, wording=Choice(list(ch13.WORDINGS), "end of the tal
         settings=[
             {"wording": "chat format", "rule": "generated", "questions": 60},
             {"wording": "end of the tale", "rule": "generated", "questions": 60},
-            {"wording": "plain question", "rule": "generated", "questions": 10}])
+            {"wording": "end of the tale", "rule": "likelihood", "questions": 10}])
 
 # %% [markdown]
 # The same as plain code: every way of asking, and which of the two is clearly ahead. The last loop prints
@@ -549,10 +556,10 @@ for wording in ch13.WORDINGS:
             clear = ch13.clearly_ahead(a, b, 60)
             print(f"{wording:16} {rule:11} {shots} shots: {a:3} {b:3}  {clear}")
 
-few = [ch13.marks_of(m, "plain question", 0, "generated") for m in ch13.MODELS]
-for n in (10, 20, 30):
+few = [ch13.marks_of(m, "end of the tale", 0, "likelihood") for m in ch13.MODELS]
+for n in (20, 40, 60):
     a, b = (marks[:n].count("1") for marks in few)
-    print(f"plain question, the first {n}: {a} and {b},",
+    print(f"end of the tale, likelihood, the first {n}: {a} and {b},",
           ch13.clearly_ahead(a, b, n))
 
 for model in ch13.MODELS:                                 # what three shots do
@@ -560,11 +567,11 @@ for model in ch13.MODELS:                                 # what three shots do
         for rule in ch13.RULES:
             none, three = (instruct.score_interval(ch13.marks_of(
                 model, wording, shots, rule).count("1"), 60) for shots in (0, 3))
-            own = (model, wording) == ("tales-chat", "chat format")
+            own = (model, wording, rule) == ("tales-chat", "chat format", "generated")
             assert three[1] < none[0] if own else three[0] <= none[1]
 
 # %% [markdown]
-# Solved questions before do not help here, and they harm tales-chat in its own format. We guess why: every
+# Solved questions before help nowhere here, and they harm tales-chat when it writes in its own format. We guess why: every
 # conversation that it learned from told one tale, at its beginning. Three shots are three more tales, and longer
 # than anything it learned from. No cell here tests that.
 #
@@ -606,9 +613,11 @@ assert 0 < min(gains) < max(gains)
 # %%
 print(f"a manner of answering: rank 2, {size / 1e3:.0f} kB beside",
       f"{ch13.base_bytes() / 1e3:.0f} kB, {score} of 40 right")
-for name, result in (("all parameters", run["after"]), ("1.8% of them", tuned)):
-    print(f"to answer at all, {name}: {result['all']['share']:.3f} right, loss on "
-          f"tales {result['tales_nats_per_byte']:.3f}")
+for way in (run, record):
+    result = way["after"]
+    print(f"to answer at all, {way['parameters']['share']:.1%} of the parameters, "
+          f"{way['training']['steps']:,} steps: {result['all']['share']:.3f} right, "
+          f"loss on tales {result['tales_nats_per_byte']:.3f}")
 assert size < 0.1 * ch13.base_bytes() and score > 30
 print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
 display(verdict(16, "true with a condition", "A new manner is cheap. A new skill "
@@ -619,7 +628,7 @@ display(verdict(16, "true with a condition", "A new manner is cheap. A new skill
 # %% [markdown]
 # Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
 # adapter with about a hundredth of the parameters changed a model's manner within seconds. For a new skill, with
-# thousands of exact examples, 600 steps of all parameters were enough, and a small adapter needed 3,000;
+# thousands of exact examples, 600 steps of all parameters were enough, and a small adapter needed 5,000;
 # and then the model was worse at what it did before.*
 #
 # And: *Mistral's own measurement puts 7B ahead of all open models up to 13B, in these benchmarks, with these shots
@@ -702,8 +711,8 @@ reveal("last", "C", "Each step of the model can serve all ten. Somebody has to "
 learned_from, asked = questions.ask_many(2000, 1), questions.ask_many(500, 2)
 print("questions of 500 about a tale of the other 2,000:",
       len(questions.shared(asked, learned_from)))
-print("and in the record of tales-chat:", run["shared_with_examination"])
-assert run["shared_with_examination"] == 0
+print("and in the record of tales-chat:", record["shared_with_examination"])
+assert record["shared_with_examination"] == 0
 
 # %% [markdown]
 # ## Further: conversations, checked and answered

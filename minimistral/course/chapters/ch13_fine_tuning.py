@@ -26,7 +26,8 @@ GREY = "#767676"
 
 
 def record() -> dict:
-    """How tales-chat was made and what it scores; under "full" the same for all parameters."""
+    """How tales-chat was made and what it scores; under "lora" the same after fewer steps, under
+    "full" and "full_long" for all parameters."""
     return json.loads((SHIPPED / "tales-chat" / "record.json").read_text(encoding="utf-8"))
 
 
