@@ -330,8 +330,8 @@ check("LoRALinear", LoRALinear)
 # show: LoRALinear
 
 # %% [markdown]
-# And now we train one, here. Our customer is in a hurry: not *Paul has the hat.* but *Paul.* We take tales-chat, running on your pieces, give its attention
-# adapters of rank 2, and show it two hundred questions.
+# And now we train one, here. Our customer is in a hurry: not *Paul has the hat.* but *Paul.* We take
+# tales-chat, running on your pieces, give its attention adapters of rank 2, and show it two hundred questions.
 
 # %%
 style = ch13.house_style(questions.ask_many(500, 31, kind="who", language="en"))
@@ -427,8 +427,6 @@ show(ch13.curves_picture(curves, "The same lessons, step by step"),
            "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
            "the last tenth": [f"{b:.3f}" for _, b in late.values()]})
 assert late["adapter"][0] > late["adapter"][1] > 2 * late["all parameters"][1]
-
-# %%
 long = {"adapter": record, "all parameters": record["full_long"]}
 for name, facts in long.items():
     print(f"{facts['training']['steps']:,} steps, {name}: "
@@ -438,10 +436,10 @@ assert record["after"]["all"]["share"] > shares["all parameters"]
 
 # %% [markdown]
 # After 600 steps the adapter answers a little more than half, and its loss is still falling. Is it too narrow,
-# or only slow? We let it learn for 5,000 steps. Now it answers more than all parameters did after 600. **That adapter is
-# tales-chat**: a file of 60 kB, which `load_model` merges into tales-dense. All parameters, given 3,000 steps, answer nearly
-# every question, and have forgotten the tales altogether. So the adapter is slower: in a matrix with an adapter of rank 4
-# only four directions can change. (That is our explanation, not a measurement.)
+# or only slow? After 5,000 steps it answers more than all parameters did after 600. **That adapter is tales-chat**:
+# a file of 60 kB, which `load_model` merges into tales-dense. All parameters, given 3,000 steps, answer nearly
+# every question, and have forgotten the tales. So the adapter is slower: with rank 4 only four
+# directions of a matrix can change. (Our explanation, not a measurement.)
 #
 # An adapter inside the layers cannot teach the output layer new tokens. (*Further* counts some.)
 #
@@ -567,13 +565,14 @@ for model in ch13.MODELS:                                 # what three shots do
         for rule in ch13.RULES:
             none, three = (instruct.score_interval(ch13.marks_of(
                 model, wording, shots, rule).count("1"), 60) for shots in (0, 3))
-            own = (model, wording, rule) == ("tales-chat", "chat format", "generated")
+            own = (model, wording, rule) == (
+                "tales-chat", "chat format", "generated")
             assert three[1] < none[0] if own else three[0] <= none[1]
 
 # %% [markdown]
-# Solved questions before help nowhere here, and they harm tales-chat when it writes in its own format. We guess why: every
-# conversation that it learned from told one tale, at its beginning. Three shots are three more tales, and longer
-# than anything it learned from. No cell here tests that.
+# Solved questions before help nowhere here, and they harm tales-chat when it writes in its own format. We guess
+# why: every conversation that it learned from told one tale, at its beginning. Three shots are three more tales,
+# and longer than anything it learned from. No cell here tests that.
 #
 # And one more way to a high score. A model reads what lies on the web, and benchmarks lie on the web.
 # What if the examination was among the texts it learned from? We let tales-dense learn 30 questions with
@@ -614,9 +613,9 @@ assert 0 < min(gains) < max(gains)
 print(f"a manner of answering: rank 2, {size / 1e3:.0f} kB beside",
       f"{ch13.base_bytes() / 1e3:.0f} kB, {score} of 40 right")
 for way in (run, record):
-    result = way["after"]
+    result, steps = way["after"], way["training"]["steps"]
     print(f"to answer at all, {way['parameters']['share']:.1%} of the parameters, "
-          f"{way['training']['steps']:,} steps: {result['all']['share']:.3f} right, "
+          f"{steps:,} steps: {result['all']['share']:.3f} right, "
           f"loss on tales {result['tales_nats_per_byte']:.3f}")
 assert size < 0.1 * ch13.base_bytes() and score > 30
 print("ways of asking in which tales-chat is ahead:", len(ahead), "of 6")
