@@ -627,7 +627,7 @@ display(verdict(16, "true with a condition", "A new manner is cheap. A new skill
 # %% [markdown]
 # Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
 # adapter with about a hundredth of the parameters changed a model's manner within seconds. For a new skill, with
-# thousands of exact examples, 600 steps of all parameters were enough, and a small adapter needed 5,000;
+# thousands of exact examples, 600 steps of all parameters were enough, and a small adapter got there in 5,000;
 # and then the model was worse at what it did before.*
 #
 # And: *Mistral's own measurement puts 7B ahead of all open models up to 13B, in these benchmarks, with these shots
@@ -656,7 +656,7 @@ predict("last", "Ten people chat with one model at the same time. What is missin
 #
 # | Mistake | Symptom |
 # |---|---|
-# | a space or a mark too many in the format | no error; fewer right answers |
+# | a space or a mark too many in the format | no error; fewer right answers, or none |
 # | no end token learned | the answer is right, and then it goes on |
 # | the prompt counted in the loss | it writes questions, too |
 # | not shifted, or shifted twice | a loss near zero, or one that stays high |
