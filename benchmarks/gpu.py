@@ -176,7 +176,7 @@ def batch_row(bench: Bench, limits: dict, name: str) -> dict:
     model, rows = bench.model(name), {}
     for batch in bench.batches:
         engine = Engine(model, batch, max_length=256, chunk=bench.chunk, compile=bench.compile)
-        ids = [[7]] * batch
+        ids = [[7 + row] for row in range(batch)]     # a mixture must wake more than one text's experts
         positions = [[100]] * batch
         seconds = bench.seconds(lambda: engine.run(ids, positions)[1].tolist(), 5 * bench.rounds)
         step = statistics.median(seconds)

@@ -347,7 +347,6 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise ImportError(f'the server needs {error.name}: pip install "minimistral[serve]"') from None
     model = mm.load_model(arguments.model, device=arguments.device or best_device())
     name = arguments.name or Path(arguments.model).name
-    print(f"{name} at http://{arguments.host}:{arguments.port}/v1  (Ctrl-C ends it)", file=sys.stderr)
     serve.run(model, mm.load_tokenizer(arguments.model), name=name, host=arguments.host, port=arguments.port,
               batch_size=arguments.batch_size, max_length=arguments.max_length, dtype=arguments.dtype,
               threads=arguments.threads,

@@ -12,12 +12,14 @@ embedder has been trained: texts about the same things are near, not more is pro
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import json
 import os
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -490,7 +492,9 @@ def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
 
 def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 8000,
         threads: int | None = None, **options) -> None:
-    """Serve until stopped. The key is that of the variable MINIMISTRAL_API_KEY.
+    """Serve until stopped, and say on stderr when and where the server answers: to compile the
+    model comes first and can take a minute. The key is that of the variable
+    MINIMISTRAL_API_KEY.
 
     threads  cores for the model; one less than there are by default: the thread that
              talks with the clients needs one, or it holds the others up
@@ -506,8 +510,18 @@ def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 800
     torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     app = create_app(model, tokenizer, name=name, api_key=key,
                      hosts=LOOPBACK if local else None, **options)
-    uvicorn.run(app, host=host, port=port, log_level="warning",
-                timeout_graceful_shutdown=5)
+
+    class Announced(uvicorn.Server):
+        async def startup(self, sockets=None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(f"{name} at http://{host}:{port}/v1  (Ctrl-C ends it)", file=sys.stderr,
+                      flush=True)
+
+    server = Announced(uvicorn.Config(app, host=host, port=port, log_level="warning",
+                                      timeout_graceful_shutdown=5))
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
 
 
 class LocalServer:
