@@ -254,10 +254,10 @@ def _checkpoint() -> Finding:
             name, OPTIONAL, "none named",
             "If you have one, set MINIMISTRAL_CHECKPOINT to its folder",
         )
-    if any((Path(named) / file).exists() for file in ("params.json", "config.json")):
+    if any((Path(named) / file).exists() for file in ("params.json", "config.json", "adapter.json")):
         return Finding(name, OK, named)
     return Finding(
-        name, WARN, f"{named} has neither params.json nor config.json",
+        name, WARN, f"{named} has no params.json, config.json or adapter.json",
         "Set MINIMISTRAL_CHECKPOINT to a model's folder",
     )
 

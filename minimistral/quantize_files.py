@@ -7,13 +7,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minimistral.checkpoint import SHIPPED, find_model, locate
+from minimistral.checkpoint import SHIPPED, find_model, load_model, locate
 from minimistral.checkpoint_files import (
     Undrawn, finite, match, open_folder, read_stored, read_weight, write_weights,
     written_whole)
 from minimistral.config import ModelConfig
 from minimistral.model import Transformer
-from minimistral.quantize import Int4Linear, QuantizedLinear, layers_to_quantize
+from minimistral.quantize import (
+    Int4Linear, QuantizedLinear, layers_to_quantize, quantize_model)
 
 STEM = "quantized"
 
@@ -39,7 +40,8 @@ def load_quantized(folder_or_name, bits: int = 8, group: int | None = None, skip
                    device=None, dtype=None) -> Transformer:
     """Load a model in few bits. A folder that save_quantized wrote is loaded as it is:
     bits, group and skip are in it. Any other checkpoint is quantized on the way in, so that
-    besides the result one tensor at a time is held.
+    besides the result one tensor at a time is held. An adapter is merged into its base
+    first, which is then held whole.
 
     dtype: of what stays a float; None keeps that of the stored embeddings. The products
     of quantized layers take any dtype; torch's kernels work in bfloat16.
@@ -48,6 +50,8 @@ def load_quantized(folder_or_name, bits: int = 8, group: int | None = None, skip
     folder = find_model(folder_or_name)
     if (folder / f"{STEM}.safetensors").is_file():
         return load_saved(folder, device, dtype)
+    if (folder / "adapter.json").is_file():
+        return quantize_model(load_model(folder, device=device, dtype=dtype), bits, group, skip)
     config, layout, stored = open_folder(folder)
     model = empty_model(config)
     chosen = set(layers_to_quantize(model, bits, group, skip))

@@ -383,3 +383,11 @@ def test_the_mixture_keeps_its_router_and_writes():
     gates = [layer.gate for layer in model.modules() if isinstance(layer, MoE)]
     assert gates and all(type(gate) is nn.Linear for gate in gates)
     assert len(mm.generate(model, [1], 10)) == 10
+
+
+def test_an_adapter_is_merged_before_it_is_quantized():
+    model, loaded = mm.load_model("tales-chat"), mm.load_quantized("tales-chat", 8)
+    ids = torch.tensor([[1, 50, 60, 70]])
+    expected = mm.quantize_model(model, 8)(ids)
+    assert torch.equal(loaded(ids), expected)
+    assert not torch.allclose(expected, mm.load_quantized("tales-dense", 8)(ids), atol=0.1)

@@ -419,6 +419,14 @@ SAME: dict[str, dict[str, str]] = {
         "0 -> -1  in  for start in range(max(0, len(text) - longest), len(text)):":
             "A negative start looks at the last letter once more.",
     },
+    "ch14.read_text": {
+        "5 -> 6  in  for choice in json.loads(line[5:])['choices']:":
+            "The server writes a blank behind the colon.",
+    },
+    "ch14.keep_the_first": {
+        "3 -> 4  in  while count(kept) > longest and len(kept) > first + 3:":
+            "Behind the first turn questions and answers go in pairs, and one question is left over.",
+    },
     "ch14.choose_each": {
         "1 -> 0  in  probabilities = (row / temperature).softmax(-1)[None]":
             "The row has one axis: it is the first and the last.",

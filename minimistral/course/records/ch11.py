@@ -743,6 +743,10 @@ def equal_at_32_texts():
     return PATTERN, 2.0**30, 2.0**35, 16
 
 
+def arithmetic_from_the_first_text_on():
+    return WINDOWED, 6.0e9, 4.0e9, 16
+
+
 def mixtral_on_an_h200():
     return MODELS["mixtral-8x7b-v0.1"], 4800e9, 989e12, 16
 
@@ -787,7 +791,8 @@ TURN = Exercise(
     title="Where arithmetic takes over", difficulty="medium", importance="useful", minutes=8,
     reference=_from(),
     fixtures=(a_dense_model_in_8_bits, a_mixture_in_16_bits, mixtral_on_an_h200,
-              seven_b_on_an_a100_in_4_bits, equal_at_32_texts),
+              seven_b_on_an_a100_in_4_bits, equal_at_32_texts,
+              arithmetic_from_the_first_text_on),
     equivalents={"a loop": _from(), "by halving": _by_halving},
     misconceptions=(
         Misconception("reading of one text for all batches",
