@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import matplotlib
 
@@ -14,6 +15,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from minimistral.course import Button, Choice, Slider, Text, show, syllabus
+from minimistral.course.exercises import chapter_exercises
 from minimistral.course.explorers import Explorer, StaticView, explore
 from minimistral.course.figures import (
     COLOURS, bars_chart, figure_html, heatmap, lines_chart, new_figure, table_of,
@@ -202,6 +204,13 @@ def test_chapters_are_numbered_and_need_only_earlier_ones():
         assert c.core_minutes < c.total_minutes
         assert re.fullmatch(r"\d\d_[a-z_]+", c.name) and c.question.endswith("?")
         assert bool(c.headlines) == (c.number not in (0, 3, 4))
+
+
+@pytest.mark.parametrize("c", syllabus.CHAPTERS, ids=lambda c: c.name)
+def test_with_everything_holds_the_core_and_every_exercise_outside_of_it(c):
+    core = (Path(__file__).parent.parent / f"notebooks/src/{c.name}.py").read_text("utf-8").split("# ## Further")[0]
+    later = sum(e.minutes for e in chapter_exercises(c.number) if f'check("{e.name}"' not in core)
+    assert c.core_minutes + later <= c.total_minutes <= c.core_minutes + later + 40  # and what stands under Further
 
 
 def test_headlines_stand_in_one_chapter_each():

@@ -56,14 +56,14 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         1, "tokens", "Tokens",
         "What does a language model see instead of letters?",
-        ("tokenizer",), 50, 105, (0,),
+        ("tokenizer",), 50, 155, (0,),
         (Headline(20, "The model handles the main European languages."),),
         written=True,
     ),
     Chapter(
         2, "attention", "Attention",
         "How does a word find out which other words matter to it?",
-        ("attention",), 45, 130, (0,),
+        ("attention",), 45, 145, (0,),
         (
             Headline(
                 21,
@@ -76,17 +76,17 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         3, "positions", "Positions",
         "How does attention learn what came first?",
-        ("rope",), 45, 100, (2,), written=True,
+        ("rope",), 45, 135, (2,), written=True,
     ),
     Chapter(
         4, "transformer", "The transformer",
         "What else does attention need to become a language model?",
-        ("config", "layers", "model"), 50, 115, (2, 3), written=True,
+        ("config", "layers", "model"), 50, 145, (2, 3), written=True,
     ),
     Chapter(
         5, "training", "Training",
         "How does a heap of random numbers learn to write, and how well can it do at best?",
-        ("corpora", "tales", "train"), 50, 125, (1, 4),
+        ("corpora", "tales", "train"), 50, 155, (1, 4),
         (
             Headline(17, "Without repeated and meaningless text, a small model matches a bigger one."),
             Headline(18, "Training data of low quality makes a model write false things."),
@@ -97,7 +97,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         6, "generation", "Generation and cache",
         "How does a model write, and why need it not read everything again for each word?",
-        ("sampling", "generate"), 45, 110, (4,),
+        ("sampling", "generate"), 45, 150, (4,),
         (
             Headline(
                 11,
@@ -129,7 +129,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         9, "mixture_of_experts", "Mixture of experts",
         "Can a model know more without computing more?",
-        ("moe",), 50, 125, (4,),
+        ("moe",), 50, 140, (4,),
         (
             Headline(6, "Mixtral has 8 experts, 2 active, and costs like a dense model of 12B."),
             Headline(7, "A mixture lowers the compute and energy of training and inference."),
@@ -140,7 +140,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         10, "the_real_mistral", "The real Mistral",
         "Does our code give the numbers of the real checkpoints?",
-        ("config", "checkpoint"), 45, 110, (7, 8, 9),
+        ("config", "checkpoint"), 45, 130, (7, 8, 9),
         (
             Headline(9, "8x7B means 56 billion parameters; 8x22B has 176 billion."),
             Headline(10, "7B beats LLaMA 13B, a model three times its size."),
@@ -169,7 +169,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         13, "fine_tuning", "Fine-tuning and evaluation",
         "How does a model that continues text become one that answers, and how would we know?",
-        ("lora", "questions", "instruct", "preference"), 55, 140, (5, 10),
+        ("lora", "questions", "instruct", "preference"), 55, 155, (5, 10),
         (
             Headline(16, "Fine-tuning adapts it to a domain cheaply."),
             Headline(22, "Best open model up to 13B; near GPT-4 on the benchmarks."),

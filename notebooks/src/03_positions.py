@@ -3,7 +3,8 @@
 #
 # **How does attention learn what came first?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour.
+# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and
+# a half.
 # You need [chapter 2](02_attention.ipynb); its four lines of attention are repeated below.
 #
 # The shapes in this chapter: **B** texts in a batch · **T** query positions · **S** key positions ·

@@ -3,7 +3,8 @@
 #
 # **What else does attention need to become a language model?**
 #
-# The core takes 50 minutes. The exercises and the sections under *Further* take another hour or so.
+# The core takes 50 minutes. The exercises and the sections under *Further* take another hour and
+# a half.
 # You need [chapter 2](02_attention.ipynb) and a little of chapter 3; what we borrow from both is
 # repeated below.
 #
@@ -399,7 +400,7 @@ check("block", block_forward)
 # show: Block
 
 # %% [markdown]
-# (`layer` is the block's number: in chapter 7 some blocks see less than others.)
+# (`layer` is the block's number: in chapter 8 some blocks see less than others.)
 #
 # `mine()` is the shipped model, running on every piece of yours that has passed: whatever is not yours is
 # the library's. Its weights were trained with the library's code. If your pieces compute the same numbers,

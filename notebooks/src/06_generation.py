@@ -4,7 +4,7 @@
 # **How does a model write, and why need it not read everything again for each word?**
 #
 # The core takes 45 minutes. The exercises and the sections under *Further*, where you train a model on a
-# text of yours, take another hour or so. You need chapter 4; what we borrow is repeated below.
+# text of yours, take another hour and three quarters. You need chapter 4; what we borrow is repeated below.
 #
 # The shapes in this chapter: **B** texts in a batch · **T** query positions · **S** key positions ·
 # **K** key/value heads · **D** size of a head · **V** tokens in the vocabulary · **k** tokens kept.

@@ -4,7 +4,7 @@
 # **Can a model know more without computing more?**
 #
 # The core takes 50 minutes. The exercises and the sections under *Further* take another hour and a
-# quarter. You need chapter 4; what we borrow from it is repeated below.
+# half. You need chapter 4; what we borrow from it is repeated below.
 #
 # The shapes in this chapter: **B** texts in a batch · **T** positions · **N** tokens laid in a row,
 # N = B · T · **E** experts · **k** experts chosen for a token · **L** layers.

@@ -3,7 +3,8 @@
 #
 # **Does our code give the numbers of the real checkpoints?**
 #
-# The core takes 45 minutes. The exercises and the sections under *Further* take another hour or so.
+# The core takes 45 minutes. The exercises and the sections under *Further* take another hour and
+# a half.
 # You need chapters 7, 8 and 9; what we borrow from them is repeated below. Nothing is downloaded.
 #
 # The shapes in this chapter: **L** layers · **dim** width of the stream · **H** query heads · **K** key/value

@@ -279,7 +279,7 @@ print(panel)
 assert len(panel.talk.turns) == 6
 
 # %% [markdown]
-# The model knows one small world and two kinds of question. Ask who **found** the ring: it says something about
+# The model knows one small world and a few kinds of question. Ask who **found** the ring: it says something about
 # the ring, whether right or wrong. That is the model's doing. The loop would be the same around a model a
 # thousand times as large.
 
