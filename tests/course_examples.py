@@ -74,8 +74,11 @@ ORDER = Exercise(
     lines=("scores = q @ k.T", "scores = scores / d", "scores = hide(scores)", "w = softmax(scores, -1)"),
     distractors=("w = softmax(scores, 0)",),
     misconceptions=(
-        Misconception("late mask", (0, 1, 3, 2), "The mask comes after the softmax, too late for it."),
-        Misconception("wrong axis", (0, 1, 2, 4), "That softmax lets queries compete, not keys."),
+        Misconception("late mask", "3 before 2", "The mask comes after the softmax, too late for it."),
+        Misconception("wrong axis", "with 4", "That softmax lets queries compete, not keys."),
+        Misconception("no scores yet", "1 before 0", "The scores are divided before there are any."),
+        Misconception("late scale", (0, 2, 1, 3), "The scale comes after the mask, in this order alone."),
+        Misconception("early mask", "2 before 1", "The mask hides scores that are not finished."),
     ),
     hints=HINTS,
 )

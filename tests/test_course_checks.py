@@ -5,6 +5,7 @@ import random
 import sys
 import threading
 import time
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from course_examples import (
     ALL, CHOICE, HINTS, NUMBER, ORDER, PIECE, WEIGHTS, by_hand, chapter_99, columns, naive, weights_of,
 )
 
-from minimistral.course import check, hint, judge, lines, verify
+from minimistral.course import check, hint, judge, lines, orders, verify
 from minimistral.course.checks import NOT_ANSWERED, NOT_WRITTEN, PASS, TRY_AGAIN
 from minimistral.course.compare import difference
-from minimistral.course.exercises import Misconception, find_exercise
+from minimistral.course.exercises import Misconception, all_exercises, find_exercise
 from minimistral.course.sandbox import GLOBALS, guarded
 from minimistral.course.watchdog import TimeIsUp, time_limit
 
@@ -321,12 +322,53 @@ def test_orders():
     assert judge(ORDER, right.lower().replace(" ", ", ")).passed
     assert judge(ORDER, list(right.replace(" ", ""))).passed
     assert judge(ORDER, ORDER.spell((0, 1, 3, 2))).matched == "late mask"
-    assert "does not belong" in judge(ORDER, ORDER.spell((4, 0, 1, 2))).message
+    assert judge(ORDER, ORDER.spell((3, 2, 1, 0))).matched == "late mask"  # whatever else is wrong
+    assert judge(ORDER, ORDER.spell((4, 0, 1, 2))).matched == "wrong axis"
+    assert judge(ORDER, ORDER.spell((0, 2, 1, 3))).matched == "late scale"
+    assert judge(ORDER, ORDER.spell((0, 2, 3))).message == "One line is missing."
     assert "at most once" in judge(ORDER, "A A B C").message
     assert "unknown: Z" in judge(ORDER, "A Z").message
     assert "4 lines are needed" in judge(ORDER, ORDER.spell((0, 1))).message
     for nothing in (None, "", "...", ...):
         assert judge(ORDER, nothing).status == NOT_ANSWERED
+
+
+@pytest.mark.parametrize("shown, mistake", [
+    (True, "2 before 0"), (False, "0 before 2"), (False, "2 before 7"), (True, "with 2"),
+    (True, "without 7"), (True, "0 at 1"), (False, "7 at 1"), (False, "with 7 and with 2"),
+    (True, "with 7 and with 2 or without 3"), (True, (2, 0, 1)), (False, (2, 0)),
+])
+def test_an_order_shows_a_mistake(shown, mistake):
+    assert orders.shows((2, 0, 1), mistake) is shown
+
+
+def test_a_mistake_that_nobody_can_read_is_refused():
+    with pytest.raises(ValueError, match="'3 after 2' is none of"):
+        orders.shows((0, 1), "3 after 2")
+
+
+@pytest.mark.parametrize("told, words", [
+    (ORDER.misconceptions[:2], "wrong orders show no mistake on record"),
+    ((*ORDER.misconceptions, Misconception("right", "0 before 3", "It is right, and yet it is told.")),
+     "the right order (0, 1, 2, 3) shows it too"),
+    ((*ORDER.misconceptions, Misconception("late again", "3 before 2 and 2 before 1", "It came too late.")),
+     "late again: told as None"),
+])
+def test_an_order_whose_wrong_orders_are_not_all_told_is_not_sound(told, words):
+    found = verify(dataclasses.replace(ORDER, misconceptions=told))
+    assert any(words in problem for problem in found), found
+
+
+EVERY_ORDER = [e for e in all_exercises() if e.kind == "order" and len(e.lines) <= 6]
+
+
+@pytest.mark.parametrize("exercise", EVERY_ORDER, ids=lambda e: e.key)
+def test_of_all_orders_of_the_lines_each_is_right_or_told(exercise):
+    told = {order: judge(exercise, exercise.spell(order))
+            for order in permutations(range(len(exercise.lines)))}
+    right = [order for order, result in told.items() if result.passed]
+    assert sorted(right) == sorted(exercise.right_orders)
+    assert all(result.matched for result in told.values() if not result.passed)
 
 
 def test_answers():

@@ -15,7 +15,7 @@ import torch
 
 from minimistral import cli
 from minimistral.course import grade, grade_pages
-from minimistral.course.checks import Attempt, attempted, outcomes_of, verdict
+from minimistral.course.checks import Attempt, attempted, outcomes_of, typed_wrong, verdict
 from minimistral.course.exercises import chapter_exercises, find_exercise
 from minimistral.course.grade_collect import read_folder
 from minimistral.course.grade_fence import Available, Limits, available
@@ -180,10 +180,11 @@ def test_without_fences_changes_are_put_back_and_strays_are_ended(tmp_path):
 def test_the_verdict_is_the_same_on_the_other_side(name, tmp_path):
     """Of every right and wrong solution on record: status, misconception and words."""
     run, exercise = cache(outcomes_of), find_exercise(name)
-    spell = exercise.spell if exercise.kind == "order" else lambda work: work
-    right = range(len(exercise.lines)) if exercise.kind == "order" else exercise.reference
-    for work in (right, *(m.wrong for m in exercise.misconceptions)):
-        attempt = attempted(exercise, spell(work))
+    order = exercise.kind == "order"
+    right = exercise.spell(exercise.right_orders[0]) if order else exercise.reference
+    wrong = [typed_wrong(exercise, m) if order else m.wrong for m in exercise.misconceptions]
+    for work in (right, *wrong):
+        attempt = attempted(exercise, work)
         hand_over(attempt, tmp_path)
         here = verdict(attempt, run=run, pictures=False)
         there = verdict(take_over(exercise, tmp_path), run=run, pictures=False)

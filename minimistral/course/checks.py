@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from . import orders
 from .compare import Difference, describe, difference, short
-from .exercises import TYPED, Exercise, find_by_entry, find_exercise
+from .exercises import TYPED, Exercise, Misconception, find_by_entry, find_exercise
 from .panel import Panel
 from .sandbox import Run, guarded
 from .source import tree_of
@@ -507,25 +508,13 @@ def _judge_order(exercise: Exercise, work) -> Result:
     order = tuple(letters[letter] for letter in typed)
     if order in exercise.right_orders:
         return Result(exercise, PASS, exercise.praise)
-    for misconception in exercise.misconceptions:
-        if order == tuple(misconception.wrong):
-            return Result(exercise, TRY_AGAIN, misconception.message, misconception.name)
-    extra = [letter for letter in typed if letters[letter] >= len(exercise.lines)]
-    if extra:
-        message = f"Line {extra[0]} does not belong: it is a mistake that looks right."
-    elif len(order) < len(exercise.lines):
+    if len(order) < len(exercise.lines) - 1:
         message = f"{len(exercise.lines)} lines are needed, you gave {len(order)}."
-    else:
-        best = max(_common_start(order, right) for right in exercise.right_orders)
-        right = "The first line is" if best == 1 else f"The first {best} lines are"
-        message = f"{right} in place; then line {typed[best]} comes too early."
-        if best == 0:
-            message = f"Line {typed[0]} cannot come first: what does it need that is not there yet?"
-    return Result(exercise, TRY_AGAIN, message)
-
-
-def _common_start(a, b) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        return Result(exercise, TRY_AGAIN, message)
+    if known := orders.mistake(exercise, order):
+        return Result(exercise, TRY_AGAIN, known.message, known.name)
+    lacks = len(order) < len(exercise.lines)
+    return Result(exercise, TRY_AGAIN, "One line is missing." if lacks else "The order is not right yet.")
 
 
 def _judge_answer(exercise: Exercise, work) -> Result:
@@ -610,13 +599,20 @@ def trials(exercise: Exercise) -> list[Trial]:
 
 
 def _typed_trials(exercise: Exercise) -> list[Trial]:
-    spell = exercise.spell if exercise.kind == "order" else lambda value: value
-    rights = exercise.right_orders if exercise.kind == "order" else [
-        exercise.reference, *exercise.equivalents.values()
-    ]
-    made = [Trial("right", repr(right), judge(exercise, spell(right))) for right in rights]
-    made += [Trial("wrong", m.name, judge(exercise, spell(m.wrong))) for m in exercise.misconceptions]
+    if exercise.kind == "order":
+        rights = [exercise.spell(order) for order in exercise.right_orders]
+    else:
+        rights = [exercise.reference, *exercise.equivalents.values()]
+    made = [Trial("right", repr(right), judge(exercise, right)) for right in rights]
+    made += [Trial("wrong", m.name, judge(exercise, typed_wrong(exercise, m))) for m in exercise.misconceptions]
     return made + [Trial("nothing", repr(n), judge(exercise, n)) for n in (None, "", "...", Ellipsis)]
+
+
+def typed_wrong(exercise: Exercise, misconception: Misconception) -> Any:
+    """What somebody with this misconception types."""
+    if exercise.kind == "answer":
+        return misconception.wrong
+    return exercise.spell(orders.example(exercise, misconception) or ())
 
 
 def verify(exercise: Exercise) -> list[str]:
@@ -667,14 +663,12 @@ def _verify_words(exercise) -> list[str]:
 
 
 def _verify_typed(exercise) -> list[str]:
-    problems = []
+    problems = orders.problems(exercise) if exercise.kind == "order" else []
     if exercise.options:
         letters = [chr(65 + i) for i in range(len(exercise.options))]
         told = [exercise.reference, *exercise.equivalents.values()]
         told += [m.wrong for m in exercise.misconceptions]
         problems += [f"option {letter} has no message" for letter in letters if letter not in told]
-    if exercise.kind == "order" and not exercise.distractors:
-        problems.append("an order needs a distractor that is a real mistake")
     return problems
 
 

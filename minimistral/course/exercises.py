@@ -29,7 +29,8 @@ class Misconception:
     """One mistake that people make, and the message that helps.
 
     name      a few words, unique within the exercise; shown in reports, not to learners
-    wrong     a wrong implementation; for an order a tuple of line numbers; for an answer a value
+    wrong     a wrong implementation; for an answer a value; for an order what it shows, such as
+              "3 before 2" (``orders.shows``), or a whole order as a tuple of line numbers
     message   at most 30 words: symptom, broken rule, where to look. No code. The engine appends
               expected and actual at one index.
     """

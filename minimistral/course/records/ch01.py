@@ -638,27 +638,35 @@ TRAINING = Exercise(
     distractors=("pair_counts = count_pairs(words)",),
     equivalents={"note, then merge": (0, 1, 2, 3, 5, 4, 6)},
     misconceptions=(
-        Misconception("counted once", (0, 7, 1, 3, 4, 5, 6),
-            "The pairs are counted once, before the loop, so every merge gets the same pair. "
-            "Each merge makes new neighbours: count anew."),
-        Misconception("counted once, then noted", (0, 7, 1, 3, 5, 4, 6),
-            "Counting stands before the loop. The first merge is right, but then the words "
-            "change and the counts do not."),
-        Misconception("counted twice", (0, 7, 1, 2, 3, 4, 5, 6),
-            "The counting before the loop has no effect, because it is done anew inside. One "
-            "of the two lines stays out."),
-        Misconception("words never change", (0, 1, 2, 3, 5, 6),
-            "The best pair is noted, but no word changes, so the next round finds the same "
-            "pair. A line is missing."),
-        Misconception("nothing is noted", (0, 1, 2, 3, 4, 6),
-            "The words change, but nobody writes down which pairs were merged. A line is "
-            "missing."),
-        Misconception("counted at the end of a round", (0, 1, 3, 4, 5, 2, 6),
+        Misconception("counted once", "7 before 1 and without 2",
+            "The pairs are counted once, before the loop, so every merge gets the same pair. Each "
+            "merge makes new neighbours: count anew."),
+        Misconception("counted twice", "7 before 1",
+            "The counting before the loop has no effect, because it is done anew inside. One of "
+            "the two lines stays out."),
+        Misconception("counted outside the loop", "with 7",
+            "The line that counts without being indented ends the loop. Counting belongs inside "
+            "it, in each round."),
+        Misconception("words never change", "without 4",
+            "The best pair is noted, but no word changes, so the next round finds the same pair. "
+            "A line is missing."),
+        Misconception("nothing is noted", "without 5",
+            "The words change, but nobody writes down which pairs were merged. A line is missing."),
+        Misconception("counted at the end of a round", "3 before 2",
             "The most frequent pair is asked for before anything was counted. In each round, "
             "counting comes first."),
-        Misconception("merged before it is chosen", (0, 1, 2, 4, 3, 5, 6),
-            "The pair is merged before it is chosen. What does that line need from the one "
-            "after it?"),
+        Misconception("merged before it is chosen", "4 before 3",
+            "The words are merged before a pair is chosen. Which line chooses it?"),
+        Misconception("noted before it is chosen", "5 before 3",
+            "A pair is noted before one is chosen. Which line chooses it?"),
+        Misconception("returned before the end", "6 before 4 or 6 before 5",
+            "The list is returned before the round has merged and noted. It is handed back when "
+            "all merges are made."),
+        Misconception("laid out in the loop", "1 before 0",
+            "The words are laid out as bytes once, and the merges begin as an empty list once: "
+            "above the loop."),
+        Misconception("counted above the loop", "2 before 1",
+            "An indented line belongs to the loop, so it stands below the loop's first line."),
     ),
     hints=(
         Hint("Which line is first",

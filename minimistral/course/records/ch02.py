@@ -574,23 +574,33 @@ ONE_HEAD = Exercise(
     ),
     distractors=("scores = q @ k.transpose(-2, -1) / math.sqrt(dim)",),
     misconceptions=(
-        Misconception("scaled by the model's width", (0, 6, 2, 3, 4, 5),
-            "The line with the width of x does not belong. A score is a sum of as many "
-            "products as one head has numbers; the scale follows that."),
-        Misconception("mask after the softmax", (0, 1, 3, 2, 4, 5),
-            "The softmax shares out its 1 before the mask hides anything, so hidden keys have "
-            "had their share. What must come first?"),
-        Misconception("mask after the softmax, and the wrong scale", (0, 6, 3, 2, 4, 5),
-            "Two slips: hidden keys take part in the softmax, and the scale follows the width "
-            "of x instead of the size of the head."),
-        Misconception("no mask", (0, 1, 3, 4, 5),
+        Misconception("both scales", "with 1 and with 6",
+            "The scores are computed twice, and the later line wins. Only one of the two scales "
+            "belongs."),
+        Misconception("mask after the softmax, and the wrong scale", "with 6 and 3 before 2",
+            "Two slips: hidden keys take part in the softmax, and the scale follows the width of "
+            "x instead of the size of the head."),
+        Misconception("scaled by the model's width", "with 6",
+            "The line with the width of x does not belong. A score is a sum of as many products "
+            "as one head has numbers; the scale follows that."),
+        Misconception("mask after the softmax", "3 before 2",
+            "The softmax shares out its 1 before the mask hides anything, so hidden keys have had "
+            "their share. What must come first?"),
+        Misconception("no mask", "without 2",
             "The look into the future is still possible: one line that hides is missing."),
-        Misconception("no way back", (0, 1, 2, 3, 4),
-            "The result has the size of the head. One line is missing that brings it back to "
-            "the width of x."),
-        Misconception("both scales", (0, 1, 6, 2, 3, 4, 5),
-            "The scores are computed twice, and the second line wins. Only one of the two "
-            "scales belongs."),
+        Misconception("no way back", "without 5",
+            "The result has the size of the head. One line is missing that brings it back to the "
+            "width of x."),
+        Misconception("scores before queries and keys", "1 before 0",
+            "A score is a product of a query and a key, and they are not there yet. Which line "
+            "makes them?"),
+        Misconception("hidden before there are scores", "2 before 1",
+            "The mask hides scores before there are any. Which line computes them?"),
+        Misconception("mixed before the weights", "4 before 3",
+            "The values are mixed with weights that are not there yet. The softmax makes them."),
+        Misconception("returned before the look", "5 before 4",
+            "The result is returned before the values are mixed. The way back to the width of x "
+            "comes last."),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -551,39 +551,36 @@ ORDER = Exercise(
         "mask before the turn": (0, 1, 3, 2, 4, 5),
     },
     misconceptions=(
-        Misconception("values turned", (0, 1, 2, 6, 3, 4, 5),
-            "The values are turned as well. What is handed over would then depend on where it "
-            "lay; the score alone needs positions."),
-        Misconception("values turned, after the mask", (0, 1, 2, 3, 6, 4, 5),
-            "The values are turned as well. Scores need positions, and they are made of "
-            "queries and keys."),
-        Misconception("the tokens turned, and the queries", (0, 1, 7, 2, 3, 4, 5),
-            "The line with x changes nothing any more, as q, k and v are made already; and "
-            "the token itself is never turned."),
-        Misconception("values turned, with the mask first", (3, 0, 1, 2, 6, 4, 5),
-            "The values are turned as well. They are handed over as they are; only what enters "
-            "a score is turned."),
-        Misconception("values turned instead", (0, 1, 6, 3, 4, 5),
+        Misconception("values turned instead", "with 6 and without 2",
             "The values are turned, queries and keys are not. Positions must enter the scores, "
             "and the scores are made of the other two."),
-        Misconception("the tokens turned too late", (0, 1, 7, 3, 4, 5),
+        Misconception("values turned", "with 6",
+            "The values are turned as well. They are handed over as they are; only what enters a "
+            "score is turned."),
+        Misconception("the tokens turned instead", "7 before 0",
+            "The tokens themselves are turned, so the values are turned as well. Only queries and "
+            "keys enter a score: make them first, then turn them."),
+        Misconception("the tokens turned too late", "with 7 and without 2",
             "The tokens are turned when q, k and v are made already, so nothing changes. Turn "
             "what enters a score."),
-        Misconception("no turn", (0, 1, 3, 4, 5),
+        Misconception("the tokens turned, and the queries", "with 7",
+            "The line with x changes nothing any more, as q, k and v are made already; and the "
+            "token itself is never turned."),
+        Misconception("no turn", "without 2",
             "The angles are computed and never used. Which line turns queries and keys?"),
-        Misconception("turned without angles", (0, 2, 1, 3, 4, 5),
+        Misconception("no way back", "without 5",
+            "The heads still stand side by side. One line is missing: join them and return to the "
+            "width of x."),
+        Misconception("angles of an unknown head size", "1 before 0",
+            "The angles ask the queries for the size of a head, and there are no queries yet."),
+        Misconception("turned without angles", "2 before 1",
             "The turn uses cosines and sines that are not there yet."),
-        Misconception("angles of an unknown head size", (1, 0, 2, 3, 4, 5),
-            "The angles ask the queries for the size of a head, and there are no queries "
-            "yet."),
-        Misconception("turned after the look", (0, 1, 3, 4, 2, 5),
+        Misconception("turned after the look", "4 before 2",
             "The look is over when the turn comes, so the positions have no effect on it."),
-        Misconception("no way back", (0, 1, 2, 3, 4),
-            "The heads still stand side by side. One line is missing: join them and return to "
-            "the width of x."),
-        Misconception("the tokens turned instead", (1, 7, 0, 3, 4, 5),
-            "The tokens themselves are turned, so the values are turned as well. Only queries "
-            "and keys enter a score: make them first, then turn them."),
+        Misconception("look before the mask", "4 before 3",
+            "The look asks the mask who may see whom, and there is no mask yet."),
+        Misconception("returned before the look", "5 before 4",
+            "The heads are joined and returned before they have looked. The way back comes last."),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -790,27 +790,27 @@ MODEL_ORDER = Exercise(
     distractors=("logits = logits.softmax(dim=-1)",),
     equivalents={"angles first": (1, 0, 2, 3, 4, 5)},
     misconceptions=(
-        Misconception("softmax before the loss", (0, 1, 2, 3, 4, 6, 5),
-            "cross_entropy does its own softmax. A softmax of a softmax is nearly even, so "
-            "the loss hardly falls."),
-        Misconception("softmax, angles first", (1, 0, 2, 3, 4, 6, 5),
-            "cross_entropy does its own softmax; with two of them the loss hardly falls. One "
-            "line stays out."),
-        Misconception("norm before the blocks", (0, 1, 3, 2, 4, 5),
-            "The last norm came before the blocks. The stream grows while they write; the "
-            "norm stands between the last block and the output."),
-        Misconception("norm, angles first", (1, 0, 3, 2, 4, 5),
-            "The last norm stands in front of the blocks. They write after it, so the output "
-            "would read a stream of any size."),
-        Misconception("no last norm", (0, 1, 2, 4, 5),
+        Misconception("softmax before the loss", "with 6",
+            "cross_entropy does its own softmax. A softmax of a softmax is nearly even, so the "
+            "loss hardly falls."),
+        Misconception("norm before the blocks", "3 before 2",
+            "The last norm came before the blocks. The stream grows while they write; the norm "
+            "stands between the last block and the output."),
+        Misconception("no last norm", "without 3",
             "The output reads the stream as it is, and that has grown. One line is missing "
             "between blocks and output."),
-        Misconception("blocks before the angles", (0, 2, 1, 3, 4, 5),
+        Misconception("blocks before the angles", "2 before 1",
             "The blocks run before their angles are made. Attention turns queries and keys by "
             "them: which line makes them?"),
-        Misconception("norm after the output", (0, 1, 2, 4, 3, 5),
+        Misconception("blocks before the vectors", "2 before 0",
+            "The blocks run before there are vectors to run on. Which line makes vectors of the "
+            "ids?"),
+        Misconception("norm after the output", "4 before 3",
             "Scores are not normed: it would fix how sure the model may be. The norm stands "
             "before the output matrix."),
+        Misconception("loss before the scores", "5 before 4",
+            "The loss compares scores with targets, and there are no scores yet. Which line makes "
+            "them?"),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -878,46 +878,32 @@ STEP = Exercise(
         "cleared last": (0, 1, 2, 4, 5, 6, 3),
     },
     misconceptions=(
-        Misconception("cleared before the step", (0, 1, 2, 4, 5, 3, 6),
-            "The gradients are cleared just before the optimiser reads them: nothing moves. "
-            "Clear before the backward pass or after the step."),
-        Misconception("cleared before the clipping", (0, 1, 2, 4, 3, 5, 6),
-            "The gradients are cleared as soon as they are there: nothing is left to clip or to "
-            "follow."),
-        Misconception("clipped after the step", (0, 1, 2, 3, 4, 6, 5),
-            "The step was taken with the long gradient, and clipped afterwards. The clipping "
-            "comes before the optimiser."),
-        Misconception("clipped before the gradient", (0, 1, 2, 3, 5, 4, 6),
-            "When it is clipped there is no gradient yet: the backward pass makes it."),
-        Misconception("step before backward", (0, 1, 2, 3, 6, 4, 5),
-            "The optimiser moves before the gradient of this batch is known. First backward, then "
-            "the step."),
-        Misconception("clipped after the step, cleared first", (3, 0, 1, 2, 4, 6, 5),
-            "The step has used the long gradient before it was clipped. Clip between the backward "
-            "pass and the optimiser."),
-        Misconception("clipped after the step, cleared last", (0, 1, 2, 4, 6, 5, 3),
-            "The clipping comes too late: the weights have moved along the long gradient. It "
-            "belongs before the optimiser's step."),
-        Misconception("clipped after the clearing", (0, 1, 2, 4, 6, 3, 5),
-            "At the end cleared gradients are clipped, and the step used the long one. Clip "
-            "before the optimiser's step."),
-        Misconception("clipped before the gradient, cleared first", (3, 0, 1, 2, 5, 4, 6),
-            "The clipping comes before the backward pass, when there is no gradient of this batch "
-            "to shorten."),
-        Misconception("clipped before the gradient, cleared last", (0, 1, 2, 5, 4, 6, 3),
-            "Nothing is there to clip before the backward pass: that pass makes the gradient."),
-        Misconception("step before backward, cleared first", (3, 0, 1, 2, 6, 4, 5),
-            "The gradients are cleared, and the optimiser moves before there are new ones. Its "
-            "step comes after the backward pass."),
-        Misconception("step before backward, cleared last", (0, 1, 2, 6, 4, 5, 3),
-            "The optimiser moves too early, and the gradient that comes afterwards is cleared "
-            "unused. First backward, then the step."),
-        Misconception("not shifted", (7, 1, 2, 3, 4, 5, 6),
+        Misconception("not shifted", "with 7",
             "Inputs and targets are the same tokens: the model only copies. The target stands one "
             "token later."),
-        Misconception("not shifted, cleared last", (7, 1, 2, 4, 5, 6, 3),
-            "The order is right, but inputs and targets are the same row: the model would only "
-            "learn to copy."),
+        Misconception("never cleared", "without 3",
+            "The gradients are never cleared, so each step follows the sum of all batches so far. "
+            "A line is missing."),
+        Misconception("step before backward", "6 before 4",
+            "The optimiser moves before the gradient of this batch is known. First backward, then "
+            "the step."),
+        Misconception("clipped before the gradient", "5 before 4",
+            "When it is clipped there is no gradient yet: the backward pass makes it."),
+        Misconception("clipped after the step", "6 before 5",
+            "The step has used the long gradient before it was clipped. Clip between the backward "
+            "pass and the optimiser."),
+        Misconception("cleared before the clipping", "4 before 3 and 3 before 5",
+            "The gradients are cleared as soon as they are there: nothing is left to clip or to "
+            "follow."),
+        Misconception("cleared before the step", "4 before 3 and 3 before 6",
+            "The gradients are cleared just before the optimiser reads them: nothing moves. Clear "
+            "before the backward pass or after the step."),
+        Misconception("backward before the loss", "4 before 2",
+            "The backward pass starts from the loss, and there is none yet."),
+        Misconception("loss before the model", "2 before 1",
+            "The loss compares scores with targets, and the model has not given any scores yet."),
+        Misconception("model before the batch is cut", "1 before 0",
+            "The model reads inputs that were not cut from the batch yet. Which line makes them?"),
     ),
     hints=(
         Hint("I do not know what comes first", "What does the loss need, and what does the "
@@ -1367,21 +1353,16 @@ _WHY = {
 }
 
 
-def _exchanged(i, j):
-    order = list(range(6))
-    order[i], order[j] = j, i
-    return tuple(order)
-
-
 CURVES = Exercise(
     name="six_curves", chapter=5, kind="order", title="Six curves, six causes",
     difficulty="medium", importance="essential", minutes=12,
     lines=_CAUSES,
     distractors=("the model is too large",),
     misconceptions=tuple(
-        Misconception(f"{i + 1} and {j + 1} exchanged", _exchanged(i, j), why)
+        Misconception(f"{i + 1} and {j + 1} taken for each other", f"{i} at {j} or {j} at {i}", why)
         for (i, j), why in _WHY.items()
-    ),
+    ) + (Misconception("a model too large", "with 6", "All six models have the same size. "
+                       "A loss below the floor tells of too little text, or of an answer that leaks."),),
     hints=(
         Hint("All six look wrong to me",
              "Sort them first: which fall below the floor, which jump, which stay high? The floor "

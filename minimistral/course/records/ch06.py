@@ -946,26 +946,32 @@ CACHED_LOOP = Exercise(
     ),
     distractors=("    logits = model(torch.tensor([prompt + new]), cache)[0, -1]",),
     misconceptions=(
-        Misconception("everything read into the cache again", (0, 1, 2, 3, 4, 5, 7),
-            "The whole text is read into a cache that holds it already, so the model sees it "
-            "twice. Only the new token is unread."),
-        Misconception("stop token kept", (0, 1, 2, 3, 5, 4, 6),
-            "The stop token gets into the result before anybody looks at it. First ask whether it "
-            "ends the text."),
-        Misconception("never asked to stop", (0, 1, 2, 3, 5, 6),
-            "The loop never looks for a stop token, so it writes on after the end of the text."),
-        Misconception("read before it is kept and asked", (0, 1, 2, 3, 6, 4, 5),
-            "It works, but the stop token is read for nothing. Ask first, then keep, then read."),
-        Misconception("read after asking, then kept", (0, 1, 2, 3, 4, 6, 5),
-            "It works, but in this exercise the token is kept first and read last, so that nothing "
-            "stands between reading and the next choice."),
-        Misconception("prompt read in the loop", (0, 2, 1, 3, 4, 5, 6),
-            "The loop begins before the prompt is read. The prompt is read once, ahead of it."),
-        Misconception("both readings", (0, 1, 2, 3, 4, 5, 6, 7),
+        Misconception("both readings", "with 6 and with 7",
             "One line reads the new token, another the whole text again. Only one of the two "
             "belongs."),
-        Misconception("no reading in the loop", (0, 1, 2, 3, 4, 5),
+        Misconception("everything read into the cache again", "with 7",
+            "The whole text is read into a cache that holds it already, so the model sees it "
+            "twice. Only the new token is unread."),
+        Misconception("never asked to stop", "without 4",
+            "The loop never looks for a stop token, so it writes on after the end of the text."),
+        Misconception("no reading in the loop", "without 6",
             "Every step chooses from the same logits: nothing new is read. One line is missing."),
+        Misconception("used before it is chosen", "4 before 3 or 5 before 3 or 6 before 3",
+            "A token is asked about, kept or read before it is chosen. Which line chooses it?"),
+        Misconception("stop token kept", "5 before 4",
+            "The stop token gets into the result before anybody looks at it. First ask whether it "
+            "ends the text."),
+        Misconception("read before it is kept and asked", "6 before 4",
+            "It works, but the stop token is read for nothing. Ask first, then keep, then read."),
+        Misconception("read after asking, then kept", "6 before 5",
+            "It works, but in this exercise the token is kept first and read last, so that "
+            "nothing stands between reading and the next choice."),
+        Misconception("prompt read before the cache", "1 before 0",
+            "The prompt is read into a cache that is not there yet. Which line makes it?"),
+        Misconception("prompt read in the loop", "2 before 1",
+            "The loop begins before the prompt is read. The prompt is read once, ahead of it."),
+        Misconception("chosen above the loop", "3 before 2",
+            "An indented line belongs to the loop, so it stands below the loop's first line."),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -467,29 +467,34 @@ GROUPED_IN_ORDER = Exercise(
     distractors=("k, v = (w(x).unflatten(-1, (H, D)) for w in (wk, wv))",),
     equivalents=_ORDER_FREE,
     misconceptions=(
-        Misconception("repeated before the cache", (0, 1, 2, 4, 3, 5, 6),
-            "The looks would be right, but the cache would hold H heads, and nothing is "
-            "saved. Repeat what comes out of the cache."),
-        Misconception("keys cut into H heads", (0, 7, 2, 3, 4, 5, 6),
+        Misconception("nothing shared", "with 7 and without 4",
+            "That is a layer without sharing. wk and wv make K heads, which are kept as they are "
+            "and repeated for the look."),
+        Misconception("keys cut into H heads", "with 7",
             "One line cuts keys and values into H heads. They have K heads: that is what is "
             "shared."),
-        Misconception("nothing shared", (0, 7, 2, 3, 5, 6),
-            "That is a layer without sharing. wk and wv make K heads, which are kept as they "
-            "are and repeated for the look."),
-        Misconception("rotated after the cache", (0, 1, 3, 2, 4, 5, 6),
-            "The keys go into the cache unrotated, and old keys would then be turned by the "
-            "new token's angle. A key is rotated once, at its own position."),
-        Misconception("rotated after the repeat", (0, 1, 3, 4, 2, 5, 6),
-            "The keys go into the cache unrotated, and all of them are turned by the angle of "
-            "the newest. A key is rotated once, at its own position."),
-        Misconception("no repeat", (0, 1, 2, 3, 5, 6),
-            "Queries with H heads would meet keys with K. The line that gives each query head "
-            "its key is missing."),
-        Misconception("no cache", (0, 1, 2, 4, 5, 6),
+        Misconception("rotated after the cache", "3 before 2",
+            "The keys go into the cache unrotated, and old keys would then be turned by the new "
+            "token's angle. A key is rotated once, at its own position."),
+        Misconception("repeated before the cache", "4 before 3",
+            "The cache would hold H heads, and nothing is saved. Repeat what comes out of the "
+            "cache."),
+        Misconception("no repeat", "without 4",
+            "Queries with H heads would meet keys with K. The line that gives each query head its "
+            "key is missing."),
+        Misconception("no cache", "without 3",
             "The new token would see only itself: the line that fetches the earlier keys and "
             "values is missing."),
-        Misconception("keys not rotated", (0, 1, 3, 4, 5, 6),
+        Misconception("keys not rotated", "without 2",
             "Queries know their positions, keys do not. One line is missing."),
+        Misconception("rotated before it is made", "2 before 1",
+            "A key is rotated before it is made. Which line makes keys of x?"),
+        Misconception("look before the repeat", "5 before 4",
+            "Queries with H heads look at K heads of keys. The repeat comes before the look."),
+        Misconception("look before the queries", "5 before 0",
+            "The look needs queries, and they are not made yet."),
+        Misconception("returned before the look", "6 before 5",
+            "The result is returned before anything was looked up. The way back comes last."),
     ),
     hints=(
         Hint("I do not know which line is first",

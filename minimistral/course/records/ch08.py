@@ -610,27 +610,32 @@ CHUNK_IN_ORDER = Exercise(
         "positions, rotation, mask, written last": (2, 0, 4, 1, 5, 3),
     },
     misconceptions=(
-        Misconception("written first", (0, 3, 1, 2, 4, 5),
-            "The chunk goes into the ring before the ring is read: keys that its first queries "
-            "need are gone, and its own are there twice."),
-        Misconception("written between keys and positions", (0, 1, 3, 2, 4, 5),
-            "The keys come from the old ring, the positions from the new one. Both must be read "
-            "before anything is written."),
-        Misconception("written between positions and keys", (0, 2, 3, 1, 4, 5),
-            "The positions come from the old ring, the keys from the new one. Both must be read "
-            "before anything is written."),
-        Misconception("rotated by the slot", (6, 1, 2, 3, 4, 5),
+        Misconception("rotated by the slot", "with 6",
             "One line turns keys by the angle of their slot, so that after the first round old "
             "keys look newer. The angle belongs to the position."),
-        Misconception("rotated by the slot, written last", (6, 1, 2, 4, 5, 3),
-            "The order is right, but one line turns keys by the angle of their slot. The angle "
-            "belongs to the position in the text."),
-        Misconception("rotated after reading", (1, 2, 0, 3, 4, 5),
-            "The chunk joins the ring unrotated, beside keys that were rotated when they came. "
-            "Rotate first."),
-        Misconception("never written", (0, 1, 2, 4, 5),
+        Misconception("never written", "without 3",
             "This chunk would be read well, and the next would find nothing of it. A line is "
             "missing."),
+        Misconception("written first", "3 before 1 and 3 before 2",
+            "The chunk goes into the ring before the ring is read: keys that its first queries "
+            "need are gone, and its own are there twice."),
+        Misconception("written between keys and positions", "3 before 2",
+            "The keys come from the old ring, the positions from the new one. Both must be read "
+            "before anything is written."),
+        Misconception("written between positions and keys", "3 before 1",
+            "The positions come from the old ring, the keys from the new one. Both must be read "
+            "before anything is written."),
+        Misconception("rotated after reading", "1 before 0",
+            "The chunk joins the ring unrotated, beside keys that were rotated when they came. "
+            "Rotate first."),
+        Misconception("mask before the positions", "4 before 2",
+            "The mask compares positions that have not been read yet. Which line puts old and new "
+            "ones side by side?"),
+        Misconception("look before the mask", "5 before 4",
+            "The queries look before the mask says whom they may see."),
+        Misconception("look before the keys", "5 before 1",
+            "The queries look before the old keys stand beside the new ones. Which line joins "
+            "them?"),
     ),
     hints=(
         Hint("I do not know which line is first",

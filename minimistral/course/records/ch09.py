@@ -677,28 +677,34 @@ MIXTURE_IN_ORDER = Exercise(
         for place in range(1, 4)
     },
     misconceptions=(
-        Misconception("weights of the first k experts", (0, 1, 2, 9, 4, 5, 6, 7, 8),
+        Misconception("weights of the first k experts", "with 9 and without 3",
             "One line takes the shares of experts 0 to k - 1, whoever was chosen. The weights "
             "belong to the chosen scores."),
-        Misconception("zeros for every expert", (0, 1, 2, 3, 5, 4, 6, 7, 8),
+        Misconception("both kinds of weights", "with 9",
+            "Two lines make weights, and the later one undoes the other. One of them is the "
+            "mistake that stays out."),
+        Misconception("no softmax", "without 3",
+            "The weights are never made. The best scores have to become shares first."),
+        Misconception("no zeros", "without 4",
+            "There is nothing to add to: the sum needs zeros to begin with."),
+        Misconception("tokens not laid in a row", "without 0 or 1 before 0 or 4 before 0",
+            "The batch was not laid out as rows of tokens, which the first lines need."),
+        Misconception("chosen before there are scores", "2 before 1",
+            "The best experts are chosen before there are scores. Which line makes them?"),
+        Misconception("softmax before the choice", "3 before 2",
+            "The best scores are used before they are chosen. Among these lines, the choice comes "
+            "first."),
+        Misconception("zeros for every expert", "5 before 4",
             "The sum begins anew with each expert, so only the last one's answers survive. Make "
             "the zeros once, before the loop."),
-        Misconception("no softmax", (0, 1, 2, 4, 5, 6, 7, 8),
-            "The weights are never made. The best scores have to become shares first."),
-        Misconception("no zeros", (0, 1, 2, 3, 5, 6, 7, 8),
-            "There is nothing to add to: the sum needs zeros to begin with."),
-        Misconception("returned within the loop", (0, 1, 2, 3, 4, 5, 6, 8, 7),
-            "The result is returned before anything was added to it. All experts come first."),
-        Misconception("used before found", (0, 1, 2, 3, 4, 5, 7, 6, 8),
+        Misconception("weights in the loop", "5 before 3",
+            "The loop begins before the weights are made. They are made once, for all experts."),
+        Misconception("indented above the loop", "6 before 5",
+            "An indented line belongs to the loop, so it stands below the loop's first line."),
+        Misconception("used before found", "7 before 6",
             "An expert's rows are used before they are looked up."),
-        Misconception("both kinds of weights", (0, 1, 2, 3, 9, 4, 5, 6, 7, 8),
-            "Two lines make weights, and the second undoes the first. One of them is the mistake "
-            "that stays out."),
-        Misconception("softmax before the choice", (0, 1, 3, 2, 4, 5, 6, 7, 8),
-            "The best scores are used before they are chosen. Among these lines, the choice "
-            "comes first."),
-        Misconception("tokens not laid in a row", (1, 2, 3, 4, 5, 6, 7, 8),
-            "The batch was not laid out as rows of tokens, which the first lines need."),
+        Misconception("returned within the loop", "8 before 7",
+            "The result is returned before anything was added to it. All experts come first."),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -651,31 +651,33 @@ LOAD_IN_ORDER = Exercise(
     ),
     distractors=("model = Transformer(config)                        # random numbers",),
     misconceptions=(
-        Misconception("a model of random numbers", (0, 7, 2, 3, 4, 5, 6),
-            "The model is filled with random numbers that nobody needs: with 7B that is as "
-            "much memory again as the weights. Which line takes none?"),
-        Misconception("both models", (0, 1, 7, 2, 3, 4, 5, 6),
+        Misconception("both models", "with 1 and with 7",
             "Two lines build a model. One of them takes as much memory as the weights, for "
             "numbers that are thrown away: it stays out."),
-        Misconception("compared after reading", (0, 1, 2, 4, 3, 5, 6),
-            "All is read before names and shapes are compared. A wrong file would be noticed "
-            "after minutes; the headers know it at once."),
-        Misconception("not compared at all", (0, 1, 2, 4, 5, 6),
+        Misconception("a model of random numbers", "with 7",
+            "The model is filled with random numbers that nobody needs: with 7B that is as much "
+            "memory again as the weights. Which line takes none?"),
+        Misconception("not compared at all", "without 3",
             "Names and shapes are never compared with the file. One line is missing, and it "
             "belongs before the reading."),
-        Misconception("never assigned", (0, 1, 2, 3, 4, 6),
+        Misconception("never assigned", "without 5",
             "The weights are read and never given to the model: it stays without numbers. One "
             "line is missing."),
-        Misconception("assigned before reading", (0, 1, 2, 3, 5, 4, 6),
+        Misconception("compared after reading", "4 before 3",
+            "All is read before names and shapes are compared. A wrong file would be noticed "
+            "after minutes; the headers know it at once."),
+        Misconception("assigned before reading", "5 before 4",
             "The model is given the weights before they are read. Which line makes that name?"),
-        Misconception("meta model first", (1, 0, 2, 3, 4, 5, 6),
+        Misconception("meta model first", "1 before 0",
             "The model is built before its numbers are known. They stand in the configuration, "
             "which is opened first."),
-        Misconception("places from the file alone", (0, 2, 1, 3, 4, 5, 6),
+        Misconception("places from the file alone", "2 before 1",
             "The places are looked up for names of a model that is not there yet. Even an empty "
             "model knows its names and shapes."),
-        Misconception("compared before located", (0, 1, 3, 2, 4, 5, 6),
+        Misconception("compared before located", "3 before 2",
             "The comparison uses the places before they are known. Which line makes them?"),
+        Misconception("handed back empty", "6 before 5",
+            "The model is handed back before it has its weights. Nothing comes after a return."),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -690,32 +690,29 @@ ORDER = Exercise(
            "engine.fast.forget(0, len(text) - 1)"),
     distractors=("text += proposed",),
     misconceptions=(
-        Misconception("proposals believed", (0, 1, 2, 3, 6, 5),
-            "The proposals went into the text unchecked. Only what the check found may."),
-        Misconception("proposals believed before the check", (0, 6, 1, 2, 3, 5),
-            "The proposals went into the text before anybody checked them. The text grows by what the "
-            "check found."),
-        Misconception("proposals believed, then found ones added", (0, 6, 1, 2, 3, 4),
-            "The proposals went into the text unchecked, and the found ones behind them. Only what was "
-            "found belongs there."),
-        Misconception("taken back first", (5, 0, 1, 2, 3, 4),
-            "At the start of a turn nothing has been rejected. What is taken back is known when the text "
-            "has grown."),
-        Misconception("the text grows before the decision", (0, 1, 2, 4, 3, 5),
-            "The text grows by something that has not been found yet. Accepting decides what it is."),
-        Misconception("both added", (0, 1, 2, 3, 6, 4, 5),
+        Misconception("both added", "with 4 and with 6",
             "The accepted proposals stand in the text twice: what was found contains them."),
-        Misconception("taken back before the text grew", (0, 1, 2, 3, 5, 4),
-            "Taken back too far: the accepted tokens are gone from the cache. The text has to grow "
-            "first."),
-        Misconception("taken back before it was known how far", (0, 1, 2, 5, 3, 4),
-            "How much is taken back depends on what was accepted. Decide first."),
-        Misconception("checked before proposed", (1, 0, 2, 3, 4, 5),
+        Misconception("proposals believed", "with 6",
+            "The proposals went into the text unchecked. Only what the check found may."),
+        Misconception("taken back first", "5 before 0",
+            "At the start of a turn nothing has been rejected. What is taken back is known when "
+            "the text has grown."),
+        Misconception("checked before proposed", "1 before 0",
             "There is nothing to check yet. The draft comes first."),
-        Misconception("accepted before the model spoke", (0, 3, 1, 2, 4, 5),
+        Misconception("accepted before the model spoke", "3 before 1",
             "Accepting needs the model's distribution. The check comes before."),
-        Misconception("distribution before the logits", (0, 2, 1, 3, 4, 5),
+        Misconception("distribution before the logits", "2 before 1",
             "The distribution is made from the logits of the check."),
+        Misconception("accepted before the distribution", "3 before 2",
+            "Accepting compares two distributions, and the model's is not made yet."),
+        Misconception("the text grows before the decision", "4 before 3",
+            "The text grows by something that has not been found yet. Accepting decides what it "
+            "is."),
+        Misconception("taken back before it was known how far", "5 before 3",
+            "How much is taken back depends on what was accepted. Decide first."),
+        Misconception("taken back before the text grew", "5 before 4",
+            "Taken back too far: the accepted tokens are gone from the cache. The text has to "
+            "grow first."),
     ),
     hints=(
         Hint("Where does it begin?", "Who speaks first, the cheap draft or the model?"),

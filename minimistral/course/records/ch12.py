@@ -633,21 +633,27 @@ ORDER = Exercise(
     distractors=("groups = groups / scales[..., None]          # steps become weights",),
     equivalents={"floats before the groups": (0, 1, 3, 2, 4, 5)},
     misconceptions=(
-        Misconception("divided by the scale", (0, 1, 2, 6, 4, 5),
+        Misconception("both ways", "with 3 and with 6",
+            "One line too many: dividing and multiplying by the scale leaves nothing changed."),
+        Misconception("divided by the scale", "with 6",
             "Dividing by the scale made the numbers; to undo it, the way back multiplies."),
-        Misconception("product before the groups were joined", (0, 1, 2, 3, 5, 4),
-            "The product needs a matrix of two axes, out and in. Join the groups of each row first."),
-        Misconception("grouped before unpacking", (1, 0, 2, 3, 4, 5),
+        Misconception("grouped before unpacking", "1 before 0",
             "A byte holds two numbers: as long as they are packed, a group of G has G / 2 bytes. "
             "Unpack first."),
-        Misconception("scaled after joining", (0, 1, 2, 4, 3, 5),
-            "A scale belongs to a group. Once the groups are joined, the scales no longer line "
-            "up with them."),
-        Misconception("scaled before grouping", (0, 3, 1, 2, 4, 5),
+        Misconception("scaled before grouping", "3 before 1",
             "The scales have a column for each group. Cut the numbers into groups before they "
             "meet."),
-        Misconception("both ways", (0, 1, 2, 6, 3, 4, 5),
-            "One line too many: dividing and multiplying by the scale leaves nothing changed."),
+        Misconception("floats before there are groups", "2 before 1",
+            "Groups become floats before they are cut. Which line cuts them?"),
+        Misconception("product before the groups were joined", "5 before 4",
+            "The product needs a matrix of two axes, out and in. Join the groups of each row "
+            "first."),
+        Misconception("scaled after joining", "4 before 3",
+            "A scale belongs to a group. Once the groups are joined, the scales no longer line up "
+            "with them."),
+        Misconception("floats after joining", "4 before 2",
+            "The weight is finished when its groups become floats, so that line has no effect. It "
+            "belongs before the joining."),
     ),
     hints=(
         Hint("Where does it begin?", "Which line uses what the layer has stored, and nothing else?"),

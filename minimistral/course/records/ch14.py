@@ -767,17 +767,26 @@ CHAT_LOOP = Exercise(
     distractors=("    turns.append({'role': 'assistant', 'content': stream.feed(token)})",),
     equivalents={"the stream first": (2, 0, 1, 3, 4, 5, 6), "the stream second": (0, 2, 1, 3, 4, 5, 6)},
     misconceptions=(
-        Misconception("written down before it is asked", (1, 0, 2, 3, 4, 5, 6),
-            "The prompt is made before the new message is in it: the model answers what was said "
-            "before."),
-        Misconception("the end not fetched", (0, 1, 2, 3, 4, 6, 5),
-            "The answer is kept before what still waited was added: the last characters are "
-            "missing from the history."),
-        Misconception("a turn for every token", (0, 1, 2, 3, 7, 5, 6),
+        Misconception("a turn for every token", "with 7",
             "Every token becomes a turn of its own. The answer is one turn, kept when it is "
             "whole."),
-        Misconception("kept before it was written", (0, 1, 2, 6, 3, 4, 5),
+        Misconception("written down before it is asked", "1 before 0",
+            "The prompt is made before the new message is in it: the model answers what was said "
+            "before."),
+        Misconception("kept before it was written", "6 before 4",
             "The answer enters the history while it is still empty. It is kept when it is whole."),
+        Misconception("the end not fetched", "6 before 5 or without 5",
+            "The answer is kept before what still waited was added: the last characters are "
+            "missing from the history."),
+        Misconception("answered before the prompt", "3 before 1",
+            "The model is asked before the prompt is made. Which line makes it of the turns?"),
+        Misconception("an answer begun anew", "3 before 2",
+            "The stream and the empty answer are made once, before the first token comes."),
+        Misconception("fed above the loop", "4 before 3",
+            "An indented line belongs to the loop, so it stands below the loop's first line."),
+        Misconception("fetched before the tokens", "5 before 4",
+            "What still waits is fetched before any token was fed. The stream is finished after "
+            "its last token."),
     ),
     hints=(
         Hint("Where does it begin?",
