@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -164,6 +165,15 @@ def test_the_static_page_has_three_pictures_and_their_sentences():
     assert repr(view).splitlines()[2].startswith("window = 9: With window 9")
 
 
+def test_where_no_widget_can_be_shown_the_pictures_stand_open(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    explore(draw, settings=SETTINGS, **CONTROLS)
+    (view,) = shown
+    assert view.html.startswith("<details open>")
+
+
 def test_explore_shows_widgets_and_pictures(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
@@ -173,6 +183,7 @@ def test_explore_shows_widgets_and_pictures(monkeypatch):
     plain = box._repr_mimebundle_()["text/plain"]
     assert "base64" not in plain and "0x" not in plain
     assert isinstance(view, StaticView)
+    assert view.html.startswith("<details><summary>3 settings")  # they may answer an open question
     with pytest.raises(ValueError, match="at least three"):
         explore(draw, settings=SETTINGS[:2], **CONTROLS)
 

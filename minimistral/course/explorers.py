@@ -8,14 +8,14 @@
             settings=[{"window": 1}, {"window": 3}, {"window": 9}])
 
 Native widgets only, each with its name, all usable by keyboard; the result is repeated as text.
-Below stand the given settings as pictures, for pages that nobody runs. The figure lives in an
-HTML widget, not in an Output widget, so that a page looks the same whoever executed it.
+Below stand the given settings as pictures, for pages that nobody runs; folded, because they may
+answer what the text has just asked. The figure lives in an HTML widget, not in an Output widget,
+so that a page looks the same whoever executed it.
 """
 
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,9 +219,7 @@ def explore(draw: Callable, *, settings: Sequence[dict], **controls) -> None:
     try:
         import ipywidgets  # noqa: F401
     except ImportError:
-        interactive = False
-    else:
-        interactive = True
-        display(Explorer(draw, controls).box)
-    opened = not interactive or os.environ.get("MINIMISTRAL_TESTING") == "1"
-    display(StaticView(draw, controls, settings, opened=opened))
+        display(StaticView(draw, controls, settings, opened=True))  # there is nothing else to see
+        return
+    display(Explorer(draw, controls).box)
+    display(StaticView(draw, controls, settings, opened=False))
