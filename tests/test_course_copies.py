@@ -112,6 +112,12 @@ def test_predictions_figures_and_pieces_are_slides_and_library_cells_are_not(sli
     assert pictures == kinds.count("figure") and all("alt=" in s.body for s in slides if s.kind == "figure")
 
 
+def test_an_answer_stands_below_its_question(slides):
+    bodies = [s.body for s in slides if s.kind == "reveal"]
+    assert all("<p class=asked>" in body for body in bodies)
+    assert "“" in bodies[-1]  # the verdict repeats the headline
+
+
 def test_no_slide_is_too_full(slides):
     for slide in slides:
         code = sum(len(block.splitlines()) for block in re.findall("<pre.*?</pre>", slide.body, re.S))
@@ -143,6 +149,7 @@ def test_every_formula_of_the_stories_becomes_a_picture():
 def test_code_is_shown_without_asserts_and_questions():
     cell = 'x = 1                      # a number\nassert x == 1\npredict("a", "what?",\n        ["1"], answer="")\nprint(x)'
     assert taught(cell) == ["x = 1                      # a number", "print(x)"]
+    assert taught("for x in y:\n    print(x)\n    assert x\nif x:\n    assert y") == ["for x in y:", "    print(x)"]
     assert taught("not python (") == ["not python ("]
 
 

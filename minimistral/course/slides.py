@@ -8,7 +8,7 @@ What becomes a slide follows from what a cell is:
     lists, tables, formulas      on a slide; other prose goes into the notes
     **In short:** ...            a slide of its own
     predict(), bet()             the question and its choices, to vote on by hands
-    reveal(), verdict()          the answer
+    reveal(), verdict()          the answer, below its question
     a figure                     the figure alone, without the code that drew it
     explore()                    its first picture, and a reminder to run it live
     your-turn                    the stub, with the exercise's minutes
@@ -25,12 +25,13 @@ import base64
 import html
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .exercises import chapter_exercises
 from .sections import Part, Section, output_text, read_sections
-from .syllabus import Chapter, chapter
+from .syllabus import CHAPTERS, Chapter, chapter
 
 LEAD = 45        # words of prose below a heading
 CODE_LINES = 18  # on one slide; longer code is cut in two
@@ -60,14 +61,38 @@ def make_slides(number: int, *, further: bool = False, root: Path | None = None)
     if not sections:
         raise ValueError(f"chapter {number} has no notebook here")
     slides: list[Slide] = []
+    asked = _questions(sections)
     for section in sections:
         if section.further and not further:
             break
-        _section(section, slides)
+        _section(section, slides, asked)
     return slides
 
 
-def _section(section: Section, slides: list[Slide]) -> None:
+def _questions(sections: list[Section]) -> dict[str | int, str]:
+    """What predict() asks, by the prediction's name; a headline has its number."""
+    found: dict[str | int, str] = {
+        h.number: f"“{h.text}”" for c in CHAPTERS for h in c.headlines}
+    for section in sections:
+        for part in section.parts:
+            for name, arguments in _calls(part.text, "predict") if part.kind == "code" else ():
+                if len(arguments) > 1:
+                    found[arguments[0]] = arguments[1]
+    return found
+
+
+def _calls(text: str, *names: str) -> list[tuple[str, list]]:
+    """The calls of these functions in a cell, in order: name and literal positional arguments."""
+    try:
+        nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+    except SyntaxError:
+        return []
+    called = [n for n in nodes if isinstance(n.func, ast.Name) and n.func.id in names]
+    called.sort(key=lambda n: (n.lineno, n.col_offset))
+    return [(n.func.id, [a.value for a in n.args if isinstance(a, ast.Constant)]) for n in called]
+
+
+def _section(section: Section, slides: list[Slide], asked: dict[str | int, str]) -> None:
     one, title = section.chapter, section.title
     if section.level == 1:
         lead = section.parts[0].text if section.parts else ""
@@ -81,7 +106,7 @@ def _section(section: Section, slides: list[Slide]) -> None:
         if part.kind == "markdown":
             _prose(part, slides, title, lead=number == 0)
         elif not part.tags & {"imports", "library"}:
-            _code(part, slides, title, one)
+            _code(part, slides, title, one, asked)
 
 
 def _prose(part: Part, slides: list[Slide], title: str, lead: bool) -> None:
@@ -121,7 +146,8 @@ def _first_sentences(text: str) -> str:
     return kept
 
 
-def _code(part: Part, slides: list[Slide], title: str, one: Chapter) -> None:
+def _code(part: Part, slides: list[Slide], title: str, one: Chapter, asked: dict[str | int, str]) -> None:
+    answered = [asked.get(a[0], "") if a else "" for _, a in _calls(part.text, "reveal", "verdict")]
     shown = [_output(output) for output in part.outputs]
     if "your-turn" in part.tags:
         _your_turn(part, slides, title, one)
@@ -137,7 +163,9 @@ def _code(part: Part, slides: list[Slide], title: str, one: Chapter) -> None:
             slides.append(Slide(title, head + said + (_pre(printed) if printed else ""), "figure"))
             printed = ""
         elif kind != "printed":
-            slides.append(Slide(title, said, kind))
+            question = answered.pop(0) if kind == "reveal" and answered else ""
+            before = f"<p class=asked>{html.escape(question)}</p>" if question else ""
+            slides.append(Slide(title, before + said, kind))
 
 
 def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
@@ -163,13 +191,23 @@ def taught(text: str) -> list[str]:
         body = ast.parse(text).body
     except SyntaxError:
         return lines
-    for node in reversed(body):
-        call = node.value if isinstance(node, ast.Expr) else None
-        name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
-        if isinstance(node, ast.Assert) or name in SILENT:
-            del lines[node.lineno - 1:node.end_lineno]
+    for node in reversed(list(_untaught(body))):
+        del lines[node.lineno - 1:node.end_lineno]
     lines = [re.sub(r" {2,}# ", "  # ", line) if len(line) > WIDE else line for line in lines]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").splitlines()
+
+
+def _untaught(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Asserts, also inside loops, calls that only show something, and what would be empty without them."""
+    for node in body:
+        call = node.value if isinstance(node, ast.Expr) else None
+        name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
+        inner = getattr(node, "body", []) if isinstance(node, (ast.For, ast.If, ast.With)) else []
+        gone = list(_untaught(inner))
+        if isinstance(node, ast.Assert) or name in SILENT or inner and gone == inner and not node.orelse:
+            yield node
+        elif gone != inner:
+            yield from gone
 
 
 def _your_turn(part: Part, slides: list[Slide], title: str, one: Chapter) -> None:
@@ -268,7 +306,7 @@ CSS = """
 .slide>header{position:absolute;top:14px;left:72px;right:72px;font-size:20px;color:#555;display:flex;justify-content:space-between}
 .main{height:100%;transform-origin:0 0;display:flex;flex-direction:column;justify-content:center}
 .main>*{max-width:100%} h1{font-size:76px;margin:0 0 24px} h2{font-size:58px;line-height:1.15;margin:0 0 24px}
-h3{font-size:30px;color:#005a8c;margin:0 0 16px} p{margin:0 0 18px} .short p,.question{font-size:42px;line-height:1.3}
+h3{font-size:30px;color:#005a8c;margin:0 0 16px} p{margin:0 0 18px} .short p,.question{font-size:42px;line-height:1.3} .asked{color:#555;margin-bottom:40px}
 li{margin:0 0 12px} ol[type=A]{font-size:38px} pre{font:23px/1.35 ui-monospace,Consolas,"DejaVu Sans Mono",monospace;margin:0 0 14px;white-space:pre-wrap}
 .code pre{background:#f6f6f6;padding:12px 16px} pre.out{border-left:6px solid #0072B2;padding:6px 16px}
 code{font-family:ui-monospace,Consolas,"DejaVu Sans Mono",monospace;font-size:.9em}
