@@ -14,7 +14,6 @@ templates_path = ["templates"]
 
 # The notebooks were run when they were built; here nothing runs.
 nb_execution_mode = "off"
-nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_dmath_allow_digits = False  # "$5" in a sentence is no formula
 myst_heading_anchors = 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,7 +94,7 @@ def _parts(cells: list[dict]) -> Iterator[Part]:
         text = "".join(cell["source"])
         tags = frozenset(cell["metadata"].get("tags", []))
         if cell["cell_type"] == "code":
-            yield Part("code", text, number, tags, tuple(cell["outputs"]))
+            yield Part("code", text, number, tags, tuple(joined(cell["outputs"])))
             continue
         cuts = [m.start() for m in HEADING.finditer(text)]
         for start, end in zip([0, *cuts], [*cuts, len(text)]):
@@ -139,6 +139,18 @@ def recap_mistakes(chapter: Chapter, root: Path | None = None) -> list[tuple[str
                 rows = re.findall(r"^\| (.+?) \| (.+?) \|$", part.text, re.M)
                 return [row for row in rows if row != ("Mistake", "Symptom")]
     return []
+
+
+def joined(outputs: Sequence[dict]) -> list[dict]:
+    """A cell's outputs; what it printed without a break is one, where the kernel sent it in pieces."""
+    found: list[dict] = []
+    for output in outputs:
+        last = found[-1] if found else {}
+        if output["output_type"] == last.get("output_type") == "stream" and output["name"] == last["name"]:
+            found[-1] = type(output)({**last, "text": output_text(last) + output_text(output)})
+        else:
+            found.append(output)
+    return found
 
 
 def output_text(output: dict) -> str:

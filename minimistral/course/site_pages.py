@@ -20,6 +20,7 @@ import nbformat
 from nbformat.v4 import new_markdown_cell, new_output
 
 from minimistral.course.address import address, open_links
+from minimistral.course.sections import joined
 from minimistral.course.syllabus import (
     CHAPTERS, EXERCISES, NOTEBOOKS, SOLUTIONS, Chapter, chapter, readme_table,
 )
@@ -166,7 +167,7 @@ def notebook_page(edition: Edition, path: Path, files: dict) -> str:
                 cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
                 cell.metadata.mystnb = {"code_prompt_show": "Show what the next cell imports",
                                         "code_prompt_hide": "Fold it again"}
-            cell.outputs = [readable(edition, output, name, files) for output in cell.outputs]
+            cell.outputs = [readable(edition, output, name, files) for output in joined(cell.outputs)]
     folder, number = path.parent.name, int(path.name[:2])
     first = notebook.cells[0]
     title, _, rest = first.source.partition("\n")
