@@ -301,25 +301,19 @@ PARTS = (
     (7, "What makes it a Mistral"),
     (10, "The real thing"),
 )
-READY, TO_COME = "ready", "to\N{NO-BREAK SPACE}come"
 
 
 def course_map(chapters: Sequence[Chapter] = CHAPTERS) -> Panel:
-    """All chapters with their questions, which are ready today, and the next one to open."""
-    rows = [(str(c.number), c.title, c.question, _part(c), READY if c.written else TO_COME)
-            for c in chapters]
-    ready = [c for c in chapters if c.written]
-    lines = [f"{len(ready)} of {len(chapters)} chapters are ready today: "
-             f"{', '.join(f'{c.number} {c.title}' for c in ready)}."]
-    following = next((c for c in ready if c.number), None)
+    """All chapters with their questions, and the next one to open."""
+    rows = [(str(c.number), c.title, c.question, _part(c)) for c in chapters]
+    following = next((c for c in chapters if c.number), None)
     link = text = ""
     if following:
         name = html.escape(f"Chapter {following.number}: {following.title}")
         link = f'<div>Open next: <a href="{following.name}.ipynb">{name}</a></div>'
         text = f"Open next: {following.name}.ipynb"
-    header = ("", "Chapter", "Its question", "Here begins", "Today")
-    return Panel("The map of the course", lines, table=(header, rows), extra_html=link,
-                 extra_text=text)
+    header = ("Number", "Chapter", "Its question", "Here begins")
+    return Panel("The map of the course", table=(header, rows), extra_html=link, extra_text=text)
 
 
 def _part(chapter: Chapter) -> str:

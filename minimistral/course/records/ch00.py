@@ -67,9 +67,6 @@ SHARE_OF_TALES = Exercise(
         Misconception("per cent", lambda texts: 100 * sum(_ok(texts)) / len(texts),
             "You returned per cent. Here a share lies between 0 and 1, so nothing is "
             "multiplied by a hundred."),
-        Misconception("share of the others", lambda texts: 1 - sum(_ok(texts)) / len(texts),
-            "This is the share of texts that are no tales. The two shares add up to 1, and you "
-            "want the other one."),
         Misconception("only what adds up", lambda texts: score_tales(texts)[1],
             "Too few: you counted only tales that add up. A tale with a lie in it is a tale "
             "for the grammar."),
@@ -77,19 +74,6 @@ SHARE_OF_TALES = Exercise(
             lambda texts: sum(bool(parse_tale(text)) for text in texts) / len(texts),
             "Every text counts as a tale. The parser always answers with an object, and an "
             "object counts as true. Ask for its field that says ok."),
-        Misconception("each text once",
-            lambda texts: sum(_ok(sorted(set(texts)))) / len(set(texts)),
-            "Equal texts were counted once. A model may write the same tale twice; each one "
-            "it wrote counts."),
-        Misconception("one long text", lambda texts: parse_tale("\n".join(texts)).ok,
-            "You joined the texts and asked once. Ask for each text by itself, then take the "
-            "share."),
-        Misconception("the first text only", lambda texts: _ok(texts)[0],
-            "The answer speaks of the first text alone. Perhaps the return stands inside the "
-            "loop and ends it at once."),
-        Misconception("are all tales", lambda texts: all(_ok(texts)),
-            "You asked whether all texts are tales, and that is yes or no. A share says how "
-            "large a part of them."),
         Misconception("rounded", lambda texts: round(sum(_ok(texts)) / len(texts), 2),
             "The share is rounded. Keep the number as it is; it is rounded when it is shown "
             "to somebody."),
@@ -99,14 +83,6 @@ SHARE_OF_TALES = Exercise(
         Misconception("remainder", lambda texts: sum(_ok(texts)) % len(texts),
             "The per cent sign does not make per cent: in Python it gives the remainder of a "
             "division. A share needs the plain division."),
-        Misconception("a text instead of a number",
-            lambda texts: f"{sum(_ok(texts)) / len(texts):.2f}",
-            "You returned the share as text. Others want to compute with it, so return the "
-            "number and leave its looks to those who print it."),
-        Misconception("tales for one that is none",
-            lambda texts: sum(_ok(texts)) / max(1, len(texts) - sum(_ok(texts))),
-            "You divided by the number of texts that are no tales. A share is divided by the "
-            "number of all texts."),
     ),
     hints=(
         Hint("The result is 0, although nearly all are tales",
@@ -174,10 +150,6 @@ NATS_PER_BYTE = Exercise(
         Misconception("bits", lambda p, text: -_sum_of_logs(p, math.log2) / len(text.encode()),
             "These are bits: the logarithm was taken to the base 2. A nat belongs to the "
             "natural logarithm."),
-        Misconception("logarithm to the base 10",
-            lambda p, text: -_sum_of_logs(p, math.log10) / len(text.encode()),
-            "The logarithm was taken to the base 10. A nat belongs to the natural logarithm, "
-            "whose base is about 2.718."),
         Misconception("not divided", lambda p, text: -_sum_of_logs(p),
             "This is the surprise of the whole text. Long texts surprise more; divide by the "
             "number of bytes."),
@@ -189,10 +161,6 @@ NATS_PER_BYTE = Exercise(
             lambda p, text: -math.log(sum(p) / len(p)) / len(text.encode()),
             "You took the logarithm of the mean probability. Each token surprises by itself: "
             "take each logarithm first."),
-        Misconception("sum of what is missing to 1",
-            lambda p, text: sum(1 - x for x in p) / len(text.encode()),
-            "You added up what each probability lacks to 1. Then an impossible token would "
-            "cost 1 only; surprise is the logarithm."),
         Misconception("perplexity",
             lambda p, text: math.exp(-_sum_of_logs(p) / len(text.encode())),
             "This is the exponential of the loss, which is called perplexity. The loss itself "
@@ -201,9 +169,6 @@ NATS_PER_BYTE = Exercise(
             lambda p, text: -_sum_of_logs(p) / len(p) / len(text.encode()),
             "Much too small: divided by the tokens and by the bytes as well. Add up over the "
             "tokens, then divide by the bytes alone."),
-        Misconception("mean probability", lambda p, text: sum(p) / len(text.encode()),
-            "There is no logarithm in it: the number grows when the model is right. Surprise "
-            "is the negative logarithm of each probability."),
     ),
     hints=(
         Hint("I do not know where to start",
