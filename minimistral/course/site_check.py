@@ -136,7 +136,9 @@ def barriers(site: Path, names: Iterable[str], views=VIEWS) -> Iterator[str]:
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=browser(), args=FLAGS)
         for colours, width, rules in views:
-            tab = chromium.new_page(color_scheme=colours, viewport={"width": width, "height": 900})
+            # What is still fading in has too little contrast: the style ends all movement for who asks for that.
+            tab = chromium.new_page(color_scheme=colours, viewport={"width": width, "height": 900},
+                                    reduced_motion="reduce")
             said = []
             tab.on("pageerror", lambda error: said.append(str(error)))
             tab.on("console", lambda one: one.type == "error" and said.append(one.text))
