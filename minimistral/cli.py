@@ -196,11 +196,12 @@ def _add_reset(commands) -> None:
 
 
 def _reset(arguments: argparse.Namespace) -> None:
-    from minimistral.lab import course_folder, reset_chapter, work_folder
+    from minimistral.lab import course_folder, from_here, reset_chapter, work_folder
 
-    for name, kept in reset_chapter(course_folder(), work_folder(), arguments.chapter):
+    work = work_folder()
+    for name, kept in reset_chapter(course_folder(), work, arguments.chapter):
         print(f"{name.as_posix()}: fresh" + (f"; yours is {kept.name}" if kept else ""))
-    print("What passed, and your pieces in work/mine, stay as they are.")
+    print(f"What passed, and your pieces in {from_here(work / 'mine')}, stay as they are.")
 
 
 def _add_train(commands) -> None:

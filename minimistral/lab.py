@@ -37,6 +37,14 @@ def work_folder() -> Path:
     return Path(os.environ.get("MINIMISTRAL_WORK") or course_folder() / "work").absolute()
 
 
+def from_here(path: Path) -> str:
+    """A path as it is told to the learner: from the current folder, where that is shorter."""
+    try:
+        return min(os.path.relpath(path), str(path), key=len)
+    except ValueError:  # another drive of Windows
+        return str(path)
+
+
 def copy_course(course: Path, work: Path) -> list[Path]:
     """Copies every notebook of `course` to `work`; returns the files written, relative to `work`.
 
@@ -175,7 +183,7 @@ def main(*, browser: bool, options: list[str], only_copy: bool = False) -> int:
     course, work = course_folder(), work_folder()
     written = copy_course(course, work)
     if written:
-        print(f"Copied {len(written)} notebooks to {work}")
+        print(f"Copied {len(written)} notebooks to {from_here(work)}")
     for target in written:
         if target.suffixes != [".ipynb"]:
             print(f"  {target.as_posix()}: a newer version, put beside the one you changed")

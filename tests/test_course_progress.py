@@ -292,9 +292,13 @@ def my_causal(query_positions, key_positions):
     return difference_of(query_positions, key_positions) >= NEEDED
 
 
-def test_a_passed_piece_is_saved_with_what_it_needs(chapter_99):
-    PIECE_FOR = check("causal", my_causal)
-    assert "saved to work/mine/attention.py" in PIECE_FOR.notes[-1], PIECE_FOR
+@pytest.mark.parametrize("here, place", [(".", "work/mine"), ("work/notebooks", "../mine")])
+def test_a_passed_piece_is_saved_with_what_it_needs(chapter_99, monkeypatch, here, place):
+    folder = chapter_99.parent / here
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    told = check("causal", my_causal)
+    assert f"saved to {Path(place) / 'attention.py'};" in told.notes[-1], told
     text = (chapter_99 / "mine" / "attention.py").read_text("utf-8")
     assert "def difference_of" in text and "NEEDED = 0" in text and "import torch" in text
 

@@ -85,7 +85,7 @@ def check(name: str | Callable, work: Any = _NOTHING) -> Result:
     is enough if its own name belongs to one exercise: ``check(attend)``. Never raises for what
     the learner's code does, except where nbgrader grades: there what has not passed is an
     AssertionError. The result is kept in the progress file; a passed core piece is saved to
-    work/mine.
+    the work folder.
     """
     if not isinstance(name, str):
         work, name = name, find_by_entry(getattr(name, "__name__", "")).key

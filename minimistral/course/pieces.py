@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..lab import from_here
 from .exercises import Exercise, all_exercises
 from .progress import work_folder, write_atomically
 from .source import source_of
@@ -206,7 +207,7 @@ SECTION = "# ---- piece: {name} ----\n{body}\n# ---- end: {name} ----\n"
 
 
 def save_piece(exercise: Exercise, work) -> str:
-    """Save a passed piece to work/mine/<module>.py; returns a sentence for the learner.
+    """Save a passed piece to mine/<module>.py in the work folder; returns a sentence for the learner.
 
     Saved with it: imports it uses, helper functions and classes of the same notebook that it
     refers to by name, and plain constants.
@@ -243,7 +244,7 @@ def save_piece(exercise: Exercise, work) -> str:
         write_atomically(path, text)
     except OSError as error:
         return f"It could not be saved as your piece: {error}"
-    return f"It is yours now: saved to work/mine/{module}.py; mine() runs the model with it."
+    return f"It is yours now: saved to {from_here(path)}; mine() runs the model with it."
 
 
 def _section(name: str) -> re.Pattern:
