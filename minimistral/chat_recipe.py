@@ -20,6 +20,7 @@ from random import Random
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minimistral.checkpoint import load_model, save_model
 from minimistral.corpora import load_corpus
@@ -27,7 +28,7 @@ from minimistral.devices import processor_name
 from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
 from minimistral.lora import ATTENTION, add_lora, merge_lora, save_adapter
 from minimistral.questions import (
-    KINDS, Question, as_conversation, ask, interview, is_right, shared)
+    KINDS, REQUESTS, Question, as_conversation, ask, interview, is_right, shared)
 from minimistral.recipes import quick_products, say
 from minimistral.tokenizer import Tokenizer, load_tokenizer
 from minimistral.train import TrainConfig, evaluate, validation_rows
@@ -38,7 +39,10 @@ class TuningRecipe:
     """A base, the questions it learns from, an adapter, and the two trainings.
 
     alone: the share of interviews with a single question, as in the examination
+    longest, longest_answer: their tokens, at most
     each: questions of the examination for each kind and language
+    validation_seed: of a second examination, by which one of several runs may be chosen;
+        the first is for the run that was chosen
     """
     lora: TrainConfig
     full: TrainConfig
@@ -46,25 +50,29 @@ class TuningRecipe:
     rank: int = 4
     alpha: float = 8.0
     names: tuple[str, ...] = ATTENTION
+    kinds: tuple[str, ...] = KINDS
     languages: tuple[str, ...] = ("en",)
     questions: int = 6
     alone: float = 0.3
-    longest: int = 210                  # tokens of an interview
+    longest: int = 210
+    longest_answer: int = 60
     seed: int = 1
     each: int = 60
     examination_seed: int = 77
+    validation_seed: int = 78
     val_tales: int = 300
 
 
 TRAINING = TrainConfig(steps=600, batch_size=8, lr=2e-3, min_lr=0.0, warmup_steps=20,
                        weight_decay=0.0, betas=(0.9, 0.98))
 RECIPE = TuningRecipe(lora=replace(TRAINING, lr=1e-2), full=TRAINING)
+ALL_KINDS = replace(RECIPE, kinds=(*KINDS, *REQUESTS), longest=280, longest_answer=200)
 
 
-def examination(recipe: TuningRecipe = RECIPE) -> list[Question]:
+def examination(recipe: TuningRecipe = RECIPE, seed: int | None = None) -> list[Question]:
     """The questions that score a model: as many of every kind in every language."""
-    rng, found = Random(recipe.examination_seed), {}
-    for kind, language in product(KINDS, recipe.languages):
+    rng, found = Random(recipe.examination_seed if seed is None else seed), {}
+    for kind, language in product(recipe.kinds, recipe.languages):
         count = 0
         while count < recipe.each:
             question = ask(rng, kind, language)
@@ -74,11 +82,12 @@ def examination(recipe: TuningRecipe = RECIPE) -> list[Question]:
 
 
 def interviews(recipe: TuningRecipe, count: int, tokenizer: Tokenizer) -> list[list[Question]]:
-    """What is learned from: no tale and no sentence of the examination is among it."""
-    rng, kept, forbidden = Random(recipe.seed), [], examination(recipe)
+    """What is learned from: no tale of the two examinations is among it."""
+    rng, kept = Random(recipe.seed), []
+    forbidden = examination(recipe) + examination(recipe, recipe.validation_seed)
     while len(kept) < count:
         count_asked = 1 if rng.random() < recipe.alone else recipe.questions
-        talk = interview(rng, count_asked, rng.choice(recipe.languages))
+        talk = interview(rng, count_asked, rng.choice(recipe.languages), recipe.kinds)
         words = "".join(m["content"] for m in as_conversation(talk))
         if len(tokenizer.encode(words)) + 4 * len(talk) <= recipe.longest:
             kept.append(talk)
@@ -86,11 +95,17 @@ def interviews(recipe: TuningRecipe, count: int, tokenizer: Tokenizer) -> list[l
     return [clean for talk in kept if (clean := [q for q in talk if id(q) not in spoiled])]
 
 
+def examine(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe, seed: int
+            ) -> tuple[list[Question], list[str], list[bool]]:
+    """The questions of this seed, what the model says to them, and whether that is right."""
+    asked = examination(recipe, seed)
+    said = answers(model, tokenizer, [q.messages for q in asked], recipe.longest_answer)
+    return asked, said, [is_right(*pair) for pair in zip(asked, said)]
+
+
 def measure(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe) -> dict:
     """Right answers of all, by kind and language, with 95% intervals; and the loss on tales."""
-    asked = examination(recipe)
-    said = answers(model, tokenizer, [question.messages for question in asked], 60)
-    right = [is_right(*pair) for pair in zip(asked, said)]
+    asked, said, right = examine(model, tokenizer, recipe, recipe.examination_seed)
 
     def score(of) -> dict:
         marks = [mark for question, mark in zip(asked, right) if of(question)]
@@ -101,7 +116,7 @@ def measure(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe) -> dic
     tales = tokenizer.encode_batch(corpus.val_documents, bos=True, eos=True)
     nats = evaluate(model, validation_rows(tales, max(map(len, tales))))
     return {"all": score(lambda q: True),
-            "kinds": {kind: score(lambda q: q.kind == kind) for kind in KINDS},
+            "kinds": {kind: score(lambda q: q.kind == kind) for kind in recipe.kinds},
             "languages": {tongue: score(lambda q: q.language == tongue) for tongue in recipe.languages},
             "tales_nats_per_byte": nats.per_byte(len(corpus.val.encode())),
             "floor_nats_per_byte": corpus.floor,
@@ -113,8 +128,10 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     the whole model with its record."""
     begun = time.time()
     tokenizer, model = load_tokenizer(recipe.base), load_model(recipe.base, dtype=torch.float32)
-    say("measuring the base")
-    facts = {"before": measure(model, tokenizer, recipe)}
+    facts = {}
+    if not full:
+        say("measuring the base")
+        facts = {"before": measure(model, tokenizer, recipe)}
     config = recipe.full if full else recipe.lora
     say("drawing interviews")
     talks = interviews(recipe, config.steps * config.batch_size, tokenizer)
@@ -128,7 +145,7 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     total = sum(w.numel() for w in load_model(recipe.base).parameters())
     say(f"{len(talks)} interviews; {trained:,} of {total:,} parameters learn")
     clock = time.time()
-    with quick_products():
+    with quick_products(), sdpa_kernel(SDPBackend.MATH):  # for rows this short twice as fast
         losses = fine_tune(model, rows, config)
     minutes, every = (time.time() - clock) / 60, max(1, len(losses) // 100)
     out.mkdir(parents=True, exist_ok=True)
@@ -140,9 +157,10 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
         model = merge_lora(model)
     tokenizer.save(out)
     say("measuring the tuned model")
+    chosen_by = examine(model, tokenizer, recipe, recipe.validation_seed)[2]
     facts = {
         "name": out.name, "date": date.today().isoformat(),
-        "command": "python -m minimistral.chat_recipe" + " --full" * full
+        "command": "python -m minimistral.chat_recipe" + " --full" * full + " --all-kinds" * (recipe.kinds != KINDS)
                    + f" --steps {config.steps}" * (config.steps != TRAINING.steps),
         "base": recipe.base, "chat_format": tokenizer.version,
         "adapter": None if full else {"rank": recipe.rank, "alpha": recipe.alpha,
@@ -153,6 +171,7 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
                                               examination(recipe))),
         "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("lora", "full")},
         **facts, "after": measure(model, tokenizer, recipe),
+        "validation": {"right": sum(chosen_by), "asked": len(chosen_by)},
         "losses": {"every": every, "nats_per_token": [
             round(sum(losses[i:i + every]) / every, 4) for i in range(0, len(losses), every)]},
         "minutes_of_training": round(minutes, 2), "minutes": round((time.time() - begun) / 60, 2),
@@ -160,7 +179,7 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
         "versions": {"torch": torch.__version__},
     }
     write_record(out, facts)
-    for name in ("before", "after"):
+    for name in [name for name in ("before", "after") if name in facts]:
         say(name + " " + str({kind: f"{s['share']:.3f}" for kind, s in facts[name]["kinds"].items()})
             + f" all {facts[name]['all']['share']:.3f}"
             + f" tales {facts[name]['tales_nats_per_byte']:.4f}")
@@ -173,11 +192,12 @@ def write_record(out: Path, facts: dict) -> None:
 
 
 def join(out: Path, name: str, other: Path) -> None:
-    """Put the record of another run into the adapter's, under a name of its own."""
+    """Put the record of another run into the adapter's, under a name of its own. Its recipe, and
+    what the base can do, are not said twice."""
     facts, more = (json.loads((folder / "record.json").read_text(encoding="utf-8"))
                    for folder in (out, other))
-    write_record(out, {**facts, name: {key: value for key, value in more.items()
-                                       if key not in ("before", "recipe")}})
+    twice = [key for key in ("before", "recipe") if more.get(key) == facts[key]]
+    write_record(out, {**facts, name: {key: more[key] for key in more if key not in twice}})
 
 
 def main() -> None:
@@ -185,6 +205,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--full", action="store_true", help="train the whole model")
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help="of the training")
+    parser.add_argument("--all-kinds", action="store_true", help="questions and requests")
     parser.add_argument("--join", nargs=2, metavar=("NAME", "FOLDER"),
                         help="add the record of another run to that in --out")
     parser.add_argument("--threads", type=int, default=1)
@@ -194,7 +215,8 @@ def main() -> None:
         join(chosen.out, chosen.join[0], Path(chosen.join[1]))
     else:
         longer = {"steps": chosen.steps, "warmup_steps": max(20, chosen.steps // 50)}
-        recipe = replace(RECIPE, lora=replace(RECIPE.lora, **longer),
+        recipe = ALL_KINDS if chosen.all_kinds else RECIPE
+        recipe = replace(recipe, lora=replace(RECIPE.lora, **longer),
                          full=replace(RECIPE.full, **longer))
         tune(chosen.out, recipe, full=chosen.full)
 

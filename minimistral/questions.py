@@ -2,15 +2,20 @@
 
 A tale is told up to its last sentence, and something is asked that its listener can
 know: who has a thing, where a thing or a person is, or what the tale has not told.
-The tales' own program knows the answers, so they can be scored exactly. They are made
-of words that tales have: a base that never wrote a token does not learn it easily.
+The tales' own program knows the answers, so they can be scored exactly. They are
+made of words that tales have: a base that never wrote a token does not learn it
+easily.
+
+Two requests have more than one right answer: to end the tale, and to retell it in
+another language. The tales' grammar decides which answers are right.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from minimistral.tales import Tale, sample_tale
+from minimistral.tales import Tale, parse_tale, sample_tale
+from minimistral.tales_plot import PRONOUN
 from minimistral.tales_text import SLOT, forms, render, write
 from minimistral.tales_words import GENDER, NOUNS
 
@@ -20,6 +25,9 @@ ASK = {                       # kind of question: its words in each language
             "it": "Chi ha {thing}?"},
     "where": {"en": "Where is {it}?", "fr": "Où est {it} ?", "de": "Wo ist {it}?",
               "es": "¿Dónde está {it}?", "it": "Dov'è {it}?"},
+    "end": {"en": "In the end?", "fr": "À la fin ?", "de": "Am Ende?",
+            "es": "¿Al final?", "it": "Alla fine?"},
+    "retell": {"en": "In English?", "fr": "En français ?"},    # the language wanted
 }
 SAY = {                       # the words of the answers
     "held": {"en": "{who} has {thing:acc}.", "fr": "{who} a {thing:acc}.",
@@ -33,13 +41,15 @@ SAY = {                       # the words of the answers
 }
 NOT_TOLD = "..."              # the tales have no word for "not"
 KINDS = ("who", "where", "person", "untold")
+REQUESTS = ("end", "retell")
 
 
 @dataclass(frozen=True)
 class Question:
     """What is said to the assistant, and what it should say.
 
-    kind: one of KINDS. told: the tale so far, but for its last sentence.
+    kind: one of KINDS or REQUESTS. told: the tale, but for its last sentence.
+    answer: the right one; of a request, one of them.
     """
     kind: str
     language: str
@@ -64,11 +74,11 @@ def ask(rng: Random, kind: str | None = None, language: str | None = None
         ) -> Question:
     """Draw a tale and a question about it.
 
-    kind: one of KINDS, or None for any; language: en, fr, de, es, it, or None for
-    the tales' own mixture. Raises ValueError for others.
+    kind: one of KINDS or REQUESTS, or None for any of KINDS; language: en, fr, de,
+    es, it, or None for the tales' own mixture. Raises ValueError for others.
     """
-    if kind not in (None, *KINDS):
-        raise ValueError(f"kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind not in (None, *TELL):
+        raise ValueError(f"kind {kind!r}: choose one of {', '.join(TELL)}")
     kind = kind or rng.choice(KINDS)
     return ask_about(sample_tale(rng, language), kind, rng)
 
@@ -80,10 +90,11 @@ def ask_about(tale: Tale, kind: str, rng: Random) -> Question:
     return Question(kind, tale.language, asked, answer, told)
 
 
-def interview(rng: Random, n: int, language: str | None = None) -> list[Question]:
-    """Up to n different questions about one tale."""
+def interview(rng: Random, n: int, language: str | None = None,
+              kinds: tuple[str, ...] = KINDS) -> list[Question]:
+    """Up to n different questions of these kinds about one tale."""
     tale = sample_tale(rng, language)
-    drawn = [ask_about(tale, rng.choice(KINDS), rng) for _ in range(n)]
+    drawn = [ask_about(tale, rng.choice(kinds), rng) for _ in range(n)]
     return list({question.asked: question for question in drawn}.values())
 
 
@@ -153,8 +164,24 @@ def ask_untold(rng: Random, tale) -> tuple[str, str]:
     return asked, NOT_TOLD
 
 
+def ask_end(rng: Random, tale) -> tuple[str, str]:
+    """How does the tale end?"""
+    return ASK["end"][tale.language], render(tale.language, tale.events[-1])
+
+
+def ask_retell(rng: Random, tale) -> tuple[str, str]:
+    """What was told, sentence by sentence, in another language."""
+    other = retold(tale.language)
+    return ASK["retell"][other], write(other, list(tale.events[:-1]))
+
+
+def retold(language: str) -> str:
+    """The language in which a tale is retold: French; a French one in English."""
+    return "en" if language == "fr" else "fr"
+
+
 TELL = {"who": ask_who, "where": ask_where, "person": ask_person,
-        "untold": ask_untold}
+        "untold": ask_untold, "end": ask_end, "retell": ask_retell}
 
 
 def ask_many(n: int, seed: int = 0, **choice) -> list[Question]:
@@ -174,5 +201,21 @@ def shared(some: Iterable[Question], others: Iterable[Question]) -> list[Questio
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Exact match: the answer, and not a letter more."""
+    """Exact match: the answer, and not a letter more. To a request every answer is
+    right that makes the tale end well, or tells the same in the other language.
+    """
+    if question.kind == "end":
+        return parse_tale(f"{question.told} {answer}").consistent
+    if question.kind == "retell":
+        said = list(parse_tale(answer).events)
+        return (facts(said) == facts(parse_tale(question.told).events)
+                and answer == write(retold(question.language), said))
     return answer == question.answer
+
+
+def facts(events: Iterable[dict]) -> list[dict]:
+    """What a tale says, in whatever language and words. But where it says "she" and
+    where a name must agree: it isn't everywhere clear whom "she" would mean."""
+    return [{**event, "language": None,
+             "variant": event["variant"] == PRONOUN.get(event["kind"])}
+            for event in events]

@@ -21,9 +21,13 @@ from minimistral.instruct import (
     tuning_batch,
 )
 from minimistral.preference import Preference, answer_log_probs, dpo_loss, learn_preferences
-from minimistral.questions import KINDS, as_conversation, ask, ask_about, ask_many, interview, is_right, shared
+from minimistral.questions import (
+    ASK, KINDS, NOT_TOLD, REQUESTS, as_conversation, ask, ask_about, ask_many, facts, interview, is_right,
+    retold, shared)
 from minimistral.tales import parse_tale, sample_tale
-from minimistral.tales_text import forms
+from minimistral.tales_plot import PRONOUN
+from minimistral.tales_text import forms, render, write
+from minimistral.tales_words import GENDER, NOUNS, PHRASES, PLACES
 from minimistral.tokenizer import Tokenizer
 from minimistral.train import TrainConfig, next_token_nats
 
@@ -124,7 +128,7 @@ def test_a_tokenizer_without_the_marks_is_named(data):
 # ---------------------------------------------------------------- questions
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *REQUESTS])
 @pytest.mark.parametrize("language", ["en", "fr", "de", "es", "it"])
 def test_every_question_has_its_answer(kind, language):
     rng = Random(3)
@@ -156,6 +160,93 @@ def test_where_agrees_with_who_has_it_and_where_they_are(language):
         who, at = rng.choice(sorted(tale.places.items()))
         said = {ask_about(tale, "person", rng).answer for _ in range(20)}
         assert all(forms(language, "place", "in")[at] in text for text in said if text.startswith(who))
+
+
+def changed(events, n, slot, value):
+    """The decisions of a tale, one of them another: None if it has none of that name, or that one."""
+    if slot not in events[n] or events[n][slot] == value:
+        return None
+    return [{**event, slot: value} if i == n else event for i, event in enumerate(events)]
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "de", "es", "it"])
+def test_a_tale_ends_in_every_way_that_adds_up_and_in_no_other(language):
+    rng, refused, accepted = Random(11), 0, 0
+    for _ in range(60):
+        tale = sample_tale(rng, language)
+        question = ask_about(tale, "end", rng)
+        assert question.asked == ASK["end"][language] and is_right(question, question.answer)
+        held = {thing: who for thing, who in tale.holders.items() if who in GENDER}
+        for thing, who in held.items():                        # another end, as true
+            for other in tale.places:
+                said = render(language, {"kind": "end_held", "variant": 0, "who": other, "thing": thing})
+                assert is_right(question, said) == (other == who), (question, said)
+                accepted += other == who
+                refused += other != who
+        for thing, at in tale.holders.items():
+            for place in PLACES:
+                said = render(language, {"kind": "end_lying", "variant": 1, "thing": thing, "place": place})
+                assert is_right(question, said) == (at == place), (question, said)
+                refused += at != place
+        unknown = rng.choice([noun for noun in NOUNS if noun not in tale.holders])
+        other = "de" if language == "fr" else "fr"
+        last = tale.events[-1]
+        for said in (render(language, {**last, "thing": unknown}), render(other, last), question.told, "",
+                     render(language, tale.events[-2]) if len(tale.events) > 3 else " ", NOT_TOLD,
+                     question.answer + " ", " " + question.answer, question.answer[:-1], question.answer * 2,
+                     f"{question.answer} {question.answer}", tale.text):
+            assert not is_right(question, said), (question, said)
+            refused += 1
+    assert refused > 500 and accepted > 20
+
+
+def test_a_tale_may_go_on_before_it_ends():
+    tale = sample_tale(Random(6), "en")
+    question = ask_about(tale, "end", Random(0))
+    assert is_right(question, "It was raining. " + question.answer)
+    assert not is_right(question, "It was raining.")
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "de", "es", "it"])
+def test_a_retelling_says_the_same_in_the_other_language(language):
+    rng, refused, others = Random(12), 0, 0
+    new = retold(language)
+    assert new != language
+    for _ in range(40):
+        tale = sample_tale(rng, language)
+        question, events = ask_about(tale, "retell", rng), list(tale.events[:-1])
+        assert is_right(question, question.answer) and question.answer == write(new, events)
+        assert parse_tale(question.answer).events[0]["language"] == new
+        wrong = [events[:n] + events[n + 1:] for n in range(2, len(events))]          # an event left out
+        wrong += [events + [tale.events[-1]], events + [events[-1]], events[:1], [*events[:2], *events[:1:-1]]]
+        for n, event in enumerate(events):
+            for slot, values in (("who", GENDER), ("whom", GENDER), ("place", PLACES), ("thing", NOUNS)):
+                value = rng.choice(list(values))
+                wrong += [changed(events, n, slot, value)]
+            ways = range(len(PHRASES[new][event["kind"]]))
+            for way in ways:                                    # other words, and a pronoun for a name
+                said = write(new, changed(events, n, "variant", way) or events)
+                by_pronoun = {way, event["variant"]} & {PRONOUN.get(event["kind"])} and way != event["variant"]
+                if not by_pronoun:
+                    assert is_right(question, said), (question, said)
+                    others += said != question.answer
+                elif said != question.answer:
+                    assert not is_right(question, said), (question, said)
+        texts = [write(new, one) for one in wrong if one not in (None, events)]
+        texts = [said for said in texts if said != question.answer]        # "she" is not told from another she
+        texts += [write(other, events) for other in ("en", "fr", "de", "es", "it") if other != new]
+        texts += [question.answer + "x", question.answer + " ", " " + question.answer, question.answer[:-1],
+                  question.answer.replace("\n", " "), question.answer.replace("\n", "\n\n"), "", NOT_TOLD]
+        for said in texts:
+            assert not is_right(question, said), (question, said)
+        refused += len(texts)
+    assert refused > 500 and others > 100
+
+
+def test_facts_are_the_same_in_every_language():
+    tale = sample_tale(Random(2), "en")
+    told = {language: parse_tale(write(language, list(tale.events))) for language in ("en", "fr", "de", "es", "it")}
+    assert all(one.consistent and facts(one.events) == facts(tale.events) for one in told.values())
 
 
 def test_questions_are_drawn_by_their_seed():

@@ -349,6 +349,7 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "Question": 13, "ask": 13, "ask_about": 13, "interview": 13, "as_conversation": 13,
         "ask_who": 13, "ask_where": 13, "ask_person": 13,
         "lying": 13, "say": 13, "ask_untold": 13,
+        "ask_end": 13, "ask_retell": 13, "retold": 13, "facts": 13,
         "ask_many": 13, "shared": 13, "is_right": 13,
     },
     "instruct": {

@@ -3,7 +3,8 @@
 #
 # **How does a model that continues text become one that answers, and how would we know?**
 #
-# The core takes 55 minutes. The exercises and the sections under *Further* take another hour and a half.
+# The core takes 55 minutes. The exercises and the sections under *Further* take another hour and three
+# quarters.
 # You need chapter 5 and the tokenizers of chapter 1; what we borrow is repeated below.
 #
 # The shapes in this chapter: **R** conversations, each a row · **T** tokens of a row · a matrix is
@@ -691,7 +692,7 @@ reveal("last", "C", "Each step of the model can serve all ten. Somebody has to "
 
 # %%
 # minimistral/questions.py
-# show: interview, as_conversation, ask_many, shared, is_right
+# show: interview, as_conversation, ask_many, shared
 
 # %%
 # minimistral/questions.py
@@ -712,6 +713,39 @@ print("questions of 500 about a tale of the other 2,000:",
       len(questions.shared(asked, learned_from)))
 print("and in the record of tales-chat:", record["shared_with_examination"])
 assert record["shared_with_examination"] == 0
+
+# %% [markdown]
+# ## Further: requests with many right answers
+#
+# Each of these questions has one right answer. Two requests have many. *In the end?* asks how the tale ends, and
+# *En français ?* asks for the tale in French. We cannot list all that is right. But the tales' grammar can read
+# an answer and say what it means. An end is right if the tale adds up with it. A retelling is right if it says
+# the same, sentence by sentence, in whatever words.
+
+# %%
+# minimistral/questions.py
+# show: ask_end, ask_retell, retold
+
+# %%
+# minimistral/questions.py
+# show: is_right, facts
+
+# %%
+from minimistral.tales import sample_tale
+
+tale = sample_tale(Random(30), "en")
+wishes = {kind: questions.ask_about(tale, kind, Random(0))
+          for kind in questions.REQUESTS}
+print(wishes["end"].prompt, "\n")
+for said in ("The ring is still in the mill.",
+             "It was raining. In the end the ring stayed in the mill.",
+             "The ring is still in the garden.", "Now Anna has the ring."):
+    print(questions.is_right(wishes["end"], said), said)
+print("\n" + wishes["retell"].answer, "\n")
+for old, new in (("laissa", "laissa"), ("Un matin, Hugo", "Hugo"), ("Anna", "Nora"),
+                 ("un petit anneau", "un anneau")):
+    said = wishes["retell"].answer.replace(old, new)
+    print(questions.is_right(wishes["retell"], said), old, "->", new)
 
 # %% [markdown]
 # ## Further: conversations, checked and answered
