@@ -30,7 +30,7 @@ from minimistral.devices import describe_device
 from minimistral.engine import Engine
 from minimistral.model import Transformer
 from minimistral.provenance import provenance
-from minimistral.quantize import quantize_model
+from minimistral.quantize import quantize_model, use_kernels
 
 SEED, BFLOAT16 = 0, torch.bfloat16
 TINY = ModelConfig(64, 2, 4, 2, 16, 96, 128, sliding_window=32)
@@ -132,13 +132,14 @@ def bytes_per_token(config: ModelConfig, position: int, bits: float = 16) -> int
 def decode_row(bench: Bench, limits: dict, name: str, bits: int = 16) -> dict:
     """Tokens per second of one text, and the share of the measured bandwidth that this is."""
     model = bench.model(name)
-    if bits < 16:
-        model = quantize_model(model, bits, group=32)
+    group = None if bits == 8 else 32 if bench.tiny else 128
+    if bits < 16:                                  # without the kernels weights are made anew
+        use_kernels(quantize_model(model, bits, group), output=True)
     engine = Engine(model, max_length=64 + bench.new, chunk=bench.chunk, compile=bench.compile)
     prompt = bench.ids(name, 32)
     seconds = bench.seconds(lambda: engine.generate(prompt, bench.new))
     rate = bench.new / statistics.median(seconds)
-    stored = bits if bits == 16 else bits + 16 / 32                      # a scale for 32 weights
+    stored = 4 + 32 / group if bits == 4 else bits      # the kernel's pairs: scale and zero point
     needed = bytes_per_token(bench.shapes[name], 32 + bench.new // 2, stored)
     row = {"seconds": seconds, "new_tokens": bench.new, "tokens_per_second": rate,
            "bytes_per_token": needed, "engine": engine.describe(),
