@@ -15,7 +15,7 @@ import torch
 
 from minimistral.course.chapters import ch05_training as ch05
 from minimistral.course.ladder import ladder
-from minimistral.course.progress import write_atomically
+from minimistral.files import write_whole
 from minimistral.provenance import provenance
 
 
@@ -24,7 +24,7 @@ def keep(what: str, facts: dict, began: float) -> None:
                       processor_seconds=round(time.process_time() - began, 1))
     facts = {"provenance": made, **facts}
     text = json.dumps(facts, ensure_ascii=False)
-    write_atomically(ch05.ASSETS / f"{what}.json", text + "\n")
+    write_whole(ch05.ASSETS / f"{what}.json", text + "\n")
     print(f"{what}: {time.process_time() - began:.0f} s", flush=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import minimistral as mm
 from minimistral.chat import Talk
-from minimistral.doctor import best_device
+from minimistral.devices import pick_device
 from minimistral.sampling import check_sampling
 
 HELP = ("/reset begins anew, /system TEXT sets the instructions, /temperature X the chance, "
@@ -68,7 +68,7 @@ def answer(talk: Talk, line: str, out) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """The command: arguments are those of `minimistral chat`."""
-    model = mm.load_model(arguments.model, device=arguments.device or best_device())
+    model = mm.load_model(arguments.model, device=pick_device(arguments.device))
     tokenizer = mm.load_tokenizer(arguments.model)
     talk = Talk(model, tokenizer, arguments.system, arguments.max_length,
                 max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature,

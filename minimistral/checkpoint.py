@@ -8,19 +8,19 @@ converted here, at the door.
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimistral.checkpoint_files import (
-    SHIPPED, Undrawn, finite, match, open_folder, read_weight, write_json,
-    write_weights, written_whole)
+    Undrawn, finite, match, open_folder, read_weight, write_json, write_weights,
+    written_whole)
 from minimistral.checkpoint_hf import config_to_hf
 from minimistral.config import ModelConfig
 from minimistral.lora import base_of, load_adapter, merge_lora
 from minimistral.model import Transformer
+from minimistral.shipped import SHIPPED, find_model
 
 # ------------------------------------------------------------ two layouts
 
@@ -127,19 +127,6 @@ def load_model(folder_or_name, *, device=None, dtype=None) -> Transformer:
                for name, place in places.items()}
     model.load_state_dict(weights, assign=True)       # these tensors, not copies
     return model.eval()
-
-
-def find_model(folder_or_name) -> Path:
-    """The folder of a model: the one given, or a shipped one by its name."""
-    folder = Path(folder_or_name)
-    if folder.is_dir():
-        return folder
-    names = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
-    if str(folder_or_name) in names:
-        return SHIPPED / folder_or_name
-    raise ValueError(f"{str(folder_or_name)!r} is neither a folder nor one of the "
-                     f"shipped models {names}: a published checkpoint is loaded "
-                     f"from the folder that you downloaded it to")
 
 
 class Place(NamedTuple):

@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from minimistral.checkpoint_hf import config_from_hf
 from minimistral.config import ModelConfig, count_parameters, read_json
 
-SHIPPED = Path(__file__).parent / "assets" / "models"
 DTYPES = {"F64": torch.float64, "F32": torch.float32,
           "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import chain
 
 
 WORTH_COMPILING = 5_000                # new tokens; below that, compiling takes longer than it saves
@@ -263,11 +264,10 @@ def _add_generate(commands) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     import minimistral as mm
-    from minimistral.doctor import best_device
+    from minimistral.devices import pick_device
     from minimistral.engine import Engine
-    from minimistral.lab import decoded_stream
 
-    model = mm.load_model(arguments.model, device=arguments.device or best_device())
+    model = mm.load_model(arguments.model, device=pick_device(arguments.device))
     tokenizer = mm.load_tokenizer(arguments.model)
     prompt, new = tokenizer.encode(arguments.prompt, bos=True), arguments.max_new_tokens
     # Compiling takes as long as some thousand tokens of a small model.
@@ -282,13 +282,12 @@ def _generate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         stop_ids=[tokenizer.eos_id],
     )
-    print(arguments.prompt, end="", flush=True)
     if arguments.stream:
-        for text in decoded_stream(tokenizer, ids):
+        for text in tokenizer.decode_stream(chain(prompt, ids)):
             print(text, end="", flush=True)
         print()
     else:
-        print(tokenizer.decode(list(ids)))
+        print(tokenizer.decode([*prompt, *ids]))
 
 
 def _add_chat(commands) -> None:
@@ -340,13 +339,13 @@ def _serve(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     import minimistral as mm
-    from minimistral.doctor import best_device
+    from minimistral.devices import pick_device
 
     try:
         from minimistral import serve
     except ImportError as error:
         raise ImportError(f'the server needs {error.name}: pip install "minimistral[serve]"') from None
-    model = mm.load_model(arguments.model, device=arguments.device or best_device())
+    model = mm.load_model(arguments.model, device=pick_device(arguments.device))
     name = arguments.name or Path(arguments.model).name
     serve.run(model, mm.load_tokenizer(arguments.model), name=name, host=arguments.host, port=arguments.port,
               batch_size=arguments.batch_size, max_length=arguments.max_length, dtype=arguments.dtype,

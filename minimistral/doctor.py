@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from minimistral.shipped import NAMES, SHIPPED
+
 OK, WARN, MISSING, OPTIONAL = "OK", "WARN", "MISSING", "OPTIONAL"
 INSTALL = f'{Path(sys.executable).name} -m pip install "minimistral[course]", or run.py lab'
-SHIPPED = ("tales-dense", "tales-moe", "tales-chat")
 GIB = 2**30
 
 
@@ -84,10 +85,14 @@ def device() -> Iterator[Finding]:
     torch = _import("torch")
     if torch is None:
         yield Finding("device", MISSING, "unknown without torch", _pip_install("torch"))
-    elif best_device() == "cuda":
+        return
+    from minimistral.devices import pick_device
+
+    chosen = pick_device().type
+    if chosen == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / GIB
         yield Finding("device", OK, f"cuda, {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
-    elif best_device() == "mps":
+    elif chosen == "mps":
         yield Finding("device", OK, "mps (Apple's GPU)")
     elif shutil.which("nvidia-smi"):
         yield Finding(
@@ -96,15 +101,6 @@ def device() -> Iterator[Finding]:
         )
     else:
         yield Finding("device", OK, f"cpu, threads used: {torch.get_num_threads()}; enough for the course")
-
-
-def best_device() -> str:
-    """Where `train` and `generate` run when no device is named: cuda, mps or cpu."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def memory() -> Iterator[Finding]:
@@ -217,15 +213,14 @@ def work() -> Iterator[Finding]:
 
 
 def models() -> Iterator[Finding]:
-    folder = Path(__file__).parent / "assets" / "models"
-    absent = [name for name in SHIPPED if not any((folder / name).glob("*.safetensors"))]
+    absent = [name for name in NAMES if not any((SHIPPED / name).glob("*.safetensors"))]
     if absent:
         yield Finding(
             "shipped models", MISSING, ", ".join(absent) + " not in the package",
             "Install minimistral again, or check the repository out whole",
         )
     else:
-        yield Finding("shipped models", OK, ", ".join(SHIPPED))
+        yield Finding("shipped models", OK, ", ".join(NAMES))
 
 
 def options() -> Iterator[Finding]:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from minimistral.files import write_whole
+
 FOLDERS = ("notebooks", "exercises", "solutions")
 FIRST = "notebooks/00_start_here.ipynb"
 MANIFEST = ".copied.json"  # path in work/: SHA-256 of what was copied there
@@ -60,9 +62,9 @@ def copy_course(course: Path, work: Path) -> list[Path]:
             target = _place(work, Path(folder) / original.name, _digest(content), copied)
             if target is None:
                 continue
-            _write(work / target, content)
+            write_whole(work / target, content)
             copied[target.as_posix()] = _digest(content)
-            _write(manifest_file, json.dumps(copied, indent=1).encode())
+            write_whole(manifest_file, json.dumps(copied, indent=1))
             written.append(target)
     return written
 
@@ -83,9 +85,9 @@ def reset_chapter(course: Path, work: Path, number: int) -> list[tuple[Path, Pat
         if (work / name).exists() and (work / name).read_bytes() != content:
             kept = next(c for c in _candidates(name, "old") if c != name and not (work / c).exists())
             os.replace(work / name, work / kept)
-        _write(work / name, content)
+        write_whole(work / name, content)
         copied[name.as_posix()] = _digest(content)
-        _write(manifest_file, json.dumps(copied, indent=1).encode())
+        write_whole(manifest_file, json.dumps(copied, indent=1))
         done.append((name, kept))
     if not done:
         raise ValueError(f"there is no chapter {number} in {course}")
@@ -120,14 +122,6 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
-
-
 def greet(model_name: str = "tales-dense", seed: int | None = None) -> None:
     """A shipped model tells a short tale in the terminal; says so in one line if it cannot."""
     seed = random.randrange(1000) if seed is None else seed
@@ -135,24 +129,13 @@ def greet(model_name: str = "tales-dense", seed: int | None = None) -> None:
         import minimistral as mm
 
         model, tokenizer = mm.load_model(model_name), mm.load_tokenizer(model_name)
-        ids = [tokenizer.bos_id]
         print(f"{model_name}, a model trained for this course, tells a tale (seed {seed}):\n")
-        for text in decoded_stream(
-            tokenizer, mm.stream(model, ids, 160, temperature=0.7, seed=seed, stop_ids=[tokenizer.eos_id])
-        ):
+        ids = mm.stream(model, [tokenizer.bos_id], 160, temperature=0.7, seed=seed, stop_ids=[tokenizer.eos_id])
+        for text in tokenizer.decode_stream(ids):
             print(text, end="", flush=True)
         print("\n")
     except Exception as error:  # a greeting is no reason to keep the learner out of the course
         print(f"(The shipped model could not greet you: {error}. `minimistral doctor` tells more.)\n")
-
-
-def decoded_stream(tokenizer, ids) -> Iterator[str]:
-    """The text of a stream of token ids, piece by piece, characters never cut in two."""
-    from minimistral.streaming import TextStream
-
-    text = TextStream(tokenizer)
-    yield from map(text.feed, ids)
-    yield text.finish()
 
 
 def open_lab(work: Path, options: list[str]) -> int:

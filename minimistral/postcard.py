@@ -9,7 +9,6 @@ import argparse
 import html
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import minimistral as mm
+from minimistral.files import write_whole
 
 SAMPLES = 6  # texts written, of which one is shown
 POINTS = 150  # of the curve, at most
@@ -59,16 +59,6 @@ def check_out(out: Path, replace: bool) -> None:
         raise ValueError(f"--out {out} is there already: name another file, or add --replace")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
-
-
-def write_whole(out: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = out.with_name(out.name + ".part")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- reading the record

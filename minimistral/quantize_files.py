@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minimistral.checkpoint import SHIPPED, find_model, load_model, locate
+from minimistral.checkpoint import load_model, locate
 from minimistral.checkpoint_files import (
     Undrawn, finite, match, open_folder, read_stored, read_weight, write_weights,
     written_whole)
@@ -15,6 +15,7 @@ from minimistral.config import ModelConfig
 from minimistral.model import Transformer
 from minimistral.quantize import (
     Int4Linear, QuantizedLinear, layers_to_quantize, quantize_model)
+from minimistral.shipped import SHIPPED, find_model
 
 STEM = "quantized"
 

@@ -112,7 +112,7 @@ def train_recipe(name: str, out: Path, scratch: Path, *, steps: int | None = Non
     steps, or minutes of training on this machine, instead of the recipe's own number;
     tokenizer: another shipped model's, instead of a new one.
     """
-    recipe, begun = RECIPES[name], time.time()
+    recipe = RECIPES[name]
     say(f"drawing {recipe.n_tales} tales")
     corpus = load_corpus("tales", n_tales=recipe.n_tales, val_tales=recipe.val_tales)
     vocabulary = (load_tokenizer(tokenizer) if tokenizer else Tokenizer.train(
@@ -137,7 +137,7 @@ def train_recipe(name: str, out: Path, scratch: Path, *, steps: int | None = Non
     say("measuring the stored weights")
     stored = load_model(out, dtype=torch.float32)
     measured = evaluate_shipped(stored, load_tokenizer(out), corpus, recipe.samples)
-    return write_record(name, recipe, records, measured, out, begun)
+    return write_record(name, recipe, records, measured, out)
 
 
 def new_model(recipe: Recipe, config: TrainConfig) -> Transformer:
@@ -174,8 +174,7 @@ def planned_steps(recipe: Recipe, config: TrainConfig, tokens, scratch: Path,
     return int(plan.read_text(encoding="utf-8"))
 
 
-def write_record(name: str, recipe: Recipe, records: list, measured: dict, out: Path,
-                 begun: float) -> dict:
+def write_record(name: str, recipe: Recipe, records: list, measured: dict, out: Path) -> dict:
     """The provenance of a shipped model: record.json beside its weights."""
     record, polish = records
     losses = record.losses + polish.losses

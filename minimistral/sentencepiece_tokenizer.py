@@ -7,8 +7,9 @@ come from the model's own list of pieces.
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from minimistral.files import write_whole
 from minimistral.tokenizer import Tokenizer, Vocabulary
-from minimistral.tokenizer_files import model_file_version, what_it_is, write_atomically
+from minimistral.tokenizer_files import model_file_version, what_it_is
 
 SPACE = "\u2581"  # SentencePiece's visible sign for a space
 
@@ -81,7 +82,7 @@ class SentencePieceTokenizer(Tokenizer):
         path = Path(path)
         if ".model" not in path.name:
             path = path / f"tokenizer.model.{self.version}"
-        return write_atomically(path, self.model.serialized_model_proto())
+        return write_whole(path, self.model.serialized_model_proto())
 
 
 def _version(control_tokens: dict[str, int]) -> str:

@@ -99,10 +99,6 @@ class World:
         here = self.at(self.cast.get(name))
         return [other for other in here if other != name]
 
-    def place_of(self, thing: str) -> str | None:
-        at = self.where.get(thing)
-        return self.cast.get(at, at)
-
     def givable(self) -> list[str]:
         return [thing for thing in self.held() if self.company(self.where[thing])]
 

@@ -18,6 +18,7 @@ import regex
 import tiktoken
 
 from minimistral import tokenizer_files
+from minimistral.shipped import find_model
 from minimistral.tokenizer_files import check_text
 
 # False: Tokenizer encodes by encode_plain, which gives the same ids more slowly.
@@ -298,4 +299,5 @@ def load_tokenizer(folder_or_name: str | Path) -> Tokenizer:
 
     Of several files the newest wins: tekken.json, then tokenizer.model.v7, .v3, ...
     """
-    return Tokenizer.load(tokenizer_files.model_folder(folder_or_name))
+    path = Path(folder_or_name)
+    return Tokenizer.load(path if path.is_file() else find_model(path))

@@ -8,19 +8,18 @@ import base64
 import binascii
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tiktoken
 
+from minimistral.files import write_whole
+
 if TYPE_CHECKING:
     from minimistral.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-SHIPPED_MODELS = Path(__file__).parent / "assets" / "models"
 
 # tiktoken's splitter overflows its stack, and panics, on more blanks than this in one run.
 LONGEST_BLANK = 900_000
@@ -48,21 +47,6 @@ def check_text(text: str) -> None:
 
 
 # Which file ------------------------------------------------------------------------------------
-
-
-def model_folder(folder_or_name: str | Path) -> Path:
-    """The folder of a model: a path that exists, or the name of a shipped model."""
-    path = Path(folder_or_name)
-    if path.exists():
-        return path
-    shipped = SHIPPED_MODELS / path
-    if path.name == str(folder_or_name) and shipped.is_dir():
-        return shipped
-    names = sorted(p.name for p in SHIPPED_MODELS.glob("*") if p.is_dir())
-    raise ValueError(
-        f"{str(folder_or_name)!r} is no folder here and no shipped model"
-        f" (those are: {', '.join(names) or 'none'})"
-    )
 
 
 def model_file_version(path: Path) -> int | None:
@@ -262,7 +246,7 @@ def save_tekken(tokenizer: "Tokenizer", path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir() or path.suffix != ".json":
         path = path / "tekken.json"
-    return write_atomically(path, text.encode("utf-8"))
+    return write_whole(path, text)
 
 
 def _text(token: bytes) -> str | None:
@@ -271,22 +255,3 @@ def _text(token: bytes) -> str | None:
         return token.decode("utf-8")
     except UnicodeDecodeError:
         return None
-
-
-# Writing ---------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all: a neighbour first, then renamed onto `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 
 import minimistral as mm
-from minimistral.doctor import best_device
-from minimistral.lab import decoded_stream
+from minimistral.devices import pick_device
 from minimistral.onednn import wide_products
 from minimistral.train import encode_documents, validation_rows
 from minimistral.train_run import process_device
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.recipe:
         return run_recipe(out, arguments)
     claim_folder(out, arguments)
-    device = pick_device(arguments.device)
+    device = training_device(arguments.device)
     config = model_config(arguments)
     corpus = mm.load_corpus(arguments.corpus, **({"download": True} if arguments.download else {}))
     if arguments.resume:
@@ -141,10 +140,10 @@ def model_config(arguments: argparse.Namespace) -> mm.ModelConfig:
     )
 
 
-def pick_device(name: str | None) -> torch.device:
+def training_device(name: str | None) -> torch.device:
     if "LOCAL_RANK" in os.environ and name is None:
         return process_device()  # torchrun: each process on its own
-    return torch.device(name or best_device())
+    return pick_device(name)
 
 
 def steps_within(arguments: argparse.Namespace, model, tokens) -> int:
@@ -200,7 +199,7 @@ def show_sample(model, tokenizer, seed: int) -> None:
     ids = mm.stream(
         model, [tokenizer.bos_id], 100, temperature=0.8, seed=seed, stop_ids=[tokenizer.eos_id]
     )
-    print("".join(decoded_stream(tokenizer, ids)) + "\n")
+    print(tokenizer.decode(ids) + "\n")
 
 
 def is_first_process() -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minimistral import checkpoint
+from minimistral import checkpoint, shipped
 from minimistral.checkpoint import (
     HF_NAMES, hf_name, load_model, permute_rotary, save_model, unpermute_rotary)
 from minimistral.config import ModelConfig, MoEConfig
@@ -135,6 +135,7 @@ def test_dtype_and_device_are_as_asked(tmp_path):
 
 def test_shipped_names(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
     save_model(make(DENSE, torch.bfloat16), tmp_path / "tiny-tales")
     assert load_model("tiny-tales").norm.weight.dtype == torch.float32
     kept = load_model("tiny-tales", dtype=torch.bfloat16)

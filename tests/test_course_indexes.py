@@ -11,7 +11,7 @@ from minimistral.course.exercises import all_exercises, chapter_exercises
 from minimistral.course.glossary import terms
 from minimistral.course.indexes import pages, plain
 from minimistral.course.search import find_sections
-from minimistral.course.sections import chapters_with_text, new_words, read_sections, section_of
+from minimistral.course.sections import chapters_with_text, read_sections, section_of
 from minimistral.course.syllabus import chapter
 
 
@@ -43,6 +43,14 @@ def test_every_exercise_is_found_in_a_section():
 
 
 # ---------------------------------------------------------------- glossary
+
+
+def new_words(chapter) -> tuple[str, ...]:
+    """The terms that a chapter's recap names, in its order."""
+    text = "\n\n".join(part.text for section in read_sections(chapter) for part in section.parts
+                       if part.kind == "markdown")
+    named = re.search(r"^New words: (.*?\.)$", text, re.M | re.S)
+    return tuple(word.replace("\n", " ") for word in re.findall(r"\*([^*]+)\*", named[1])) if named else ()
 
 
 def test_the_glossary_has_every_new_word_of_every_recap():

@@ -149,7 +149,7 @@ def test_work_folder(monkeypatch, tmp_path):
 
 
 def test_models(monkeypatch):
-    monkeypatch.setattr(doctor, "SHIPPED", ("no-such-model",))
+    monkeypatch.setattr(doctor, "NAMES", ("no-such-model",))
     finding = only(doctor.models())
     assert finding.status == doctor.MISSING and "no-such-model" in finding.detail
 

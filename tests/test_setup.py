@@ -338,16 +338,6 @@ def test_the_greeting_never_stands_in_the_way(capsys):
     assert "could not greet you" in capsys.readouterr().out
 
 
-def test_text_of_a_stream_is_never_cut_inside_a_character():
-    class Bytes:  # one token per byte
-        def id_to_bytes(self, token):
-            return bytes([token])
-
-    pieces = list(lab.decoded_stream(Bytes(), "où ça?".encode()))
-    assert pieces == ["o", "", "ù", " ", "", "ç", "a", "?", ""]
-    assert list(lab.decoded_stream(Bytes(), "ù".encode()[:1])) == ["", "\N{REPLACEMENT CHARACTER}"]
-
-
 def test_a_chapter_begun_anew_keeps_what_was_there(course):
     original, work = course
     lab.copy_course(original, work)

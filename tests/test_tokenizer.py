@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimistral import tokenizer, tokenizer_files
+from minimistral import files, shipped, tokenizer, tokenizer_files
 from minimistral.tokenizer import (
     CONTROL_TOKENS,
     PATTERN,
@@ -257,7 +257,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, ours, monk
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(tokenizer_files.os, "fsync", full_disk)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         Tokenizer.train([TEXT], 400).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -447,12 +447,12 @@ def test_the_newest_file_of_a_folder_wins(tmp_path, ours):
 
 
 def test_shipped_names(tmp_path, ours, monkeypatch):
-    monkeypatch.setattr(tokenizer_files, "SHIPPED_MODELS", tmp_path)
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
     ours.save(tmp_path / "tales-tiny")
     assert load_tokenizer("tales-tiny").ranks == ours.ranks
-    with pytest.raises(ValueError, match="'tales-big' is no folder here.*tales-tiny"):
+    with pytest.raises(ValueError, match="'tales-big' is neither a folder.*tales-tiny"):
         load_tokenizer("tales-big")
-    with pytest.raises(ValueError, match="no folder here"):
+    with pytest.raises(ValueError, match="neither a folder"):
         load_tokenizer("../tales-tiny")
 
 

@@ -65,6 +65,7 @@ from nbformat import NotebookNode
 from minimistral.course.notebook_compare import VIEW, difference, read_rules
 from minimistral.course.notebook_library import ROOT
 from minimistral.course.notebook_source import SourceError, read_source
+from minimistral.files import write_whole
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -247,9 +248,7 @@ def build(target: Target, fresh: bool = False) -> tuple[str, list[tuple[float, s
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all, with the same bytes on every system."""
     nbformat.validate(notebook)
-    draft = path.with_suffix(".ipynb.part")
-    draft.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-    draft.replace(path)
+    write_whole(path, nbformat.writes(notebook) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

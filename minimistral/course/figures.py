@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from .compare import short
-from .panel import html_table, text_table
+from .panel import html_table
 
 try:
     import matplotlib
@@ -175,19 +175,15 @@ def new_figure(width: float = 7.0, height: float = 3.6, columns: int = 1, **opti
 def heatmap(
     ax, matrix, row_labels: Sequence = (), column_labels: Sequence = (), *,
     title: str = "", rows: str = "", columns: str = "", limits=None, digits: int = 2,
-    diverging: bool = False,
 ):
     """A matrix as colours; up to 8 x 8 its numbers are written in. NaN stays white.
 
-    ``rows`` and ``columns`` name the axes; ``limits`` = (lowest, highest); ``diverging`` puts
-    zero in the middle of a two-sided map.
+    ``rows`` and ``columns`` name the axes; ``limits`` = (lowest, highest).
     """
     matrix = torch.as_tensor(matrix).detach().double().cpu()
     known = matrix[matrix.isfinite()]
     low, high = limits or (known.min().item(), known.max().item())
-    if diverging:
-        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
-    image = ax.imshow(matrix.numpy(), cmap="RdBu_r" if diverging else "viridis", vmin=low, vmax=high)
+    image = ax.imshow(matrix.numpy(), cmap="viridis", vmin=low, vmax=high)
     if max(matrix.shape) <= LARGEST_ANNOTATED:
         _write_numbers(ax, image, matrix, digits)
     else:
@@ -226,7 +222,7 @@ def lines_chart(ax, x, series: Mapping[str, Sequence], *, title="", xlabel="", y
         ax.legend(frameon=False)
 
 
-def bars_chart(ax, values: Mapping[str, float], *, title="", ylabel="", digits=2):
+def bars_chart(ax, values: Mapping[str, float], *, title="", ylabel=""):
     """Up to six things as bars, with their numbers on top."""
     if len(values) > len(HATCHES):
         raise ValueError(f"{len(values)} bars; show at most {len(HATCHES)}, or a table")
@@ -234,11 +230,6 @@ def bars_chart(ax, values: Mapping[str, float], *, title="", ylabel="", digits=2
     bars = ax.bar(list(values), list(values.values()), color=colours, edgecolor="white")
     for bar, hatch in zip(bars, HATCHES):
         bar.set_hatch(hatch)
-    ax.bar_label(bars, fmt=f"%.{digits}f", fontsize=SMALLEST_TEXT)
+    ax.bar_label(bars, fmt="%.2f", fontsize=SMALLEST_TEXT)
     ax.margins(y=0.15)
     ax.set(title=title, ylabel=ylabel)
-
-
-def text_of(data) -> str:
-    """The same table as plain text."""
-    return text_table(*as_table(data))

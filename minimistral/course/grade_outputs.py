@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from minimistral.files import write_whole
+
 from .checks import NOT_WRITTEN, TRY_AGAIN, Attempt, Outcome
 from .compare import short
 from .exercises import TYPED, Exercise
@@ -50,10 +52,7 @@ def hand_over(attempt: Attempt, folder: Path) -> None:
     }
     files = {"safetensors": save(tensors), "json": json.dumps(said).encode()}
     for ending, content in files.items():
-        path = folder / f"{attempt.exercise.key}.{ending}"
-        draft = path.with_suffix(path.suffix + ".part")
-        draft.write_bytes(content)
-        os.replace(draft, path)
+        write_whole(folder / f"{attempt.exercise.key}.{ending}", content)
 
 
 def _encode_outcome(outcome: Outcome, tensors: dict) -> dict:

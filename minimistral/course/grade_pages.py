@@ -13,9 +13,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from minimistral.files import write_whole
+
 from .exercises import Exercise
 from .grade import CRASHED, LIMIT, NO_CHECK, NOT_HANDED_IN, NOT_WRITTEN, NOT_YET, PASSED, UNREADABLE, Grade, Report
-from .progress import write_atomically
 from .syllabus import chapter
 
 SIGNS = {PASSED: "✓", NOT_YET: "✗", NOT_WRITTEN: "○", CRASHED: "!", LIMIT: "■", UNREADABLE: "?",
@@ -33,7 +34,7 @@ def write(report: Report, out: Path) -> list[Path]:
         "grades.json": json.dumps(as_data(report), indent=1, ensure_ascii=False) + "\n",
     }
     for name, text in files.items():
-        write_atomically(out / name, text)
+        write_whole(out / name, text)
     return [out / name for name in files]
 
 

@@ -24,8 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minimistral.files import write_whole
+
 from .panel import Panel
-from .progress import load_progress, update_progress, write_atomically
+from .progress import load_progress, update_progress
 
 RECORDED = Path(__file__).parent.parent / "assets" / "ladder.json"
 LONGEST_SENTENCE = 200  # characters; no sentence of the tales is as long
@@ -250,7 +252,7 @@ class Ladder:
         }
         entries = [entry for entry in _recorded(path) if entry["name"] != row.name]
         entries.append({**asdict(row), "provenance": provenance})
-        write_atomically(path, json.dumps({"rows": entries}, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps({"rows": entries}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _recorded(path: Path = RECORDED) -> list[dict]:

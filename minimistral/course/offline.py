@@ -29,7 +29,8 @@ from minimistral import lab
 from minimistral.course import pack_install
 from minimistral.course.check_notebooks import run_notebook
 from minimistral.course.syllabus import CHAPTERS
-from minimistral.doctor import INSTALL, MISSING, OK, OPTIONAL, SHIPPED, Finding
+from minimistral.doctor import INSTALL, MISSING, OK, OPTIONAL, Finding
+from minimistral.shipped import NAMES
 
 HOOK = Path(__file__).parents[1] / "assets" / "offline"
 DOWNLOADS = re.compile(
@@ -41,7 +42,7 @@ AGAIN = "Check the repository out whole, or copy the pack again"
 TRY_MODELS = f"""
 import json
 import minimistral as mm
-for name in {SHIPPED!r}:
+for name in {NAMES!r}:
     model, tokenizer = mm.load_model(name), mm.load_tokenizer(name)
     text = tokenizer.decode(mm.generate(model, tokenizer.encode("The golden ring", bos=True), 5))
     print(json.dumps([name, "loads, and writes" if text.strip() else ""]), flush=True)
@@ -67,7 +68,7 @@ def models_and_corpora() -> Iterator[Finding]:
     with refusing():
         done = subprocess.run([sys.executable, "-c", TRY_MODELS], capture_output=True, text=True)
     found = dict(json.loads(line) for line in done.stdout.splitlines())
-    for name in (*SHIPPED, "corpus tales", "corpus python"):
+    for name in (*NAMES, "corpus tales", "corpus python"):
         if found.get(name):
             yield Finding(name, OK, found[name])
         else:

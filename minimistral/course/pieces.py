@@ -23,9 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..lab import from_here
+from minimistral.files import write_whole
+from minimistral.lab import from_here
+
 from .exercises import Exercise, all_exercises
-from .progress import work_folder, write_atomically
+from .progress import work_folder
 from .source import source_of
 from .syllabus import TEACHING_MODULES
 
@@ -241,7 +243,7 @@ def save_piece(exercise: Exercise, work) -> str:
             text = text[: found.start()] + section + text[found.end() :]
         else:
             text = f"{text.rstrip()}\n\n\n{section}"
-        write_atomically(path, text)
+        write_whole(path, text)
     except OSError as error:
         return f"It could not be saved as your piece: {error}"
     return f"It is yours now: saved to {from_here(path)}; mine() runs the model with it."

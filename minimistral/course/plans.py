@@ -54,15 +54,3 @@ def read_plans(guide: str) -> list[Plan]:
         )
         plans.append(Plan(head[0].removeprefix("## "), int(head[1]), steps))
     return plans
-
-
-def machine_seconds(measured: dict, step: Step) -> float:
-    """Seconds that the machine works on a step's sections, their own subsections included."""
-    rows = measured["chapters"][step.chapter.name]["sections"] if step.chapter else []
-    total, inside = 0.0, False
-    for row in rows:
-        inside = row["section"] in step.sections or (inside and row["level"] == 3)
-        total += row["seconds"] if inside else 0.0
-    return total
-
-

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from minimistral.files import write_whole
+
 from .panel import Panel
 
 REPORT = "MINIMISTRAL_REPORT"  # names the file in which `minimistral check` reads results
@@ -102,24 +104,12 @@ def update_progress(change: Callable[[dict], None]) -> dict:
             data = load_progress()
             change(data)
             if _in_memory is None:
-                write_atomically(folder / "progress.json", json.dumps(data, indent=1, ensure_ascii=False))
+                write_whole(folder / "progress.json", json.dumps(data, indent=1, ensure_ascii=False))
     except OSError:
         _in_memory = load_progress()
         change(_in_memory)
         data = _in_memory
     return data
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ from minimistral.course import build, mutation, report_page
 from minimistral.course.checks import NOT_WRITTEN, outcomes_of, trials, verify
 from minimistral.course.exercises import TYPED, Exercise, all_exercises, find_exercise
 from minimistral.course.notebook_library import ROOT
-from minimistral.course.progress import write_atomically
 from minimistral.course.survivors import SAME
+from minimistral.files import write_whole
 from minimistral.provenance import provenance
 
 RECORD = ROOT / "benchmarks" / "results" / "report.json"
@@ -185,11 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
         told = " ".join(["python3 run.py report", *(sys.argv[1:] if arguments is None else arguments)])
         rows = gather(chapters, parts, told, options.note)
         record = merged(read_record(), rows)  # read late: another run may have written meanwhile
-        write_atomically(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_whole(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     record = read_record()
-    write_atomically(PAGE, report_page.markdown(record))
+    write_whole(PAGE, report_page.markdown(record))
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "report.html", report_page.html(record))
+    write_whole(out / "report.html", report_page.html(record))
     print(f"{RECORD.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}, {out / 'report.html'}")
     short = report_page.shortfalls(record)
     print("\n".join(short) or "Nothing falls short.")

@@ -1,7 +1,7 @@
 """A notebook read as a text: chapters, sections, and what stands in them.
 
 The indexes, the search, the slides and the instructor's guide all ask the same questions: which sections
-has a chapter, in which one is this exercise, which terms are new there. Nothing is run here.
+has a chapter, in which one is this exercise. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from .syllabus import CHAPTERS, NOTEBOOKS, Chapter
 
 HEADING = re.compile(r"^(#{1,4}) +(.+?) *$", re.M)
-NEW_WORDS = re.compile(r"^New words: (.*?\.)$", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -120,15 +119,6 @@ def section_of(name: str, chapter: Chapter, root: Path | None = None) -> Section
             if any(part.kind == "code" and call.search(part.text) for part in section.parts):
                 return section
     return None
-
-
-def new_words(chapter: Chapter, root: Path | None = None) -> tuple[str, ...]:
-    """The terms that a chapter's recap names, in its order."""
-    for section in read_sections(chapter, root=root):
-        for part in section.parts:
-            if part.kind == "markdown" and (match := NEW_WORDS.search(part.text)):
-                return tuple(word.replace("\n", " ") for word in re.findall(r"\*([^*]+)\*", match[1]))
-    return ()
 
 
 def recap_mistakes(chapter: Chapter, root: Path | None = None) -> list[tuple[str, str]]:

@@ -208,10 +208,6 @@ def headline(number: int) -> Headline:
     return headlines[number]
 
 
-def next_chapter(number: int) -> Chapter | None:
-    return CHAPTERS[number + 1] if number + 1 < len(CHAPTERS) else None
-
-
 def link(number: int, *, start: str = "") -> str:
     """A Markdown link to a chapter, or plain words while it is not written.
 
@@ -309,7 +305,7 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "checkpoint": {
         "HF_NAMES": 10, "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10,
-        "rotary_heads": 10, "load_model": 10, "find_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
+        "rotary_heads": 10, "load_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
         "unstack": 10, "save_model": 10, "as_hf": 10,
     },
     "parity": {

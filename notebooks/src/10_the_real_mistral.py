@@ -766,7 +766,7 @@ for change in ({"sliding_window": "4096"}, {"sliding_window": [None, 4096]},
 
 # %%
 # minimistral/checkpoint.py
-# show: find_model, as_it_is, unstack
+# show: as_it_is, unstack
 
 # %%
 # minimistral/checkpoint.py

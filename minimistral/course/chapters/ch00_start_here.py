@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import minimistral as mm
 from minimistral import doctor
-from minimistral.checkpoint import SHIPPED
+from minimistral.shipped import SHIPPED
 from minimistral.tales import parse_tale
 from minimistral.tales_text import render
 

@@ -12,7 +12,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from minimistral.tokenizer import Tokenizer, encode_plain, load_tokenizer, ranks_from_merges
+from minimistral.tokenizer import Tokenizer, encode_plain, ranks_from_merges
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, new_figure
 
@@ -266,7 +266,7 @@ def cost_picture(costs: Mapping[str, Sequence[float]], title: str):
     ax.set_yticks(range(len(names)), names)
     ax.grid(axis="y", color="#dddddd")
     ax.set(title=title, xlabel="tokens per word", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
-    ax.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(costs))
     return figure
 
 
@@ -299,8 +299,3 @@ def bigram(ids: torch.Tensor | None = None, size: int | None = None) -> nn.Modul
     counts = torch.zeros(size, size)
     counts.index_put_((ids[:-1], ids[1:]), torch.tensor(1.0), accumulate=True)
     return nn.Embedding.from_pretrained((counts + 0.1).log())
-
-
-def shipped_ranks() -> dict[bytes, int]:
-    """The ranks of the shipped vocabulary, trained on tales in five languages."""
-    return load_tokenizer("tales-dense").ranks

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimistral.attention import attend, causal
-from minimistral.checkpoint import find_model, permute_rotary
+from minimistral.checkpoint import permute_rotary
 from minimistral.rope import rotary_angles, rotate
+from minimistral.shipped import find_model
 from minimistral.tales import sample_tale
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, new_figure

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import minimistral as mm
-from minimistral.checkpoint_files import SHIPPED
+from minimistral.shipped import SHIPPED
 from minimistral.generate import generate
 from minimistral.instruct import encode_chat, score_interval
 from minimistral.questions import Question, is_right
