@@ -142,7 +142,7 @@ def test_a_prediction_is_asked_kept_and_compared(chapter_99):
     assert "B  rows" in str(predict("axis", *question))
     assert "You say: A  columns" in str(predict("axis", *question, answer="a"))
     told = str(reveal("axis", "B", "Each query shares out one unit.", options=question[1]))
-    assert "You said: A. A surprise, then." in told and "It is: B  rows" in told
+    assert "You said: A. A surprise, then." in told and "It is B: rows" in told
     assert "Right." in str(reveal("axis", "A"))
 
 
@@ -162,7 +162,7 @@ def test_bets_on_headlines(chapter_99):
     assert "D  not checkable" in str(bet(21)) and "black boxes" in str(bet(21))
     bet(21, "false")
     told = str(verdict(21, "true with a condition", "One can look, and sees little."))
-    assert "You said: C." in told and "B  true with a condition" in told
+    assert "You said: C." in told and "It is B: true with a condition" in told
     with pytest.raises(ValueError, match="none of true"):
         verdict(21, "maybe")
     with pytest.raises(ValueError, match="no headline 99"):

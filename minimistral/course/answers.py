@@ -41,9 +41,9 @@ def asked(chapter: Chapter, root: Path | None = None) -> list[Asked]:
                     options = tuple(re.sub("  ", " ", line, count=1) for line in lines if re.match("[A-Z]  ", line))
                     questions[name] = Asked(section.title, lines[0].removeprefix("Predict · "), options)
                 for name, lines in _outputs(part, "What happened", "reveal", "verdict"):
-                    said = next(line for line in lines if line.startswith("It is: "))
+                    said = next(line for line in lines if re.match("It is(:| [A-Z]:) ", line))
                     why = " ".join(lines[lines.index(said) + 1:])
-                    answers[name] = (re.sub("  ", " ", said.removeprefix("It is: "), count=1), why)
+                    answers[name] = (re.sub("^([A-Z]):", r"\1", said.removeprefix("It is").lstrip(": ")), why)
     return [Asked(q.section, q.question, q.options, *answers.get(name, ())) for name, q in questions.items()]
 
 

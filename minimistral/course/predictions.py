@@ -44,10 +44,10 @@ def reveal(name: str, truth: Any, why: str = "", *, options: Sequence[str] = ())
     options = options or _asked.get(name, ())
     answer = load_progress()["predictions"].get(name)
     truth = truth.item() if hasattr(truth, "item") else truth
-    told = short(truth)
-    if isinstance(truth, str):
-        told = f"{truth}  {options[ord(truth) - 65]}" if options else truth
-    lines = [f"It is: {told}"]
+    if isinstance(truth, str) and options:
+        lines = [f"It is {truth}: {options[ord(truth) - 65]}"]
+    else:
+        lines = [f"It is: {truth if isinstance(truth, str) else short(truth)}"]
     if answer is not None and isinstance(truth, str):
         lines.insert(0, f"You said: {answer}. " + ("Right." if answer == truth else "A surprise, then."))
     elif answer is not None:

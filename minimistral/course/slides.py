@@ -37,7 +37,7 @@ LEAD = 45        # words of prose below a heading
 CODE_LINES = 18  # on one slide; longer code is cut in two
 OUT_LINES = 12   # printed lines shown
 TOGETHER = 75    # words of short texts that share a slide
-WIDE = 78        # columns of code that fit
+WIDE = 79        # columns of code that fit; 91 in the smaller size
 BESIDE = 14      # lines of code and output together that fit on one slide
 SILENT = {"predict", "reveal", "bet", "verdict", "show", "explore", "display", "check", "hint"}
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.S)
@@ -251,7 +251,7 @@ def _question(text: str) -> str:
 
 
 def _pre(text: str) -> str:
-    return f"<pre class=out>{html.escape(text)}</pre>"
+    return f'<pre class="out{_wide(text)}">{html.escape(text)}</pre>'
 
 
 # ---------------------------------------------------------------- Markdown, code, formulas
@@ -295,7 +295,13 @@ def code(text: str) -> str:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    return highlight(text, PythonLexer(), HtmlFormatter(noclasses=True, cssclass="code", nobackground=True))
+    look = HtmlFormatter(noclasses=True, cssclass=f"code{_wide(text)}", nobackground=True)
+    return highlight(text, PythonLexer(), look)
+
+
+def _wide(text: str) -> str:
+    """A class for lines that would not fit in the usual size."""
+    return " wide" if max(map(len, text.splitlines()), default=0) > WIDE else ""
 
 
 # ---------------------------------------------------------------- the page
@@ -307,7 +313,7 @@ CSS = """
 .main{height:100%;transform-origin:0 0;display:flex;flex-direction:column;justify-content:center}
 .main>*{max-width:100%} h1{font-size:76px;margin:0 0 24px} h2{font-size:58px;line-height:1.15;margin:0 0 24px}
 h3{font-size:30px;color:#005a8c;margin:0 0 16px} p{margin:0 0 18px} .short p,.question{font-size:42px;line-height:1.3} .asked{color:#555;margin-bottom:40px}
-li{margin:0 0 12px} ol[type=A]{font-size:38px} pre{font:23px/1.35 ui-monospace,Consolas,"DejaVu Sans Mono",monospace;margin:0 0 14px;white-space:pre-wrap}
+li{margin:0 0 12px} ol[type=A]{font-size:38px;padding-left:1.5em} pre{font:23px/1.35 ui-monospace,Consolas,"DejaVu Sans Mono",monospace;margin:0 0 14px;white-space:pre-wrap} .wide pre,pre.wide{font-size:20px}
 .code pre{background:#f6f6f6;padding:12px 16px} pre.out{border-left:6px solid #0072B2;padding:6px 16px}
 code{font-family:ui-monospace,Consolas,"DejaVu Sans Mono",monospace;font-size:.9em}
 img{max-width:100%} .figure .main>img{width:100%;height:580px;object-fit:contain} .figure h3+img{height:530px!important}
