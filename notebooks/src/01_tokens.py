@@ -239,7 +239,7 @@ print("the last ten: ", *(token.decode() for token in learned[-10:]), sep=" | ")
 # %% tags=["try"]
 language = "fr"
 some = [text for text in documents if parse_tale(text).language == language]
-pairs = train_bpe_plain(count_words(some), 24)
+pairs = train_bpe_plain(count_words(some), 20)
 print(*(t.decode("utf-8", "replace") for t in list(ranks_from_merges(pairs))[256:]),
       sep=" | ")
 
@@ -444,9 +444,11 @@ predict("french", "With the vocabulary of Mistral 7B, an English word of this te
 costs = {name: ch01.tokens_per_word(chosen) for name, chosen in choices.items()}
 place = {name: i for i, name in enumerate(ch01.TEXTS)}
 close = [place[n] for n in ("French", "German", "Spanish", "Italian")]
+told = (f"{name}: English {row[0]:.1f}, French {row[1]:.1f}, Polish "
+        f"{row[place['Polish']]:.1f}, Greek {row[place['Greek']]:.1f}"
+        for name, row in costs.items())
 show(ch01.cost_picture(costs, "The same story costs more in some languages"),
-     alt="Tokens per word for nine texts and each vocabulary that is there. In "
-     "Mistral's two English costs least; Polish, Greek, Chinese, code cost more.",
+     alt=f"Tokens per word of nine texts, by vocabulary. {'; '.join(told)}.",
      data=ch01.cost_table(costs))
 if "Mistral 7B" in costs and "Tekken" in costs:
     old, new = costs["Mistral 7B"], costs["Tekken"]
@@ -654,7 +656,7 @@ predict("before", "The bigram has just written “ la”. In which language does
 la = tokenizer.encode(" la")[0]
 shares = counts[la] / counts[la].sum()
 print({tokenizer.decode([i]): round(shares[i].item(), 2)
-       for i in shares.topk(8).indices.tolist()})
+       for i in shares.topk(6).indices.tolist()})
 assert shares.max() < 0.3
 reveal("before", "C", "French, Spanish and Italian words share out one row.")
 

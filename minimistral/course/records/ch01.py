@@ -126,11 +126,6 @@ def _merge_from_the_right(ids, pair, new_id):
     return turned[::-1]
 
 
-def _merge_as_text(ids, pair, new_id):
-    text = ", ".join(map(str, ids)).replace(f"{pair[0]}, {pair[1]}", str(new_id))
-    return [int(n) for n in text.split(", ") if n]
-
-
 def _merge_unguarded(ids, pair, new_id):
     result, i = [], 0
     while i < len(ids):
@@ -190,22 +185,13 @@ MERGE_PAIR = Exercise(
             _merging(found=lambda ids, i, pair: ids[i] == pair[0]),
             "Merged wherever the left number stands, whatever comes after it. Both "
             "neighbours must fit."),
-        Misconception("each number of the pair",
-            lambda ids, pair, new_id: [new_id if token in pair else token for token in ids],
-            "Each number that occurs in the pair was replaced, wherever it stands. Only two "
-            "neighbours together are replaced: two go, one comes."),
         Misconception("returned inside the loop", lambda ids, pair, new_id: (
                 merge_pair(ids, pair, new_id)[:1] or None),
             "Only the first step was made: the return stands inside the loop. Give it the "
             "indentation of the loop itself."),
-        Misconception("dropped", _merging(put=lambda new_id, ids, i: []),
-            "The pair is gone and nothing stands in its place. Put the new number there."),
         Misconception("from the right", _merge_from_the_right,
             "In a run of three equal numbers the last two were merged. The rule goes from "
             "left to right: the first two."),
-        Misconception("as text", _merge_as_text,
-            "A part of a number was taken for the number: 12 ends in 2. Compare the numbers "
-            "themselves, not their digits in a text."),
         Misconception("written into the input", _merge_in_place,
             "The values are right, but the list that you were given has changed. Return a new "
             "list; others still need the old one."),
@@ -313,11 +299,6 @@ def _joining(choose, cut=None, first=None, out=None, times=None):
 def _lowest(parts, ranks):
     known = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks]
     return min(known)[1] if known else None
-
-
-def _lowest_rightmost(parts, ranks):
-    known = [(ranks[a + b], -i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks]
-    return -min(known)[1] if known else None
 
 
 def _highest(parts, ranks):
@@ -476,9 +457,6 @@ ENCODE_PLAIN = Exercise(
         Misconception("highest rank first", _joining(_highest),
             "You joined the highest rank first. Training made low ranks first, and encoding "
             "must do the same."),
-        Misconception("rightmost of equals", _joining(_lowest_rightmost),
-            "In a run of equal letters you began at the right end. Where the lowest rank "
-            "stands twice, the leftmost is joined first."),
         Misconception("words not cut", _joining(
                 _lowest, cut=lambda text, pattern: [text.encode("utf-8")]),
             "A token reaches across the end of a word. First cut the text with the pattern, "
@@ -522,10 +500,6 @@ ENCODE_PLAIN = Exercise(
                 [ranks[p] for p in parts]),
             "Only the last word is left: each word replaces the ones before it. Add its ranks "
             "to the list."),
-        Misconception("ids instead of ranks", _joining(_lowest, out=lambda encoded, parts, ranks:
-                encoded + [ranks[p] + 20 for p in parts]),
-            "Everything is 20 too large: these are ids, with room for the control tokens. "
-            "Here the ranks are wanted."),
         Misconception("a word of one byte", _encode_unguarded,
             "A word of a single byte has no neighbours, and there is no smallest of nothing. "
             "Join only while there are two parts or more."),
@@ -581,15 +555,8 @@ COUNT_LETTERS = Exercise(
         Misconception("only letters of one byte", lambda data: sum(b < 128 for b in data),
             "Accented and Chinese letters are missing: every byte above 127 was left out. One "
             "of the bytes of such a letter has to count."),
-        Misconception("only letters of several bytes", lambda data: sum(b >= 192 for b in data),
-            "Only letters of several bytes were counted. A byte below 128 is a letter by "
-            "itself."),
         Misconception("the continuing ones", lambda data: sum(128 <= b < 192 for b in data),
             "You counted the bytes that continue a letter. It is the others that count."),
-        Misconception("two bytes each", lambda data: (
-                sum(b < 128 for b in data) + sum(b >= 128 for b in data) // 2),
-            "You divided by two, as if no letter had more than two bytes. The Chinese ones "
-            "have three."),
         Misconception("one byte too many", lambda data: sum(not 128 < b < 192 for b in data),
             "The byte 128 itself continues a letter. Look at the lower end of your range."),
         Misconception("one byte too few", lambda data: sum(not 128 <= b < 191 for b in data),
@@ -733,13 +700,6 @@ def _replay_counting_what_fits(word, merges):
     return ids
 
 
-def _replay_with_one_number(word, merges):
-    ids = list(word)
-    for pair in merges:
-        ids = merge_pair(ids, pair, 256)
-    return ids
-
-
 def _replay_until_unfound(word, merges):
     ids = list(word)
     for n, pair in enumerate(merges):
@@ -760,18 +720,6 @@ def _replay_lowest(word, merges):
 def _replay_by_ranks(word, merges):
     ranks = ranks_from_merges(merges)
     return encode_plain(word.decode("utf-8"), ranks, r"(?s).+")
-
-
-def _replay_left_to_right(word, merges):
-    numbers, ids = {pair: 256 + n for n, pair in enumerate(merges)}, list(word)
-    i = 0
-    while i < len(ids) - 1:
-        if (ids[i], ids[i + 1]) in numbers:
-            ids[i:i + 2] = [numbers[ids[i], ids[i + 1]]]
-            i = 0
-        else:
-            i += 1
-    return ids
 
 
 def _replay_longest(word, merges):
@@ -813,9 +761,6 @@ ENCODE_BY_MERGES = Exercise(
         Misconception("only merges that fit are counted", _replay_counting_what_fits,
             "A merged token has too low a number: you counted only the merges that occur in "
             "this word. Its number comes from its place in the list."),
-        Misconception("all the same number", _replay_with_one_number,
-            "Every merge made token 256. The number has to grow with the place of the merge in "
-            "the list."),
         Misconception("began anew each time", lambda word, merges: merge_pair(
                 list(word), merges[-1], 255 + len(merges)) if merges else list(word),
             "Only the last merge had an effect: each one began with the bytes of the word "
@@ -827,15 +772,9 @@ ENCODE_BY_MERGES = Exercise(
         Misconception("the word itself", _replay_in_bytes,
             "Where nothing is to be merged the word comes back as it is, a bytes object. A "
             "list of numbers is wanted: begin with one."),
-        Misconception("only the first place",
-            lambda word, merges: _replay(word, merges, merge=_merging(times=1)),
-            "Each pair was merged in one place only. Merge it wherever it stands in the word."),
         Misconception("longest first", _replay_longest,
             "You took the longest token that fits. The merges have an order, and they are "
             "replayed in it."),
-        Misconception("left to right", _replay_left_to_right,
-            "You merged the first pair that is known, from left to right. The order of the "
-            "list counts: one merge after the other, over the whole word."),
         Misconception("bytes only", lambda word, merges: list(word),
             "These are the bytes of the word. Keep what each merge returns: the function that "
             "merges gives a new list."),
@@ -1063,10 +1002,6 @@ INSTRUCT_IDS = Exercise(
         Misconception("no beginning", _around(["[INST]"], ["[/INST]"]),
             "The first id is missing: the text begins with its own control token, which tells "
             "the model that nothing came before."),
-        Misconception("beginning inside", _around(["[INST]"], ["[/INST]"], lambda t, message:
-                t.encode(message, bos=True)),
-            "The token that begins a text stands inside the brackets. It comes first, before "
-            "everything else."),
         Misconception("two beginnings", _around(["<s>", "[INST]"], ["[/INST]"], lambda t, message:
                 t.encode(message, bos=True)),
             "There are two beginnings of the text: one in front and one inside. Only the "
@@ -1077,13 +1012,6 @@ INSTRUCT_IDS = Exercise(
         Misconception("bracket not closed", _around(["<s>", "[INST]"], []),
             "The closing bracket is missing, so the model cannot know that the user has "
             "finished."),
-        Misconception("closed as it was opened", _around(["<s>", "[INST]"], ["[INST]"]),
-            "The bracket was opened twice. The closing one has a name of its own, with a "
-            "stroke in it."),
-        Misconception("blanks around the message", _around(["<s>", "[INST]"], ["[/INST]"],
-                lambda t, message: t.encode(f" {message} ")),
-            "Blanks were added around the message, and other tokens came out. The message "
-            "goes in exactly as it is."),
         Misconception("stripped", _around(["<s>", "[INST]"], ["[/INST]"],
                 lambda t, message: t.encode(message.strip())),
             "Blanks or line breaks at the ends of the message are lost. Every character of it "
@@ -1181,13 +1109,12 @@ def _whole_all_or_nothing(pieces, keep=False):
     return texts
 
 
-def _whole_of_two_bytes(pieces):
+def _whole_cut_by_letters(pieces):
     texts, waiting = [], b""
     for piece in pieces:
         waiting += piece
-        cut = len(waiting) - (1 if waiting and waiting[-1] >= 192 else 0)
-        texts.append(waiting[:cut].decode("utf-8", errors="replace"))
-        waiting = waiting[cut:]
+        texts.append(waiting.decode("utf-8", errors="ignore"))
+        waiting = waiting[len(texts[-1]):]
     return texts
 
 
@@ -1197,16 +1124,6 @@ def _whole_until_shown(pieces):
         waiting += piece
         texts.append(waiting.decode("utf-8", errors="ignore"))
         waiting = b"" if texts[-1] else waiting
-    return texts
-
-
-def _whole_to_the_last_plain_one(pieces):
-    texts, waiting = [], b""
-    for piece in pieces:
-        waiting += piece
-        size = max((i + 1 for i, byte in enumerate(waiting) if byte < 128), default=0)
-        texts.append(waiting[:size].decode("utf-8"))
-        waiting = waiting[size:]
     return texts
 
 
@@ -1256,6 +1173,9 @@ WHOLE_LETTERS = Exercise(
         Misconception("broken bytes ignored", _each("ignore"),
             "Letters are missing: bytes that are only part of a letter were thrown away. They "
             "have to be kept for the next token."),
+        Misconception("cut by letters, not by bytes", _whole_cut_by_letters,
+            "Bytes come twice: the waiting bytes were cut by the number of letters given out. "
+            "A letter may have several bytes; cut by bytes."),
         Misconception("each token strictly", _each("strict"),
             "It stops where a token ends inside a letter. Such bytes are no error: keep them "
             "until the rest arrives."),
@@ -1270,9 +1190,6 @@ WHOLE_LETTERS = Exercise(
         Misconception("rest thrown away when something was shown", _whole_until_shown,
             "Bytes behind a whole letter were thrown away with it. Only what has been given "
             "out leaves the waiting bytes."),
-        Misconception("waits for a plain letter", _whole_to_the_last_plain_one,
-            "A letter of several bytes was held back until a plain one came. Its last byte "
-            "makes it whole, and then it goes out."),
         Misconception("no letter of four bytes", _whole_with_three_lengths,
             "A letter may have four bytes, too: its first begins with 11110, that is 240 or "
             "more."),
@@ -1295,12 +1212,6 @@ WHOLE_LETTERS = Exercise(
             lambda pieces: [text for text in _whole_by_try(pieces) if text],
             "The list is too short: a token that gives no letter yet has an entry, too, the "
             "empty text."),
-        Misconception("letters of two bytes only", _whole_of_two_bytes,
-            "It works for letters of two bytes, such as é. There are letters of three and "
-            "four bytes, which may wait longer."),
-        Misconception("letters one by one", lambda pieces: list(b"".join(pieces).decode("utf-8")),
-            "These are the letters one by one. The list has an entry for each token, which "
-            "may be several letters or none."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1410,13 +1321,13 @@ BIGRAM_LOSS = Exercise(
             _loss_with(pick=lambda table, ids: table[ids[1:], ids[:-1]]),
             "Rows and columns are exchanged when looking up: you asked what comes before. The "
             "row is the earlier token."),
+        Misconception("whole rows", _loss_with(pick=lambda table, ids: table[ids[:-1]]),
+            "You took the mean over whole rows, so the text's own next tokens play no part. In "
+            "each row look up one column: the token that came."),
         Misconception("every row with every column",
             _loss_with(pick=lambda table, ids: table[ids[:-1]][:, ids[1:]]),
             "Every later token was paired with every earlier one. Only neighbours are pairs: "
             "give the row and the column of a pair together."),
-        Misconception("each token after itself", _loss_with(pick=lambda table, ids: table[ids, ids]),
-            "You asked how likely each token is after itself. A pair is a token and the one "
-            "after it: shift by one."),
         Misconception("sum", _loss_with(mean=lambda x: -x.sum()),
             "This is the sum over all pairs. A mean is wanted, so that texts of different "
             "length can be compared."),
@@ -1430,9 +1341,6 @@ BIGRAM_LOSS = Exercise(
                 counts, added).exp()[ids[:-1], ids[1:]].mean().log(),
             "You took the logarithm of the mean probability. Take the logarithm of each "
             "first; one bad surprise must hurt."),
-        Misconception("bits", _loss_with(mean=lambda x: -x.mean() / math.log(2)),
-            "These are bits, from a logarithm to the base 2. The course counts in nats, with "
-            "the natural logarithm."),
         Misconception("softmax of counts",
             _loss_with(lambda c, a: (c + a).log_softmax(-1)),
             "You took a softmax of the counts themselves, as if they were scores. The shares "
@@ -1501,10 +1409,6 @@ PREMIUM = Exercise(
                 encode, texts, against=lambda values: list(values)[0]),
             "Compared with the first text. The cheapest need not come first: find the "
             "smallest price."),
-        Misconception("against the dearest", lambda encode, texts: _premium(
-                encode, texts, against=max),
-            "Compared with the dearest, so all numbers are at most 1. Compare with the "
-            "cheapest: it gets 1, the others more."),
         Misconception("against the mean", lambda encode, texts: _premium(
                 encode, texts, against=lambda values: sum(values) / len(values)),
             "Compared with the mean price. The cheapest should get exactly 1."),
@@ -1524,10 +1428,6 @@ PREMIUM = Exercise(
                     lambda text: [i for word in text.split() for i in e(word)], t)),
             "You encoded each word by itself, so the blanks between them cost nothing. Encode "
             "the whole text once, then divide."),
-        Misconception("English is cheapest", lambda encode, texts: (lambda p: {
-                n: v / p["English"] for n, v in p.items()})(_prices(encode, texts)),
-            "You asked for a text named English. The texts may have any names; compare with "
-            "the smallest price, whichever it is."),
         Misconception("against the first name", lambda encode, texts: (lambda p: {
                 n: v / p[min(p)] for n, v in p.items()})(_prices(encode, texts)),
             "Compared with the name that comes first in the alphabet: the smallest of a dict "
@@ -1537,23 +1437,10 @@ PREMIUM = Exercise(
                     e, t, per=lambda text: len(re.findall(r"\w+", text)))),
             "Words were cut at signs, too, so that long-winded is two. Here words are what "
             "stands between blanks."),
-        Misconception("rounded", lambda encode, texts: {
-                n: round(v, 2) for n, v in _premium(encode, texts).items()},
-            "The factors are rounded. Return them as they are; rounding belongs to printing."),
         Misconception("cheapest over price", lambda encode, texts: {
                 n: 1 / v for n, v in _premium(encode, texts).items()},
             "The division is turned round: all factors are at most 1. Divide each price by "
             "the cheapest."),
-        Misconception("per letter", lambda encode, texts: _premium(
-                encode, texts, prices=lambda e, t: _prices(e, t, per=len)),
-            "You divided by the number of letters. The price here is tokens for each word."),
-        Misconception("difference", lambda encode, texts: (lambda p: {
-                n: v - min(p.values()) for n, v in p.items()})(_prices(encode, texts)),
-            "You subtracted the smallest price, so the cheapest gets 0. A premium is a "
-            "factor: divide."),
-        Misconception("words per token", lambda encode, texts: _premium(
-                encode, texts, prices=lambda e, t: {n: 1 / p for n, p in _prices(e, t).items()}),
-            "Turned upside down: words for each token. The price is tokens for each word."),
     ),
     hints=(
         Hint("I do not know where to start",
