@@ -25,21 +25,19 @@ class LayerCache:
     def update(self, k: Tensor, v: Tensor, positions: Tensor
                ) -> tuple[Tensor, Tensor, Tensor]:
         """Store a chunk and return all keys, values and positions that its queries
-        may need: k, v (B, T, K, D), positions (B, T) -> (B, S', K, D) twice, (B,
-        S').
+        may need: k, v (B, T, K, D), positions (B, T) -> (B, S', K, D) twice
+        and (B, S').
 
         Into a ring, a chunk of several tokens is written after it is read: its
         first queries still need keys that its last tokens overwrite.
         """
+        part = slice(self.used)                 # views: what is written shows in them
+        seen = self.keys[:, part], self.values[:, part], self.positions[:, part]
         if self.ring and positions.shape[1] > 1:
-            before = self.keys, self.values, self.positions
             seen = tuple(torch.cat(pair, dim=1)
-                         for pair in zip(before, (k, v, positions)))
-            self.write(k, v, positions)
-            return seen
+                         for pair in zip(seen, (k, v, positions)))
         self.write(k, v, positions)
-        part = slice(self.used)
-        return self.keys[:, part], self.values[:, part], self.positions[:, part]
+        return seen
 
     def write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
         """Put each real token into slot position mod S; of a chunk longer than the
@@ -54,11 +52,11 @@ class LayerCache:
         self.positions[row, slot] = positions[row, column]
 
     def make_room(self, end: int) -> None:
-        """Without a ring: be long enough for positions below `end`."""
+        """Prepare for positions below `end`: a ring rolls, another buffer grows."""
         slots = self.keys.shape[1]
-        if slots < end:
+        if slots < end and not self.ring:
             self.grow(max(2 * slots, end))
-        self.used = end
+        self.used = min(end, self.keys.shape[1])
 
     def grow(self, slots: int) -> None:
         """Lengthen the buffer to this many slots, the contents kept."""
@@ -123,8 +121,7 @@ class KVCache:
                 f"max_length larger, or None to let it grow")
         self.end = max(self.end, end)
         for layer in self.layers:
-            if not layer.ring:
-                layer.make_room(self.end)
+            layer.make_room(self.end)
 
     def advance(self, positions: Tensor) -> None:
         """Count the real tokens of a chunk that every layer has stored: (B, T)."""

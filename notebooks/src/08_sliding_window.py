@@ -185,7 +185,7 @@ predict("hops", "Four layers, W = 4. We exchange token 0. What is the last "
 for layers in (1, 2, 3, 4):
     cells = ch08.moved_cells(ch08.random_model(layers, window=4), 40, moved=0)
     last = int(cells[-1].nonzero().max())                 # cells: (L + 1, T)
-    print(f"{layers} layers: changed from 0 to {last}")
+    print(f"layers: {layers}, changed from 0 to {last}")
     assert last == layers * (4 - 1)
 assert 32 * (4096 - 1) == 131_040                         # Mistral 7B, see below
 reveal("hops", "B", "Each layer carries it W - 1 positions further, not W: the "
@@ -207,9 +207,9 @@ explore(ch08.reach_explorer, layers=Slider(1, 8, 4), window=Slider(1, 10, 4),
 # For Mistral 7B, 32 layers and W = 4,096, the reach is 32 · 4,095 = 131,040 tokens. Its paper multiplies by
 # 4,096 and says *approximately 131K*.
 #
-# Reach is not use. A telephone game of 32 hops is possible; whether anything arrives is another matter. Look
+# Reach is not use. A message can be handed on 32 times; whether anything of it arrives is another matter. Look
 # at the table of windows above: with W = 16 our four layers reach 60 tokens, nearly a whole tale, and the
-# loss was twice as high. What must go through a chain of hops is harder to use than what is in sight.
+# loss was nearly twice as high. What must go through a chain of hops is harder to use than what is in sight.
 #
 # **In short:** one hop a layer, W - 1 positions a hop; a reach is what can arrive, not what does.
 

@@ -54,6 +54,10 @@ def _steps(q, k):
     return q[..., :, None] - k[..., None, :]
 
 
+def _triangle(query_positions, key_positions):
+    return torch.ones(query_positions.shape[-1], key_positions.shape[-1], dtype=torch.bool).tril()
+
+
 def _window_by_loop(query_positions, key_positions, window):
     rows = [query_positions[..., t, None] - key_positions < window
             for t in range(query_positions.shape[-1])]
@@ -137,10 +141,11 @@ WITHIN_WINDOW = Exercise(
             lambda query_positions, key_positions, window: query_positions - key_positions < window,
             "Every query must meet every key. Give the queries a last axis and the keys one "
             "before their last."),
-        Misconception("steps in the place of booleans",
-            lambda query_positions, key_positions, window: _steps(query_positions, key_positions),
-            "These are the steps themselves. The mask says True or False: compare them with the "
-            "window."),
+        Misconception("a triangle of places",
+            lambda query_positions, key_positions, window: _triangle(
+                query_positions, key_positions).triu(1 - window),
+            "You cut a band from a triangle of places. The first query may stand at position 6, and "
+            "a ring holds its keys in any order: compare positions."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -183,6 +188,14 @@ def a_ring_that_is_never_full():
     return 8, k, v, torch.arange(5).expand(2, 5), (1, 3, 1)
 
 
+def a_long_chunk_that_ends_in_padding():
+    k, v = _random(13, (2, 9, 2, 4), (2, 9, 2, 4))
+    positions = torch.full((2, 9), -1)
+    for row, length in enumerate((9, 6)):
+        positions[row, :length] = torch.arange(length)
+    return 4, k, v, positions, (9,)
+
+
 def _run_write(work, slots, k, v, positions, sizes):
     """Write the chunks one after the other; what lies in the slots then."""
     ring = LayerCache((k.shape[0], slots, *k.shape[2:]), True, None, k.dtype)
@@ -192,12 +205,12 @@ def _run_write(work, slots, k, v, positions, sizes):
 
 
 def _put(slot=lambda p, t, S, T, last: p % S, keep=lambda p, first, last, S: 0 <= p and p > last - S,
-         value=True, mark=lambda p, s: p, row=lambda b: b):
+         value=True, mark=lambda p, s: p):
     """write as a loop, with one step exchanged."""
     def write(self, k, v, positions):
         S, T = self.keys.shape[1], positions.shape[1]
         for b in range(len(positions)):
-            own = positions[row(b)].tolist()
+            own = positions[b].tolist()
             real = [p for p in own if p >= 0]
             first, last = (min(real), max(real)) if real else (0, -1)
             for t, p in enumerate(own):
@@ -275,6 +288,11 @@ def _write_common_columns(self, k, v, positions):
     _put()(self, k[:, good], v[:, good], positions[:, good])
 
 
+def _write_last_columns(self, k, v, positions):
+    S = self.keys.shape[1]
+    _put()(self, k[:, -S:], v[:, -S:], positions[:, -S:])
+
+
 def _write_keys_twice(self, k, v, positions):
     _put()(self, k, k, positions)
 
@@ -284,7 +302,8 @@ WRITE = Exercise(
     title="Into the ring", difficulty="medium", importance="essential", minutes=10,
     reference=LayerCache.write, run=_run_write,
     fixtures=(nine_single_tokens_in_a_ring_of_four, rows_of_different_length,
-              a_chunk_longer_than_the_ring, a_ring_that_is_never_full),
+              a_chunk_longer_than_the_ring, a_ring_that_is_never_full,
+              a_long_chunk_that_ends_in_padding),
     may_change_inputs=True,
     equivalents={
         "a double loop": _put(),
@@ -334,8 +353,9 @@ WRITE = Exercise(
         Misconception("slots of the first row", _write_whole_columns,
             "Every row uses the slots of the first one. The rows of a batch have positions of "
             "their own, and some are padding."),
-        Misconception("positions of the first row", _put(row=lambda b: 0),
-            "Every row got the positions of the first. Each row of the batch has its own."),
+        Misconception("the last S columns", _write_last_columns,
+            "A padded row lost tokens: you kept the last S columns of the chunk, and some of them "
+            "are padding. Count back from the row's newest position."),
         Misconception("padded columns left out for all", _write_common_columns,
             "Where one row is padded, the other rows lost a real token. Decide for each row by "
             "itself."),
@@ -466,18 +486,15 @@ UPDATE = Exercise(
         Misconception("positions as if in order", _updated(_guessed),
             "The keys are right and their positions are not: you counted as if the ring lay in "
             "order. It keeps its positions; hand those over."),
-        Misconception("keys and values exchanged",
-            _updated(lambda old, chunk, new: tuple(
-                _joined(old, chunk)[i] for i in (1, 0, 2))),
-            "Keys and values have changed places. Return keys, values, positions, in this order."),
+
         Misconception("positions not joined",
             _updated(lambda old, chunk, new: (*_joined(old, chunk)[:2], new[2])),
             "The three are of different length: some were joined with the chunk, some were not. Join keys, "
             "values and positions alike."),
-        Misconception("joined along the heads",
-            _updated(lambda old, chunk, new: _joined(old, chunk, dim=2)),
-            "Ring and chunk were joined along another axis than that of positions, which is axis "
-            "1 in all three."),
+        Misconception("joined along the batch",
+            _updated(lambda old, chunk, new: _joined(old, chunk, dim=0)),
+            "Ring and chunk were joined along the rows of the batch, the axis that is taken where "
+            "none is named. Tokens lie along axis 1."),
         Misconception("nothing returned", _updated(lambda old, chunk, new: None),
             "Nothing came back for a chunk. Return keys, values and positions."),
     ),
@@ -549,6 +566,10 @@ ATTENDED_PAIRS = Exercise(
                 min(i, window) for i in range(length)),
             "Query 0 sees its own key, and got none. Count the own key for each query, and at most "
             "W in all."),
+        Misconception("W - 1 keys", lambda length, window: sum(
+                min(i + 1, window - 1) for i in range(length)),
+            "One key too few for the later queries: they see W - 1 tokens before them, and their "
+            "own key as well."),
         Misconception("both sides", lambda length, window: sum(
                 min(length, i + window) - max(0, i - window + 1) for i in range(length)),
             "You counted keys on both sides. What comes later is hidden."),
@@ -711,6 +732,11 @@ RING_POSITIONS = Exercise(
             lambda length, window: torch.arange(max(0, length - window), length),
             "These are the last positions in the order of the text. Position p lies in slot p mod "
             "W, and a slot without a token holds -1."),
+        Misconception("in the order of the text, empty slots behind",
+            lambda length, window: torch.tensor([
+                *range(max(0, length - window), length), *[-1] * (window - length)]),
+            "A full ring is not in the order of the text: position p is in slot p mod W. Only "
+            "before the first round is over the two agree."),
         Misconception("the first ones",
             _held(lambda s, n, w: s if s < n else -1),
             "These are the first W positions. Each slot holds the newest position that belongs "
