@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from minimistral.checkpoint_hf import config_from_hf
-from minimistral.config import ModelConfig, count_parameters, read_json
+from minimistral.config import ModelConfig, count_parameters
+from minimistral.config_files import read_json
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32,
           "F16": torch.float16, "BF16": torch.bfloat16}

@@ -8,24 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-# Keys of published params.json files that say nothing about the mathematics.
-HARMLESS_KEYS = {"max_batch_size", "max_seq_len", "max_position_embeddings",
-                 "model_type", "dtype", "torch_dtype", "pad_token_id"}
-# Keys that do, and that this library does not build.
-FOREIGN_KEYS = {
-    "yarn": "YaRN scaling of the rotary positions",
-    "llama_4_scaling": "scaling of the queries with their position",
-    "q_lora_rank": "multi-head latent attention",
-    "kv_lora_rank": "multi-head latent attention",
-    "qk_nope_head_dim": "multi-head latent attention",
-    "qk_rope_head_dim": "multi-head latent attention",
-    "v_head_dim": "multi-head latent attention",
-    "vision_encoder": "a vision tower",
-    "vision_adapter": "a vision tower",
-    "multimodal": "inputs other than text",
-    "lora": "adapters inside the checkpoint",
-    "use_biases": "biases in the linear layers",
-}
+from minimistral.config_files import (
+    FOREIGN_KEYS, HARMLESS_KEYS, config_to_params, moe_from_json, read_json,
+    window_from_json)
 
 
 @dataclass(frozen=True)
@@ -136,23 +121,6 @@ def check_config(config: ModelConfig) -> None:
                              f"1: it counts the query's own position")
 
 
-def read_json(source) -> dict:
-    """The dictionary in a JSON file, given as path, text or dictionary."""
-    if isinstance(source, dict):
-        return source
-    is_text = isinstance(source, str) and source.lstrip().startswith("{")
-    try:
-        text = source if is_text else Path(source).read_text(encoding="utf-8")
-        values = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = "the given text" if is_text else source
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} holds a {type(values).__name__}, "
-                         f"not a JSON object of names and values")
-    return values
-
-
 def config_from_params(params: dict) -> ModelConfig:
     """A ModelConfig from the dictionary of a params.json file."""
     values = {k: v for k, v in params.items()
@@ -185,42 +153,6 @@ def config_from_params(params: dict) -> ModelConfig:
                              f"numbers from 1 up")
         values["head_dim"] = dim // heads
     return ModelConfig(**values)
-
-
-def moe_from_json(value) -> MoEConfig | None:
-    """params.json writes a mixture as an object of two numbers, or not at all."""
-    if not value:
-        return None
-    keys = {"num_experts", "num_experts_per_tok"}
-    if not isinstance(value, dict) or {k for k in value if value[k]} != keys:
-        raise ValueError(f"moe={value!r} in params.json must hold num_experts and "
-                         f"num_experts_per_tok alone: shared experts and other "
-                         f"routers are not built")
-    return MoEConfig(**{k: value[k] for k in keys})
-
-
-def window_from_json(value):
-    """params.json writes a window as a number, a string, a list or null."""
-    if isinstance(value, list | tuple):
-        return tuple(window_from_json(v) for v in value)
-    if isinstance(value, str) and value.strip().isdigit():
-        return int(value)
-    return value
-
-
-def config_to_params(config: ModelConfig) -> dict:
-    """The dictionary of a params.json file; what is None is left out."""
-    params = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name == "moe" and value is not None:
-            value = {"num_experts": value.num_experts,
-                     "num_experts_per_tok": value.num_experts_per_tok}
-        elif isinstance(value, tuple):
-            value = list(value)
-        if value is not None and value is not False and f.name != "not_built":
-            params[f.name] = value
-    return params
 
 
 # ---------------------------------------------------------------- arithmetic

@@ -95,19 +95,16 @@ def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
             layer.seen = None
 
 
-def balance_loss(router_logits: list[Tensor], k: int, *, pooled: bool = False
-                 ) -> Tensor:
+def balance_loss(router_logits: list[Tensor], k: int) -> Tensor:
     """How unevenly the experts are used: E * sum over experts of f * P, with f the
     share of tokens that choose an expert (summing to k) and P the router's mean
     probability for it (Fedus et al. 2021, section 2.2). Even use gives k, a
     collapse of everything onto the same k experts gives E.
 
     router_logits: one (N, E) tensor per layer. The loss is taken for each layer and
-    averaged, or, if `pooled`, over all layers' tokens at once as Hugging Face does,
-    which is lower when layers prefer different experts.
+    averaged. Hugging Face takes it over all layers' tokens at once, which is lower
+    when layers prefer different experts.
     """
-    if pooled:
-        router_logits = [torch.cat(list(router_logits))]
     losses = []
     for logits in router_logits:
         n_tokens, n_experts = logits.shape

@@ -724,15 +724,7 @@ else:
 
 # %%
 # minimistral/config.py
-# show: read_json, moe_from_json, window_from_json
-
-# %%
-# minimistral/config.py
 # show: config_from_params
-
-# %%
-# minimistral/config.py
-# show: config_to_params
 
 # %% tags=["try"]
 seven = json.loads(mm.MODELS[first].to_json())
