@@ -50,11 +50,8 @@ def main(number: int | None = None, *, work: Path | None = None, seconds: float 
 
 
 def _notebooks(work: Path, wanted: Chapter) -> list[Path]:
-    """The exercises, and the chapter itself where pieces are written inside it."""
-    folders = [EXERCISES]
-    if any(exercise.piece for exercise in chapter_exercises(wanted.number)):
-        folders.insert(0, NOTEBOOKS)
-    return [work / wanted.path(folder) for folder in folders]
+    """The chapter's story, where its pieces are written, and its exercises."""
+    return [work / wanted.path(folder) for folder in (NOTEBOOKS, EXERCISES)]
 
 
 def _check_chapter(work: Path, wanted: Chapter, seconds: float) -> bool:
