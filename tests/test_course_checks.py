@@ -47,6 +47,12 @@ def test_a_mistake_that_shows_on_one_fixture_only_is_matched():
     assert judge(WEIGHTS, naive).matched == "overflow"
 
 
+def test_of_two_mistakes_the_one_that_shows_first_is_named():
+    result = judge(WEIGHTS, lambda s: columns(s) if len(s) == 3 else s.half())
+    assert result.matched == "columns" and result.message.endswith("check again when it is repaired.")
+    assert judge(WEIGHTS, lambda s: columns(s) + 1 if len(s) == 3 else columns(s)).matched is None
+
+
 def test_equivalent_solutions_pass():
     assert judge(WEIGHTS, by_hand).status == PASS
     assert judge(WEIGHTS, lambda s: np.asarray(weights_of(s)))

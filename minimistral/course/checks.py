@@ -1,7 +1,8 @@
 """check: run the learner's work, and if it is wrong say which mistake it is.
 
 The learner's output is compared with the reference's on every fixture. If it is wrong, it is
-compared with the output of every misconception on record; an equal one names the mistake.
+compared with the output of every misconception on record; an equal one names the mistake. Of
+two mistakes in one function the one that shows first is named.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def _judge_function(exercise: Exercise, outcomes: list[Outcome], run: Callable, 
         return Result(exercise, PASS, " ".join(filter(None, [exercise.praise, amount])), notes=notes)
     if first is None:
         changed = next(o for o in outcomes if o.changed)
-        known = _matching(exercise, outcomes, run, by_value=False)
+        known, _ = _matching(exercise, outcomes, run)
         return again(
             known.message
             if known
@@ -211,13 +212,14 @@ def _judge_function(exercise: Exercise, outcomes: list[Outcome], run: Callable, 
     if outcome.run.timed_out or isinstance(outcome.error, KeyboardInterrupt):
         return again(_explain(exercise, outcome, found), None, notes)
     picture = _picture(exercise, expected[first], outcome) if pictures else ("", "")
-    known = _matching(exercise, outcomes, run, by_value=True)
+    known, whole = _matching(exercise, outcomes, run, first)
     if known:
         if outcome.error is None and found.text:
             fact = f"{_sentence(found.text)}{_on(exercise, outcome)}"
         else:
             fact = "" if outcome.error is None else f"It stopped with {_error(outcome.error)}."
-        return again(f"{known.message} {fact}".strip(), known.name, notes, picture)
+        more = "" if whole else "That is not all: check again when it is repaired."
+        return again(" ".join(filter(None, [known.message, fact, more])), known.name, notes, picture)
     return again(_explain(exercise, outcome, found), None, notes, picture)
 
 
@@ -315,18 +317,30 @@ def _difference(
         return Difference("value", "a number in it is too large to be compared")
 
 
-def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, *, by_value: bool):
-    """The misconception that gives the learner's outcome on every fixture."""
+def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, first: int | None = None):
+    """The misconception that gives the learner's outcome, and whether it does so on every fixture.
+
+    If none does: the one that agrees up to ``first``, the first fixture that went wrong, and on
+    more fixtures than any other. Without ``first``, where only inputs were changed, none.
+    """
+    partly = [(0, None)]
     for misconception in exercise.misconceptions:
         theirs = run(exercise, misconception.wrong)
-        if len(theirs) != len(outcomes):
+        if first is None and [o.changed for o in theirs] != [o.changed for o in outcomes]:
             continue
-        if not by_value and [o.changed for o in theirs] != [o.changed for o in outcomes]:
-            continue
-        pairs = zip(theirs, outcomes)
-        if not any(_difference(exercise, t, o, same_words=True) for t, o in pairs):
-            return misconception
-    return None
+        equal = 0
+        for number, (their, outcome) in enumerate(zip(theirs, outcomes)):
+            if not _difference(exercise, their, outcome, same_words=True):
+                equal += 1
+            elif first is None or number <= first:
+                break
+        else:
+            if equal == len(theirs) == len(outcomes):
+                return misconception, True
+            if first is not None and len(theirs) > first:
+                partly.append((equal, misconception))
+    partly.sort(key=lambda found: -found[0])
+    return partly[0][1] if len(partly) == 1 or partly[0][0] > partly[1][0] else None, False
 
 
 # ---------------------------------------------------------------- words
