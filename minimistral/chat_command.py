@@ -68,6 +68,7 @@ def answer(talk: Talk, line: str, out) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """The command: arguments are those of `minimistral chat`."""
+    check_sampling(arguments.temperature, None, arguments.top_p)
     model = mm.load_model(arguments.model, device=pick_device(arguments.device))
     tokenizer = mm.load_tokenizer(arguments.model)
     talk = Talk(model, tokenizer, arguments.system, arguments.max_length,

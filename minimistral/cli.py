@@ -1,10 +1,12 @@
 """The command `minimistral`: one subcommand per thing one does with the course and its models."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from itertools import chain
 
+from minimistral import __version__
 
 WORTH_COMPILING = 5_000                # new tokens; below that, compiling takes longer than it saves
 
@@ -13,13 +15,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 checks failed, 2 wrong input, 130 stopped."""
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `head`, or a pager that was left, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError) as error:
-        print(f"minimistral: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"minimistral: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"\nminimistral: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong; an error of the system as its file and its reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -35,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="minimistral",
         description="The Mistral family of language models, built piece by piece.",
     )
+    parser.add_argument("--version", action="version", version=f"minimistral {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_lab, _add_doctor, _add_check, _add_grade, _add_progress, _add_search, _add_glossary, _add_mistakes,
                 _add_reset, _add_slides, _add_copies, _add_train, _add_generate, _add_chat, _add_serve,

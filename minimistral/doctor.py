@@ -21,7 +21,8 @@ from pathlib import Path
 from minimistral.shipped import NAMES, SHIPPED
 
 OK, WARN, MISSING, OPTIONAL = "OK", "WARN", "MISSING", "OPTIONAL"
-INSTALL = f'{Path(sys.executable).name} -m pip install "minimistral[course]", or run.py lab'
+PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable  # to be copied from the report
+INSTALL = f'{PYTHON} -m pip install "minimistral[course]", or run.py lab'
 GIB = 2**30
 
 
@@ -161,7 +162,7 @@ def jupyter() -> Iterator[Finding]:
         return
     from jupyter_core.paths import jupyter_path
 
-    repair = f"{sys.executable} -m ipykernel install --sys-prefix"
+    repair = f"{PYTHON} -m ipykernel install --sys-prefix"
     specs = [Path(folder) / "python3" / "kernel.json" for folder in jupyter_path("kernels")]
     spec = next((one for one in specs if one.exists()), None)  # in Jupyter's order of search
     if spec is None:
@@ -304,4 +305,4 @@ def _number(version: str) -> tuple[int, int]:
 
 
 def _pip_install(what: str) -> str:
-    return f"{Path(sys.executable).name} -m pip install {what}"
+    return f"{PYTHON} -m pip install {what}"

@@ -37,7 +37,7 @@ from starlette.routing import Route
 
 from minimistral.api import DONE, Refused, Shape, as_event, as_refusal, count_usage
 from minimistral.batching import Busy, Desk, Job
-from minimistral.engine import Engine
+from minimistral.engine import Engine, check_engine
 from minimistral.instruct import encode_chat
 from minimistral.streaming import TextStream
 
@@ -450,6 +450,8 @@ def create_app(model, tokenizer, *, name: str, batch_size: int = 8,
                  elsewhere can't reach a server on this machine, neither under a name
                  of its own nor from its own address
     """
+    check_engine(batch_size, max_length, "auto", None, 0)  # now: later is in the server's log
+
     @asynccontextmanager
     async def lifespan(app):
         engine = Engine(model, batch_size, max_length, **engine_options)
@@ -498,7 +500,8 @@ def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 800
 
     threads  cores for the model; one less than there are by default: the thread that
              talks with the clients needs one, or it holds the others up
-    Raises ValueError for an address that others can reach, without a key.
+    Raises ValueError for an address that others can reach, without a key, and for one where
+    no server can listen.
     """
     import uvicorn
 
@@ -507,21 +510,40 @@ def run(model, tokenizer, *, name: str, host: str = "127.0.0.1", port: int = 800
     if not local and not key:
         raise ValueError(f"at {host} others can reach this server: set {API_KEY} to a "
                          f"key that clients must send, or stay at 127.0.0.1")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1")
     torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     app = create_app(model, tokenizer, name=name, api_key=key,
                      hosts=LOOPBACK if local else None, **options)
+    place = bound(host, port)
 
     class Announced(uvicorn.Server):
         async def startup(self, sockets=None) -> None:
             await super().startup(sockets)
             if self.started:
-                print(f"{name} at http://{host}:{port}/v1  (Ctrl-C ends it)", file=sys.stderr,
-                      flush=True)
+                print(f"{name} at http://{host}:{place.getsockname()[1]}/v1  (Ctrl-C ends it)",
+                      file=sys.stderr, flush=True)
 
     server = Announced(uvicorn.Config(app, host=host, port=port, log_level="warning",
                                       timeout_graceful_shutdown=5))
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run([place])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at this address, where nothing listens yet. Raises ValueError if it cannot be had."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port={port} must be a whole number from 0 (a free one) to 65535")
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family)
+        if os.name == "posix":  # elsewhere this would share an address that is taken
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(place)
+    except OSError as error:
+        raise ValueError(f"no server can listen at {host}, port {port} ({error.strerror}); "
+                         f"--port names another, 0 takes a free one") from None
+    return found
 
 
 class LocalServer:

@@ -38,6 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
     claim_folder(out, arguments)
     device = training_device(arguments.device)
     config = model_config(arguments)
+    training = mm.TrainConfig(  # before the minutes that a corpus and a tokenizer can take
+        steps=2 if arguments.steps is None else arguments.steps, batch_size=arguments.batch_size,
+        seq_len=arguments.seq_len, lr=arguments.lr, balance=0.01 if config.moe else 0.0,
+        seed=arguments.seed, dtype=arguments.dtype, folder=str(out / "training"),
+    )
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise ValueError(f"--minutes {arguments.minutes:g} must be above 0")
     corpus = mm.load_corpus(arguments.corpus, **({"download": True} if arguments.download else {}))
     if arguments.resume:
         tokenizer = mm.Tokenizer.load(out / "tekken.json")
@@ -50,12 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     describe(corpus, model, tokens, device)
     if arguments.steps is None:
         arguments.steps = steps_within(arguments, model, tokens)
-    training = mm.TrainConfig(
-        steps=arguments.steps, eval_every=max(250, arguments.steps // 8),
-        batch_size=arguments.batch_size, seq_len=arguments.seq_len, lr=arguments.lr,
-        warmup_steps=min(100, arguments.steps // 10), balance=0.01 if config.moe else 0.0,
-        seed=arguments.seed, dtype=arguments.dtype, folder=str(out / "training"),
-    )
+    training = replace(training, steps=arguments.steps, eval_every=max(250, arguments.steps // 8),
+                       warmup_steps=min(100, arguments.steps // 10))
     remember(out, tokenizer, arguments)
     try:
         with wide_products(model):
@@ -109,7 +112,11 @@ def claim_folder(out: Path, arguments: argparse.Namespace) -> None:
         vars(arguments).update(json.loads(settings.read_text("utf-8")))
         if (out / "params.json").exists() and not (out / "training").exists():
             raise ValueError(f"--resume: the run in {out} is finished; name another folder to begin one")
-    elif is_first_process() and out.exists() and any(out.iterdir()):
+        return
+    place = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"--out {out}: {place} is no folder that can be written; name another")
+    if is_first_process() and out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty: --resume goes on with the run in it, or name a new folder")
 
 
@@ -149,8 +156,6 @@ def training_device(name: str | None) -> torch.device:
 def steps_within(arguments: argparse.Namespace, model, tokens) -> int:
     """How many steps fit into --minutes, from the speed of a few on a copy of the model."""
     minutes = 10.0 if arguments.minutes is None else arguments.minutes
-    if not minutes > 0:
-        raise ValueError(f"--minutes {minutes:g} must be above 0")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("--minutes measures one process: give several of them --steps")
     trial = mm.TrainConfig(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,8 @@ def test_wrong_training_options_leave_nothing_behind(text, tmp_path, capsys):
     small = ["--vocab-size", "280"]
     assert "--minutes -1" in refused(capsys, *start[:5], *small, "--minutes", "-1")
     assert "steps=0" in refused(capsys, *start, *small, "--steps", "0")
+    assert "lr=-1.0" in refused(capsys, *start, *small, "--lr", "-1")
+    assert f"--out {text}: {text} is no folder" in refused(capsys, "train", "--corpus", text, "--out", text)
     assert "pyhton" in refused(capsys, "train", "--corpus", "pyhton", "--out", out)
     latin = tmp_path / "latin.txt"
     latin.write_bytes("déjà vu ".encode("latin-1") * 400)
@@ -196,3 +199,25 @@ def test_unknown_command_names_the_known_ones(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["trian"])
     assert "train" in capsys.readouterr().err
+
+
+def test_a_server_says_in_one_line_why_it_does_not_start(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"port {port}" in refused(capsys, "serve", "--no-compile", "--port", port)
+    assert "port=99999" in refused(capsys, "serve", "--no-compile", "--port", 99999)
+    assert "batch_size=0" in refused(capsys, "serve", "--no-compile", "--batch-size", 0)
+    assert "threads=-1" in refused(capsys, "serve", "--no-compile", "--threads", -1)
+
+
+def test_an_error_of_the_system_is_its_file_and_its_reason(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert refused(capsys, "slides", 0, tmp_path / "file") == f"minimistral: {tmp_path / 'file'}: File exists"
+
+
+def test_a_pager_that_was_left_is_no_error():
+    command = [sys.executable, "-c", "import sys; sys.stdin.read(); from minimistral import cli; sys.exit(cli.main(['glossary']))"]
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started.stdout.close()
+    started.stdin.close()
+    assert (started.stderr.read(), started.wait()) == (b"", 0)

@@ -103,8 +103,9 @@ def main(
 
     folder = Path(folder)
     out = Path(out) if out else folder.with_name(f"{folder.stem}-graded")
-    if seconds < 1 or memory < 1 or (jobs is not None and jobs < 1):
-        raise ValueError(f"{seconds:g} seconds, {memory:g} GB, {jobs} jobs: each must be at least 1")
+    for name, value in (("seconds", seconds), ("memory", memory), ("jobs", jobs)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value:g} must be at least 1")
     if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
         raise ValueError(
             f"{out} lies inside the folder of submissions; choose a place outside with --out"
