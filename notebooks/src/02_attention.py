@@ -11,6 +11,7 @@
 
 # %%
 import math
+import textwrap
 
 import torch
 from torch import nn
@@ -315,11 +316,13 @@ predict("leak", "What does the loss do where everyone sees everyone?",
 peeking = tiny_model()
 with swap("attention.causal", everyone):
     losses["sees everything"] = ch02.train_briefly(peeking, rows, 200, rate=1e-2)
-show(ch02.leak_picture(losses), alt="The loss of the model that sees everything "
-     "falls far below that of the model that sees only the past.", data=losses)
+final = {name: sum(values[-10:]) / 10 for name, values in losses.items()}
+show(ch02.leak_picture(losses), data=ch02.leak_table(losses),
+     alt="The loss of the model that sees everything falls to "
+     f"{final['sees everything']:.1f}, that of the model that sees only the past "
+     f"to {final['sees the past']:.1f}.")
 
 # %%
-final = {name: sum(values[-10:]) / 10 for name, values in losses.items()}
 assert final["sees everything"] < 0.4 < 1.0 < final["sees the past"]
 reveal("leak", "B", "The answer to position t stands at position t + 1 of the same "
        "row. Whoever may look there can copy it.")
@@ -335,7 +338,8 @@ prompt = tokenizer.encode("The golden ring\n", bos=True)
 for rule, writer in ((library.causal, polite), (everyone, peeking)):
     with swap("attention.causal", rule):
         new = mm.generate(writer, prompt, 30, temperature=0.7, seed=1)
-    print(f"{rule.__name__:9}", tokenizer.decode(new).replace("\n", " "))
+    told = f"{rule.__name__:9} " + tokenizer.decode(new).replace("\n", " ")
+    print(textwrap.fill(told, 84, subsequent_indent=10 * " "))
 
 # %% [markdown]
 # The better the loss, the worse the writer. It learned to copy, and nothing else. This is the most
@@ -596,7 +600,9 @@ for ax, table, name in zip(axes, (on_leo, on_anna), ("Leo", "Anna")):
 show(figure, alt=f"More than 0.3 of the weight goes to Leo in "
      f"{int((on_leo > 0.3).sum())} of {on_leo.numel()} heads, to Anna in "
      f"{int((on_anna > 0.3).sum())}.",
-     data=table_of(on_leo, range(n_layers), range(n_heads), "layer, weight on Leo"))
+     data=table_of(torch.cat((on_leo, on_anna), 1), range(n_layers),
+                   [f"{name}, head {head}" for name in ("Leo", "Anna")
+                    for head in range(n_heads)], "layer"))
 
 # %% [markdown]
 # These pictures are hard to resist. A head looks at the right name, so it must be the head that finds

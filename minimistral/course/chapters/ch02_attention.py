@@ -67,13 +67,20 @@ def mask_picture(mask: Tensor, words: Sequence[str], title: str):
     return figure
 
 
-def leak_picture(losses: dict[str, list[float]], every: int = 10):
-    """Losses of runs, each point the mean of ``every`` steps."""
+def leak_table(losses: dict[str, list[float]], every: int = 10) -> dict[str, Tensor]:
+    """Losses of runs of one length, each number the mean of ``every`` steps."""
+    means = {label: torch.tensor(values[: len(values) // every * every]).view(-1, every).mean(1)
+             for label, values in losses.items()}
+    length = len(next(iter(means.values())))
+    return {"training step": torch.arange(every, length * every + 1, every), **means}
+
+
+def leak_picture(losses: dict[str, list[float]]):
+    """The numbers of ``leak_table`` as curves."""
     figure, ax = new_figure(7.0, 3.4)
-    for (label, values), colour, dash in zip(losses.items(), (BLUE, ORANGE), ("-", "--")):
-        means = torch.tensor(values[: len(values) // every * every]).view(-1, every).mean(1)
-        steps = torch.arange(every, len(means) * every + 1, every)
-        ax.plot(steps, means, color=colour, linestyle=dash, label=label)
+    table = leak_table(losses)
+    for label, colour, dash in zip(losses, (BLUE, ORANGE), ("-", "--")):
+        ax.plot(table["training step"], table[label], color=colour, linestyle=dash, label=label)
     ax.set(title="Who may see the next token soon has nothing left to predict",
            xlabel="training step", ylabel="loss (nats per token)", ylim=(0, None))
     ax.legend(frameon=False)

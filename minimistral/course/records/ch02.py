@@ -135,6 +135,14 @@ CAUSAL = Exercise(
             lambda query_positions, key_positions: query_positions[..., None] >= key_positions,
             "It works for one text. With several texts the keys need a new axis as well, in "
             "front of their own last one."),
+        Misconception("only the keys got an axis",
+            lambda query_positions, key_positions: key_positions[..., None, :] <= query_positions,
+            "Each query met one key only. For every pair the queries need a new axis as well, "
+            "behind their own last one."),
+        Misconception("no new axis",
+            lambda query_positions, key_positions: key_positions <= query_positions,
+            "The positions were compared one by one. Every query must meet every key: queries "
+            "down, keys across, which takes a new axis for each."),
         Misconception("no room for a batch", _causal_without_batch,
             "It works for one text. With a row of positions for each text, the new axes must "
             "stand at the end: count them from the right."),
@@ -320,23 +328,10 @@ ATTEND = Exercise(
             _looks(scale=_divided_by(lambda q, k: (q.shape[-1] * q.shape[-2]) ** 0.5)),
             "The weights are too even. A score is a sum over one head's D products, so the "
             "square root is of D, not of the width of all heads."),
-        Misconception("divided by the root of the text's length",
-            _looks(scale=_divided_by(lambda q, k: q.shape[1] ** 0.5)),
-            "The scale follows the number of queries. It belongs to the head size: the last "
-            "axis of the queries."),
-        Misconception("divided by the root of the number of keys",
-            _looks(scale=_divided_by(lambda q, k: k.shape[1] ** 0.5)),
-            "The scale follows the number of keys. It belongs to the head size: the last "
-            "axis of the queries."),
         Misconception("divided by the root of H",
             _looks(scale=_divided_by(lambda q, k: q.shape[2] ** 0.5)),
             "The scale follows the number of heads. It belongs to the head size: the last "
             "axis of the queries."),
-        Misconception("scale after the softmax",
-            _looks(mix=lambda w, k, v: torch.einsum("bhts,bshd->bthd", w, v) / v.shape[-1] ** 0.5,
-                   scale=lambda s, q, k: s),
-            "Everything comes out too small, as the weights no longer sum to 1. The scores "
-            "are divided, before the softmax, not the result."),
         Misconception("True hides", _looks(
                 hide=lambda s, hidden: _hidden_min(s, ~hidden),
                 soften=lambda s, hidden: s.softmax(-1).masked_fill(~hidden, 0.0)),
@@ -379,19 +374,6 @@ ATTEND = Exercise(
                 mix=lambda w, k, v: torch.einsum("bhts,bshd->bthd", w, k)),
             "The weights are right, but you mixed the keys. The keys are for finding; what is "
             "handed over are the values."),
-        Misconception("average of the weighted values", _looks(
-                mix=lambda w, k, v: torch.einsum("bhts,bshd->bthd", w, v) / v.shape[1]),
-            "Everything is too small by the number of keys. The weights sum to 1 already, so "
-            "the result is a sum, not a mean."),
-        Misconception("sigmoid instead of softmax", _looks(
-                soften=lambda s, hidden: s.sigmoid().masked_fill(hidden, 0.0)),
-            "The weights of one query do not sum to 1. A sigmoid judges each key alone; in a "
-            "softmax the keys share one whole."),
-        Misconception("weights from absolute scores", _looks(
-                soften=lambda s, hidden: (lambda a: a / a.sum(-1, keepdim=True).clamp(min=1e-20))(
-                    s.masked_fill(hidden, 0.0).abs())),
-            "A key that fits badly, with a score below zero, gets much weight. A softmax "
-            "gives more to the larger score, sign included."),
         Misconception("heads cut by view", _attend_heads_by_view,
             "Shapes fit, but tokens and heads are mixed: the numbers were cut anew without "
             "swapping the two axes. Swap axes; reshaping does not."),
@@ -525,19 +507,6 @@ STABLE_SOFTMAX = Exercise(
                 (x - x.amax(-1, keepdim=True)).exp()),
             "All weights together sum to 1. It should be each row by itself: sum along the "
             "last axis, and keep that axis."),
-        Misconception("scores made smaller", lambda x: torch.softmax(x / 1000, dim=-1),
-            "No overflow any more, but dividing shrinks the differences between scores, and "
-            "so the weights become too even. Subtract instead."),
-        Misconception("logarithms", lambda x: torch.log_softmax(x, dim=-1),
-            "These are the logarithms of the weights, all below zero. The last step, the "
-            "exponential, is missing."),
-        Misconception("softmax down the columns", lambda x: torch.softmax(x, dim=-2),
-            "The columns sum to 1 instead of the rows. One row belongs to one query, and the "
-            "last axis counts the keys."),
-        Misconception("maximum taken of sizes",
-            _normalised(lambda x: (x - x.abs().amax(-1, keepdim=True)).exp()),
-            "You took the largest size, without the sign. In a row of negative scores all "
-            "exponents then become far too small: 0 over 0."),
         Misconception("hidden scores replaced", lambda x: torch.softmax(torch.nan_to_num(
                 x, neginf=0.0), dim=-1),
             "A hidden score, minus infinity, got weight. Its exponential is 0 by itself; leave "
@@ -677,10 +646,6 @@ EFFECTIVE_KEYS = Exercise(
         Misconception("weights counted", lambda w: (w > 0).sum(-1).float(),
             "Each weight above 0 counts fully, however small. A key with weight 0.001 should "
             "add almost nothing."),
-        Misconception("mean over the keys",
-            lambda w: (-torch.special.xlogy(w, w).mean(-1)).exp(),
-            "The mean divides the entropy by the number of keys. An entropy is a sum; the "
-            "weights in it do the averaging."),
         Misconception("summed over the queries",
             lambda w: (-torch.special.xlogy(w, w).sum(-2)).exp(),
             "You summed over the queries. One query is one row; its keys are the last axis."),
@@ -698,9 +663,6 @@ EFFECTIVE_KEYS = Exercise(
             lambda w: (-(w * (w + 1e-3).log()).sum(-1)).exp(),
             "Nearly right: a constant inside the logarithm shifts every weight. Treat the "
             "zeros apart, and leave the others as they are."),
-        Misconception("largest weight turned over", lambda w: 1 / w.amax(-1),
-            "Only the largest weight is used. The others differ as well: use all of them, in "
-            "the entropy."),
     ),
     hints=(
         Hint("I do not know the formula",
@@ -808,11 +770,6 @@ def _mean_of_pieces(q, pieces):
     return torch.stack([look for look, _, _ in _answers(q, pieces)]).mean(0)
 
 
-def _mean_by_length(q, pieces):
-    answers = list(_answers(q, pieces))
-    return sum(n * look for look, _, n in answers) / sum(n for _, _, n in answers)
-
-
 def _divided_each_time(q, pieces):
     best = torch.full(q.shape[:1], -1e30)
     total, mixed = torch.zeros(q.shape[:1]), torch.zeros(q.shape)
@@ -842,21 +799,10 @@ IN_PIECES = Exercise(
         Misconception("mean of the pieces' answers", _mean_of_pieces,
             "Every piece counts the same, even one whose keys fit badly. A piece counts as "
             "much as the sum of its exponentials."),
-        Misconception("mean by length", _mean_by_length,
-            "Each piece counts by its length. It should count by the sum of its exponentials: "
-            "a short piece may hold the one key that fits."),
-        Misconception("sum of the pieces' answers",
-            lambda q, pieces: sum(look for look, _, _ in _answers(q, pieces)),
-            "Each piece's weights sum to 1, so all together sum to the number of pieces. One "
-            "division must come at the very end."),
         Misconception("only the last piece",
             lambda q, pieces: list(_answers(q, pieces))[-1][0],
             "The result is that of the last piece alone. What was gathered before must be "
             "kept: a sum of exponentials and a sum of weighted values."),
-        Misconception("only the first piece",
-            lambda q, pieces: next(_answers(q, pieces))[0],
-            "The result is that of the first piece alone. Does a return stand inside the "
-            "loop?"),
         Misconception("nothing rescaled",
             lambda q, pieces: _stream(q, pieces, rescale_sum=False, rescale_mix=False),
             "The first pieces count too much: they were measured against another maximum. When "
@@ -900,11 +846,6 @@ IN_PIECES = Exercise(
         Misconception("no scale", lambda q, pieces: _stream(q, pieces, scale=False),
             "The weights are too sharp: the scores were not divided by the square root of "
             "the head size."),
-        Misconception("softmax over the heads", lambda q, pieces: torch.einsum(
-                "hs,shd->hd", _scores(q, torch.cat([k for k, _ in pieces])).softmax(0),
-                torch.cat([v for _, v in pieces])),
-            "The heads share one whole with each other. Each head shares its own 1 over all "
-            "the keys of all the pieces."),
     ),
     hints=(
         Hint("I do not know what to keep",
@@ -974,11 +915,6 @@ LOOK = Exercise(
             _one_look(lambda s: s.flatten().softmax(0).reshape(s.shape)),
             "All pairs of query and key share a single 1. Each query has a 1 of its own to "
             "share out."),
-        Misconception("scores the other way round",
-            lambda q, k, v, mask: (k[: len(q)] @ q.T / 2).masked_fill(
-                ~mask[:, -len(q):], -INF).softmax(-1) @ v[-len(q):],
-            "Rows and columns of the scores were exchanged: now keys ask and queries "
-            "answer. Leave the scores, and look at the softmax."),
         Misconception("mask turned over",
             _one_look(lambda scores: scores.softmax(-1).nan_to_num(), turn=True),
             "Now each query sees only the future. The mask was right: True means may attend. "
@@ -991,10 +927,6 @@ LOOK = Exercise(
             lambda q, k, v, mask: (q @ k.T / 2).masked_fill(~mask.T, -INF).softmax(0) @ v,
             "The mask lies on its side now: rows are queries, as in the scores. It was right "
             "before; the slip is in another line."),
-        Misconception("weights laid on their side",
-            lambda q, k, v, mask: (q @ k.T / 2).masked_fill(~mask, -INF).softmax(0).T @ v,
-            "The columns sum to 1, but turning the table makes the keys ask. Leave rows and "
-            "columns, and let each row be shared out."),
         Misconception("scale lost", _one_look(lambda scores: scores.softmax(-1), scale=1.0),
             "The leak is gone, but so is the scale: the weights are too sharp. Divide the "
             "scores by the square root of the head size."),
@@ -1116,22 +1048,12 @@ MULTI_HEAD = Exercise(
         Misconception("scaled by the width over the heads", _heads(scale="share"),
             "Nothing leaks any more. The scale divides the width of x by the number of heads; "
             "a head may have another size. Ask q for its last axis."),
-        Misconception("scaled by the number of tokens", _heads(scale="tokens"),
-            "Nothing leaks any more. The scale follows the number of tokens: that axis is the "
-            "last but one of q. The head size is the last."),
-        Misconception("scaled by the number of heads", _heads(scale="count"),
-            "Nothing leaks any more. The scale follows the number of heads, but a score is a "
-            "sum over the numbers of one head."),
         Misconception("joining repaired, scale lost", _heads(scale="none"),
             "The heads are joined well. The weights are too sharp now: the scores must be "
             "divided by the root of one head's size."),
         Misconception("divided by the head size", _heads(scale="squared"),
             "The weights are too even: you divided by the head size itself. The rule says "
             "its square root."),
-        Misconception("heads cut by view at both ends",
-            _heads(split=_cut, merge="cut"),
-            "Cutting twice undoes itself for the shape, not for the attention: each head now "
-            "sees slices of several tokens. Swap the axes at both ends."),
         Misconception("heads cut by view where they are split", _heads(split=_cut),
             "Where the heads are split, tokens and heads are mixed now. That line was right: "
             "first split the last axis, then swap."),
@@ -1149,9 +1071,6 @@ MULTI_HEAD = Exercise(
             "After the swap, join the last two axes."),
         Misconception("mask left out", _heads(hide=False),
             "Every token reads its future now. The mask was right; keep it."),
-        Misconception("output matrix left out", _heads(way_back=False),
-            "The last matrix is missing: without it the result has the width of all heads, "
-            "and the heads never meet."),
     ),
     hints=(
         Hint("I see no slip",
@@ -1226,27 +1145,13 @@ def _zero_values(attention, part, head):
     attention.wv.weight[head // group * size : (head // group + 1) * size] = 0
 
 
-def _zero_every_other(attention, part, head):
-    attention.wo.weight[:, head :: 6] = 0
-
-
 def _zero_width_over_heads(attention, part, head):
     size = attention.wo.weight.shape[0] // 6
     attention.wo.weight[:, head * size : (head + 1) * size] = 0
 
 
-def _zero_one_column(attention, part, head):
-    attention.wo.weight[:, head] = 0
-
-
 def _zero_all(attention, part, head):
     attention.wo.weight[:] = 0
-
-
-def _zero_others(attention, part, head):
-    kept = attention.wo.weight[:, part].clone()
-    attention.wo.weight[:] = 0
-    attention.wo.weight[:, part] = kept
 
 
 def _zero_without_brackets(attention, part, head):
@@ -1319,28 +1224,12 @@ SWITCH_OFF = Exercise(
         Misconception("head size from the width", _edited(_zero_width_over_heads),
             "The wrong columns were cleared: a head's size need not be the width over the "
             "number of heads. The configuration says it."),
-        Misconception("every sixth column", _edited(_zero_every_other),
-            "A head's numbers stand side by side in the output matrix, not spread over it. "
-            "The first head has the first columns, head_dim of them."),
-        Misconception("one column only", _edited(_zero_one_column),
-            "Only one number of the width was cleared. A head has head_dim of them, side by "
-            "side."),
         Misconception("all heads of the layer", _edited(_zero_all),
             "The whole layer is silent. Clear only the columns of one head."),
-        Misconception("all heads but this one", _edited(_zero_others),
-            "This head is the only one left in its layer. The task was the reverse: it goes, "
-            "the others stay."),
-        Misconception("the layer before",
-            lambda model, layer, head: _edited(_zero_columns)(model, layer - 1, head),
-            "The head was silenced one layer too early. Layers count from 0."),
         Misconception("the next head",
             lambda model, layer, head: _edited(_zero_columns)(model, layer, head + 1),
             "The neighbour of the head was silenced. Heads count from 0, so head 0 has the "
             "first columns."),
-        Misconception("the head before",
-            lambda model, layer, head: _edited(_zero_columns)(model, layer, head - 1),
-            "The columns of the head before were cleared, and for head 0 none. Heads count "
-            "from 0, so head 0 has the first columns."),
         Misconception("brackets missing", _edited(_zero_without_brackets),
             "Head 0 is right, the others are not: a product is computed before a sum. Look at "
             "where the columns of the head end."),
@@ -1452,9 +1341,6 @@ HEAD_EFFECTS = Exercise(
         Misconception("a tensor of a tensor", _effects(measure=_batch_built_anew),
             "The ids are a tensor already. To make them a batch of one text, add an axis in "
             "front."),
-        Misconception("ratio", _effects(change=lambda before, after: after / before),
-            "This is what share is left without the head. The task asks for the fall: a "
-            "difference."),
         Misconception("probability without the head", _effects(change=lambda before, after: after),
             "This is the probability without each head. Subtract it from the one of the "
             "whole model."),
