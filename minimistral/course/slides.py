@@ -24,6 +24,7 @@ import ast
 import base64
 import html
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -175,13 +176,25 @@ def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
     out = [*out[:OUT_LINES], "…"] if len(out) > OUT_LINES + 1 else out
     if not out and len(lines) < 3:
         return
-    if lines and len(lines) + len(out) <= BESIDE:
-        slides.append(Slide(title, code("\n".join(lines)) + (_pre("\n".join(out)) if out else ""), "code"))
+    *before, last = _parts(lines) or [[]]
+    slides += [Slide(title, code("\n".join(part)), "code") for part in before]
+    if last and len(last) + len(out) <= BESIDE:
+        slides.append(Slide(title, code("\n".join(last)) + (_pre("\n".join(out)) if out else ""), "code"))
         return
-    for start in range(0, len(lines), CODE_LINES):
-        slides.append(Slide(title, code("\n".join(lines[start:start + CODE_LINES])), "code"))
+    if last:
+        slides.append(Slide(title, code("\n".join(last)), "code"))
     if out:
         slides.append(Slide(title, "<h3>It prints</h3>" + _pre("\n".join(out)), "code"))
+
+
+def _parts(lines: list[str]) -> list[list[str]]:
+    """Code in as few parts as fit on slides, cut where a line is empty if there is one near."""
+    if len(lines) <= CODE_LINES:
+        return [lines] if lines else []
+    half = len(lines) / math.ceil(len(lines) / CODE_LINES)
+    fits = range(1, CODE_LINES + 1)
+    cut = min(fits, key=lambda n: abs(n - half) + (0 if not lines[n].strip() else 5))
+    return [lines[:cut], *_parts(lines[cut + (not lines[cut].strip()):])]
 
 
 def taught(text: str) -> list[str]:
