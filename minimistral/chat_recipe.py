@@ -20,18 +20,18 @@ from random import Random
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minimistral.checkpoint import load_model, save_model
 from minimistral.corpora import load_corpus
 from minimistral.devices import processor_name
 from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
-from minimistral.lora import ATTENTION, add_lora, merge_lora, save_adapter
+from minimistral.lora import ATTENTION, add_lora, load_adapter, merge_lora, save_adapter
 from minimistral.questions import (
     KINDS, REQUESTS, Question, as_conversation, ask, interview, is_right, shared)
 from minimistral.recipes import quick_products, say
 from minimistral.tokenizer import Tokenizer, load_tokenizer
 from minimistral.train import TrainConfig, evaluate, validation_rows
+from minimistral.train_run import matmul_attention
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,10 @@ def measure(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe) -> dic
             "samples": [[q.prompt, text] for q, text in list(zip(asked, said))[::30]]}
 
 
-def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
+def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False,
+         start: Path | None = None) -> dict:
     """Train, measure, and write: the adapter with its tokenizer and record, or, for `full`,
-    the whole model with its record."""
+    the whole model with its record. An adapter goes on from that in the folder `start`."""
     begun = time.time()
     tokenizer, model = load_tokenizer(recipe.base), load_model(recipe.base, dtype=torch.float32)
     facts = {}
@@ -139,13 +140,15 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     torch.manual_seed(config.seed)
     if full:
         model.requires_grad_(True)
+    elif start:
+        load_adapter(model, start)
     else:
         add_lora(model, recipe.rank, recipe.alpha, recipe.names)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     total = sum(w.numel() for w in load_model(recipe.base).parameters())
     say(f"{len(talks)} interviews; {trained:,} of {total:,} parameters learn")
     clock = time.time()
-    with quick_products(), sdpa_kernel(SDPBackend.MATH):  # for rows this short twice as fast
+    with quick_products(), matmul_attention():
         losses = fine_tune(model, rows, config)
     minutes, every = (time.time() - clock) / 60, max(1, len(losses) // 100)
     out.mkdir(parents=True, exist_ok=True)
@@ -160,8 +163,10 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False) -> dict:
     chosen_by = examine(model, tokenizer, recipe, recipe.validation_seed)[2]
     facts = {
         "name": out.name, "date": date.today().isoformat(),
-        "command": "python -m minimistral.chat_recipe" + " --full" * full + " --all-kinds" * (recipe.kinds != KINDS)
-                   + f" --steps {config.steps}" * (config.steps != TRAINING.steps),
+        "command": "python -m minimistral.chat_recipe" + " --full" * full
+                   + " --all-kinds" * (recipe.kinds != KINDS)
+                   + f" --steps {config.steps}" * (config.steps != TRAINING.steps)
+                   + f" --start {start and start.name}" * bool(start),
         "base": recipe.base, "chat_format": tokenizer.version,
         "adapter": None if full else {"rank": recipe.rank, "alpha": recipe.alpha,
                                       "names": recipe.names},
@@ -208,6 +213,8 @@ def main() -> None:
     parser.add_argument("--all-kinds", action="store_true", help="questions and requests")
     parser.add_argument("--join", nargs=2, metavar=("NAME", "FOLDER"),
                         help="add the record of another run to that in --out")
+    parser.add_argument("--start", type=Path, help="folder of an adapter to go on from, with "
+                                                   "other questions and half the rate")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -218,7 +225,10 @@ def main() -> None:
         recipe = ALL_KINDS if chosen.all_kinds else RECIPE
         recipe = replace(recipe, lora=replace(RECIPE.lora, **longer),
                          full=replace(RECIPE.full, **longer))
-        tune(chosen.out, recipe, full=chosen.full)
+        if chosen.start:
+            recipe = replace(recipe, seed=recipe.seed + 1,
+                             lora=replace(recipe.lora, lr=recipe.lora.lr / 2))
+        tune(chosen.out, recipe, chosen.full, chosen.start)
 
 
 if __name__ == "__main__":

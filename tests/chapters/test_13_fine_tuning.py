@@ -1,18 +1,21 @@
 """Chapter 13: its records are sound, its drafts agree with the library, its claims hold."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 from matplotlib import pyplot
+from safetensors.torch import load_file as load_tensors
 from torch import nn
 
 import minimistral as mm
-from minimistral.chat_recipe import RECIPE, examination, interviews
+from minimistral.chat_recipe import ALL_KINDS, RECIPE, examination, interviews, join, tune
 from minimistral.course import judge, verify
 from minimistral.course.chapters import ch13_fine_tuning as ch13
 from minimistral.course.records.ch13 import EXERCISES
 from minimistral.instruct import encode_chat, score_interval
-from minimistral.questions import KINDS, ask_many, is_right, shared
+from minimistral.questions import KINDS, REQUESTS, ask_many, is_right, shared
 from minimistral.tales import parse_tale
 
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
@@ -128,8 +131,28 @@ def test_full_tuning_of_7b_needs_more_than_100_gb():
 def test_the_examination_is_even_and_nobody_learned_from_it(tokenizer):
     asked = examination()
     assert len(asked) == len({q.prompt for q in asked}) == RECIPE.each * len(KINDS) * len(RECIPE.languages)
+    again = examination(seed=RECIPE.validation_seed)
     learned = [q for talk in interviews(RECIPE, 300, tokenizer) for q in talk]
-    assert not shared(learned, asked) and not shared(asked, learned)
+    for one in (asked, again):
+        assert not shared(learned, one) and not shared(one, learned)
+
+
+def test_a_run_goes_on_from_an_adapter_and_joins_its_record(tmp_path):
+    config = replace(RECIPE.lora, steps=2, batch_size=2, warmup_steps=1)
+    small = replace(ALL_KINDS, lora=config, full=config, each=1, val_tales=3, longest_answer=5)
+    first, second = tmp_path / "first", tmp_path / "second"
+    told = tune(first, small)
+    assert set(told["after"]["kinds"]) == {*KINDS, *REQUESTS} and told["after"]["all"]["asked"] == 6
+    assert told["validation"]["asked"] == 6 and told["command"].endswith("--all-kinds --steps 2")
+    before = load_tensors(first / "adapter.safetensors")
+    assert tune(second, small, start=first)["command"].endswith("--steps 2 --start first")
+    after = load_tensors(second / "adapter.safetensors")
+    assert set(after) == set(before) and any((after[name] != before[name]).any() for name in after)
+    assert all((after[name] - before[name]).abs().max() < 0.05 for name in after)      # it went on
+    assert "before" not in tune(tmp_path / "all", small, full=True)
+    join(first, "everything", tmp_path / "all")
+    kept = json.loads((first / "record.json").read_text(encoding="utf-8"))
+    assert kept["everything"]["parameters"]["share"] == 1 and "recipe" not in kept["everything"]
 
 
 def test_the_record_says_what_was_measured():
