@@ -1,6 +1,6 @@
 """The classroom: checks, hints, progress, figures, and your own pieces in the shipped model."""
 
-from .checks import check, judge, lines, verify
+from .checks import check, judge, lines
 from .exercises import Exercise, Hint, Misconception
 from .explorers import Button, Choice, Slider, Text, explore
 from .figures import show
@@ -11,6 +11,7 @@ from .predictions import bet, predict, reveal, verdict
 from .progress import hint, progress
 from .progress_page import progress_page
 from .search import mistakes, search
+from .soundness import verify
 
 __all__ = [
     "Button", "Choice", "Exercise", "Hint", "Misconception", "Slider", "Text", "bet", "check",

@@ -22,7 +22,7 @@ import torch
 
 from . import orders
 from .compare import Difference, describe, difference, short
-from .exercises import TYPED, Exercise, Misconception, find_by_entry, find_exercise
+from .exercises import TYPED, Exercise, find_by_entry, find_exercise
 from .panel import Panel
 from .sandbox import Run, guarded
 from .source import tree_of
@@ -230,7 +230,7 @@ def outcomes_of(exercise: Exercise, candidate: Callable, seconds: float = 60.0) 
     """
     outcomes = []
     for fixture in exercise.fixtures:
-        args, kwargs = _arguments(fixture)
+        args, kwargs = arguments_of(fixture)
         if exercise.run:
             run = guarded(exercise.run, candidate, *args, seconds=seconds, **kwargs)
         else:
@@ -246,7 +246,7 @@ def outcomes_of(exercise: Exercise, candidate: Callable, seconds: float = 60.0) 
     return outcomes
 
 
-def _arguments(fixture) -> tuple[tuple, dict]:
+def arguments_of(fixture) -> tuple[tuple, dict]:
     arguments = fixture()
     return ((), arguments) if isinstance(arguments, dict) else (tuple(arguments), {})
 
@@ -263,24 +263,24 @@ def _snapshot(value):
 
 
 def _changed_input(exercise, fixture, args, kwargs) -> str | None:
-    fresh_args, fresh_kwargs = _arguments(fixture)
+    fresh_args, fresh_kwargs = arguments_of(fixture)
     names = _parameter_names(exercise, len(args))
     pairs = list(zip(names, fresh_args, args))
     pairs += [(name, fresh_kwargs[name], kwargs[name]) for name in fresh_kwargs]
-    return next((name for name, before, after in pairs if _is_changed(before, after)), None)
+    return next((name for name, before, after in pairs if is_changed(before, after)), None)
 
 
-def _is_changed(before, after) -> bool:
+def is_changed(before, after) -> bool:
     if isinstance(before, torch.nn.Module):
-        return _is_changed(before.state_dict(), after.state_dict())
+        return is_changed(before.state_dict(), after.state_dict())
     if isinstance(before, torch.Tensor):
         return before.shape != after.shape or bool(
             difference(before, after, 0.0, same_dtype=True)
         )
     if isinstance(before, (list, tuple)):
-        return len(before) != len(after) or any(map(_is_changed, before, after))
+        return len(before) != len(after) or any(map(is_changed, before, after))
     if isinstance(before, dict):
-        return set(before) != set(after) or any(_is_changed(before[k], after[k]) for k in before)
+        return set(before) != set(after) or any(is_changed(before[k], after[k]) for k in before)
     if isinstance(before, (int, float, str, bytes, bool, set, type(None))):
         return bool(difference(before, after, 0.0))
     return False  # an object of another kind: its own business
@@ -456,7 +456,7 @@ def _wrong_arguments(exercise: Exercise, work) -> str:
         signature = inspect.signature(work)
     except (TypeError, ValueError):  # some built-in functions have none
         return ""
-    args, kwargs = _arguments(exercise.fixtures[0])
+    args, kwargs = arguments_of(exercise.fixtures[0])
     try:
         signature.bind(*args, **kwargs)
     except TypeError:
@@ -579,134 +579,3 @@ def lines(name: str) -> Panel:
         return Panel(exercise.title, [ask], tone="wait", code="\n".join(shown))
     shown = [f"{chr(65 + i)}   {option}" for i, option in enumerate(exercise.options)]
     return Panel(exercise.title, [f'Answer: check("{exercise.name}", "A")'], tone="wait", code="\n".join(shown))
-
-
-# ---------------------------------------------------------------- are the records sound?
-
-FEWEST_MISCONCEPTIONS = {"complete": 5, "function": 5, "bug": 5, "piece": 5, "order": 2, "answer": 2}
-CODE = re.compile(r"`|==|->|\w\(|\)\.|\n|\btorch\.|\[[:\d]")
-
-
-@dataclass
-class Trial:
-    """Something on record, judged: a right solution, a misconception, or nothing at all."""
-
-    kind: str  # "right", "wrong" or "nothing"
-    name: str
-    result: Result
-
-    @property
-    def as_it_should(self) -> bool:
-        if self.kind == "wrong":
-            return self.result.status == TRY_AGAIN and self.result.matched == self.name
-        if self.kind == "nothing":
-            return self.result.status in (NOT_WRITTEN, NOT_ANSWERED)
-        return self.result.passed
-
-
-def trials(exercise: Exercise) -> list[Trial]:
-    """The reference, every equivalent, every misconception and a stub, each given to the check."""
-    if exercise.kind in TYPED:
-        return _typed_trials(exercise)
-    rights = {"reference": exercise.reference, **exercise.equivalents}
-    made = [Trial("right", name, judge(exercise, work)) for name, work in rights.items()]
-    made += [Trial("wrong", m.name, judge(exercise, m.wrong)) for m in exercise.misconceptions]
-
-    def stub(*args, **kwargs):
-        raise NotImplementedError
-
-    return [*made, Trial("nothing", "a stub", judge(exercise, stub))]
-
-
-def _typed_trials(exercise: Exercise) -> list[Trial]:
-    if exercise.kind == "order":
-        rights = [exercise.spell(order) for order in exercise.right_orders]
-    else:
-        rights = [exercise.reference, *exercise.equivalents.values()]
-    made = [Trial("right", repr(right), judge(exercise, right)) for right in rights]
-    made += [Trial("wrong", m.name, judge(exercise, typed_wrong(exercise, m))) for m in exercise.misconceptions]
-    return made + [Trial("nothing", repr(n), judge(exercise, n)) for n in (None, "", "...", Ellipsis)]
-
-
-def typed_wrong(exercise: Exercise, misconception: Misconception) -> Any:
-    """What somebody with this misconception types."""
-    if exercise.kind == "answer":
-        return misconception.wrong
-    return exercise.spell(orders.example(exercise, misconception) or ())
-
-
-def verify(exercise: Exercise) -> list[str]:
-    """Everything that is wrong with a record, as sentences; an empty list is a sound record."""
-    problems = _verify_words(exercise)
-    if exercise.kind in TYPED:
-        problems += _verify_typed(exercise)
-    elif not exercise.fixtures or not exercise.entry:
-        return problems + ["a function exercise needs fixtures and an entry"]
-    else:
-        problems += _verify_function(exercise)
-    return problems + [_complaint(t) for t in trials(exercise) if not t.as_it_should]
-
-
-def _complaint(trial: Trial) -> str:
-    if trial.kind == "nothing":
-        return f"{trial.name} is told '{trial.result.status}', not that there is nothing yet"
-    if trial.kind == "right":
-        return f"{trial.name} is refused: {trial.result.message}"
-    if trial.result.passed:
-        return f"{trial.name}: passes as if it were right"
-    return f"{trial.name}: told as {trial.result.matched}: {trial.result.message}"
-
-
-def _verify_words(exercise) -> list[str]:
-    problems = []
-    fewest = FEWEST_MISCONCEPTIONS.get(exercise.kind, 0)
-    if len(exercise.misconceptions) < fewest:
-        problems.append(f"{len(exercise.misconceptions)} misconceptions, at least {fewest} wanted")
-    for m in exercise.misconceptions:
-        words = len(m.message.split())
-        if not 4 <= words <= 30:
-            problems.append(f"{m.name}: the message has {words} words, 4 to 30 wanted")
-        if CODE.search(m.message):
-            problems.append(f"{m.name}: the message contains code: {CODE.search(m.message)[0]!r}")
-    for what, values in {
-        "misconception": [m.name for m in exercise.misconceptions],
-        "message": [m.message for m in exercise.misconceptions],
-        "hint": [h.symptom for h in exercise.hints],
-    }.items():
-        if len(set(values)) < len(values):
-            problems.append(f"a {what} occurs twice")
-    if len(exercise.hints) != 3 or not all(h.symptom and h.text for h in exercise.hints):
-        problems.append(f"{len(exercise.hints)} hints; three wanted, each with symptom and text")
-    if exercise.kind == "bug" and "unchanged" not in [m.name for m in exercise.misconceptions]:
-        problems.append("a bug hunt needs a misconception named 'unchanged': the bug itself")
-    return problems
-
-
-def _verify_typed(exercise) -> list[str]:
-    problems = orders.problems(exercise) if exercise.kind == "order" else []
-    if exercise.options:
-        letters = [chr(65 + i) for i in range(len(exercise.options))]
-        told = [exercise.reference, *exercise.equivalents.values()]
-        told += [m.wrong for m in exercise.misconceptions]
-        problems += [f"option {letter} has no message" for letter in letters if letter not in told]
-    return problems
-
-
-def _verify_function(exercise) -> list[str]:
-    problems = []
-    for fixture in exercise.fixtures:
-        first, second = _arguments(fixture), _arguments(fixture)
-        if _is_changed(list(first[0]), list(second[0])) or _is_changed(first[1], second[1]):
-            problems.append(f"fixture {fixture.__name__} gives different inputs each time")
-    for o in outcomes_of(exercise, exercise.reference):
-        if o.changed:
-            problems.append(f"the reference writes into its input {o.changed}")
-        if o.run.restored:
-            problems.append(f"the reference changes {o.run.restored}")
-    if exercise.piece:
-        from .pieces import signature_problem, find_target
-
-        holder, attribute = find_target(exercise.piece)
-        problem = signature_problem(exercise.piece, getattr(holder, attribute), exercise.reference)
-        problems += [problem] if problem else []
-    return problems

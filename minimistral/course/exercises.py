@@ -1,7 +1,7 @@
 """What an exercise is: a reference, fixtures, equivalent solutions, and misconceptions.
 
 A chapter's exercises live in ``records/chNN.py`` as a list named ``EXERCISES``. ``check`` runs
-the learner's work against such a record; ``verify`` (checks.py) proves that a record is sound.
+the learner's work against such a record; ``verify`` (soundness.py) proves that a record is sound.
 """
 
 from __future__ import annotations

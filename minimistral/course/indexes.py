@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from minimistral.files import write_whole
+
 from .exercises import Exercise, Misconception, chapter_exercises
 from .glossary import terms
 from .notebook_library import ROOT
@@ -244,13 +246,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="indexes", description="Make docs/ from the records.")
     parser.add_argument("--check", action="store_true", help="write nothing, name what is stale")
     options = parser.parse_args(arguments)
-    stale = [path for path, text in pages().items()
+    made = pages()
+    stale = [path for path, text in made.items()
              if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(f"{'stale' if options.check else 'written'}: {path.relative_to(ROOT).as_posix()}")
         if not options.check:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(pages()[path], encoding="utf-8", newline="\n")
+            write_whole(path, made[path])
     return int(options.check and bool(stale))
 
 

@@ -26,9 +26,10 @@ import nbformat
 import torch
 
 from minimistral.course import build, mutation, report_page
-from minimistral.course.checks import NOT_WRITTEN, outcomes_of, trials, verify
+from minimistral.course.checks import NOT_WRITTEN, outcomes_of
 from minimistral.course.exercises import TYPED, Exercise, all_exercises, find_exercise
 from minimistral.course.notebook_library import ROOT
+from minimistral.course.soundness import trials, verify
 from minimistral.course.survivors import SAME
 from minimistral.files import write_whole
 from minimistral.provenance import provenance

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .checks import FEWEST_MISCONCEPTIONS
 from .exercises import TYPED
 from .panel import is_number
+from .soundness import FEWEST_MISCONCEPTIONS
 
 LEAST_COMPARED = 0.6  # share of a notebook's outputs
 MOST_SECONDS, MOST_CELL_SECONDS = 60, 10  # of a chapter's three notebooks, of a cell

@@ -66,14 +66,6 @@ def _set_numpy_state(state):
     np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))
 
 
-def _set_grad(enabled):
-    torch.set_grad_enabled(enabled)
-
-
-def _set_folder(folder):
-    os.chdir(folder)
-
-
 # what a careless function may change: name -> (read, restore)
 GLOBALS: dict[str, tuple[Callable, Callable]] = {
     "torch's global random state": (
@@ -83,10 +75,10 @@ GLOBALS: dict[str, tuple[Callable, Callable]] = {
     "NumPy's global random state": (_numpy_state, _set_numpy_state),
     "Python's global random state": (random.getstate, random.setstate),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the gradient mode": (torch.is_grad_enabled, _set_grad),
+    "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
-    "the working folder": (os.getcwd, _set_folder),
+    "the working folder": (os.getcwd, os.chdir),
 }
 
 
