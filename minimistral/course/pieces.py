@@ -12,6 +12,7 @@ import linecache
 import math
 import re
 import sys
+import textwrap
 import threading
 import types
 from collections.abc import Iterator, Mapping
@@ -387,7 +388,10 @@ def _with_pieces(base: type) -> type:
                 return super().features(*args, **kwargs)
 
         def write(self, prompt: str = "", max_new_tokens: int = 80, *, temperature=0.0, seed=0, **options) -> str:
-            """Continue a text with everything that is yours, sampling and cache included."""
+            """Continue a text with everything that is yours, sampling and cache included.
+
+            Lines are broken between words, as a page would break them anywhere.
+            """
             import minimistral as mm
 
             tokenizer = mm.load_tokenizer(self.source)
@@ -397,7 +401,8 @@ def _with_pieces(base: type) -> type:
                     self, ids, max_new_tokens, temperature=temperature, seed=seed,
                     stop_ids=(tokenizer.eos_id,), **options,
                 )
-            return prompt + tokenizer.decode(new)
+            lines = (prompt + tokenizer.decode(new)).split("\n")
+            return "\n".join(textwrap.fill(line, 84) for line in lines)
 
         def __repr__(self) -> str:
             state = "running on the library's code: no piece of yours yet"
