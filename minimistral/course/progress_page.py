@@ -12,9 +12,11 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+from minimistral.lab import from_here
+
 from .exercises import Exercise, chapter_exercises
 from .panel import BOX, CELL, EDGES, text_table
-from .progress import load_progress, progress
+from .progress import load_progress, progress, work_folder
 from .search import address
 from .syllabus import CHAPTERS, EXERCISES, NOTEBOOKS, Chapter
 
@@ -125,7 +127,7 @@ def as_text(show: str = SHOW[0]) -> str:
     for line in chosen:
         for exercise, message, count, passed in line.met:
             parts.append(f"{exercise.key}, {_times(count)}{', passed since' if passed else ''}: {message}")
-    return "\n".join([*parts, f"Next: {said}", f"      {where}"])
+    return "\n".join([*parts, f"Next: {said}", f"      {from_here(work_folder() / where)}"])
 
 
 def as_html(show: str = SHOW[0]) -> str:
