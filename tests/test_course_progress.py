@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from course_examples import ALL, PIECE, causal, chapter_99, columns, weights_of
+from course_examples import ALL, causal, chapter_99, columns, weights_of
 
 import minimistral as mm
 import minimistral.attention as attention
+from minimistral import lab
 from minimistral.course import bet, check, mine, predict, progress, reveal, swap, verdict
 from minimistral.course.pieces import load_pieces, signature_problem
 
@@ -119,6 +120,13 @@ def test_the_nearest_work_folder_is_found(tmp_path, monkeypatch):
     for here in (tmp_path, tmp_path / "work", tmp_path / "work" / "exercises"):
         monkeypatch.chdir(here)
         assert progress_module.work_folder() == tmp_path / "work"
+
+
+def test_elsewhere_the_work_folder_is_that_of_the_course(tmp_path, monkeypatch):
+    monkeypatch.delenv("MINIMISTRAL_TESTING", raising=False)
+    monkeypatch.delenv("MINIMISTRAL_WORK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert progress_module.work_folder() == lab.work_folder() == Path(__file__).parents[1] / "work"
 
 
 def test_automated_runs_start_from_nothing(tmp_path):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from minimistral import lab
 from minimistral.files import write_whole
 
 from .panel import Panel
@@ -33,7 +34,8 @@ def work_folder() -> Path:
     Under ``MINIMISTRAL_TESTING=1`` a temporary folder of this process, so that no automated run
     depends on an earlier one; else ``MINIMISTRAL_WORK`` if it is set; else the nearest course
     folder called "work", upwards from here, or the place for one in a copy of the course (on a
-    hub the notebooks are opened where they were fetched to); else ./work.
+    hub the notebooks are opened where they were fetched to); else that of the course beside the
+    package; else ./work.
     """
     if os.environ.get("MINIMISTRAL_TESTING") == "1":
         return _temporary_folder()
@@ -45,7 +47,10 @@ def work_folder() -> Path:
             return folder
         if _is_ours(folder / "work") or all((folder / name).is_dir() for name in ("notebooks", "exercises")):
             return folder / "work"
-    return here / "work"
+    try:
+        return lab.work_folder()
+    except FileNotFoundError:
+        return here / "work"
 
 
 def _is_ours(folder: Path) -> bool:
