@@ -22,6 +22,7 @@ from minimistral.checkpoint import load_model, save_model
 from minimistral.config import ModelConfig, MoEConfig, count_parameters
 from minimistral.corpora import Corpus, load_corpus
 from minimistral.devices import processor_name
+from minimistral.files import write_whole
 from minimistral.generate import generate
 from minimistral.model import Transformer
 from minimistral.tales import score_tales
@@ -204,8 +205,7 @@ def write_record(name: str, recipe: Recipe, records: list, measured: dict, out: 
         "host": {"cpu": processor_name(), "threads": torch.get_num_threads(),
                  "system": platform.system(), "machine": platform.machine()},
     }
-    (out / "record.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n",
-                                     encoding="utf-8", newline="\n")
+    write_whole(out / "record.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     say(json.dumps(measured, indent=1, ensure_ascii=False))
     return facts
 
@@ -218,8 +218,7 @@ def measure_again(name: str, out: Path) -> None:
     record = out / "record.json"
     facts = json.loads(record.read_text(encoding="utf-8"))
     facts["measured_on_stored_weights"] = measured
-    record.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n",
-                      encoding="utf-8", newline="\n")
+    write_whole(record, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     say(json.dumps(measured, indent=1, ensure_ascii=False))
 
 

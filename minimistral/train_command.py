@@ -19,6 +19,7 @@ import torch
 
 import minimistral as mm
 from minimistral.devices import pick_device
+from minimistral.files import write_whole
 from minimistral.onednn import wide_products
 from minimistral.train import encode_documents, validation_rows
 from minimistral.train_run import process_device
@@ -74,8 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         mm.save_model(model, out)
         facts = json.loads(record.to_json())
         facts["about"] = about(corpus, tokenizer, tokens, held_out, device)
-        text = json.dumps(facts) + "\n"
-        (out / "record.json").write_text(text, encoding="utf-8", newline="\n")
+        write_whole(out / "record.json", json.dumps(facts) + "\n")
         shutil.rmtree(out / "training")
         print(f"Saved in {out}. It writes:\n")
         show_sample(model, tokenizer, arguments.seed)
@@ -126,8 +126,7 @@ def remember(out: Path, tokenizer: mm.Tokenizer, arguments: argparse.Namespace) 
         out.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
         kept = {name: getattr(arguments, name) for name in SETTINGS}
-        text = json.dumps(kept, indent=1) + "\n"
-        (out / "settings.json").write_text(text, encoding="utf-8", newline="\n")
+        write_whole(out / "settings.json", json.dumps(kept, indent=1) + "\n")
 
 
 def model_config(arguments: argparse.Namespace) -> mm.ModelConfig:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minimistral.course.copies import make_copies
-from minimistral.course.sections import course_root
 from minimistral.course.slides import formula, make_slides, markdown, page, taught, write_slides
 from minimistral.course.syllabus import chapter
+from minimistral.lab import course_folder
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_further_is_left_out_unless_asked_for(tmp_path):
 
 
 def test_a_cell_may_be_left_out_by_its_tag(tmp_path):
-    root = course_root()
+    root = course_folder()
     path = root / chapter(0).path()
     notebook = json.loads(path.read_text("utf-8"))
     for cell in notebook["cells"]:

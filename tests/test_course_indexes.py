@@ -161,8 +161,8 @@ def test_the_key_spells_orders_and_names_the_library_cell():
 def test_sections_keep_every_cell():
     import nbformat
 
-    from minimistral.course.sections import course_root
+    from minimistral.lab import course_folder
 
-    path = course_root() / chapter(0).path()  # has headings in the middle of cells
+    path = course_folder() / chapter(0).path()  # has headings in the middle of cells
     n_code = sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells)
     assert sum(len(s.cells) for s in read_sections(chapter(0))) == n_code

@@ -58,13 +58,13 @@ class Address:
         query = urlencode({"urlpath": f"lab/tree/{path}"})
         return f"https://mybinder.org/v2/{where}/{quote(self.branch, safe='')}?{query}"
 
-    def nbgitpuller(self, path: str, hub: str = HUB) -> str:
+    def nbgitpuller(self, path: str) -> str:
         """A link that puts the course into a learner's folder on a JupyterHub and opens a notebook."""
         if not self.repository:
             return ""
         folder = self.repository.removesuffix(".git").rpartition("/")[2]
         query = urlencode({"repo": self.repository, "branch": self.branch, "urlpath": f"lab/tree/{folder}/{path}"})
-        return f"{hub}/hub/user-redirect/git-pull?{query}"
+        return f"{HUB}/hub/user-redirect/git-pull?{query}"
 
 
 def address() -> Address:

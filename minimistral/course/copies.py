@@ -15,8 +15,11 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from minimistral.files import write_whole
+from minimistral.lab import course_folder
+
 from .answers import answer_key
-from .sections import chapters_with_text, course_root
+from .sections import chapters_with_text
 from .slides import write_slides
 from .syllabus import EXERCISES, NOTEBOOKS, SOLUTIONS, Chapter, chapter
 
@@ -76,7 +79,7 @@ def make_copies(out: Path, numbers: Sequence[int] = (), root: Path | None = None
     Raises FileExistsError if one is there already, ValueError for an exercise notebook that shows a
     passed check.
     """
-    root = root or course_root()
+    root = root or course_folder()
     chosen = [chapter(n) for n in sorted(set(numbers))] or list(chapters_with_text())
     student, instructor = out / "student", out / "instructor"
     for folder in (student, instructor):
@@ -86,15 +89,15 @@ def make_copies(out: Path, numbers: Sequence[int] = (), root: Path | None = None
         _refuse_answers(root / one.path(EXERCISES))
     for folder in (student, instructor):
         _common(root, folder, chosen)
-    _write(student / "README.md", STUDENT.format(chapters=_named(chosen)))
-    _write(instructor / "README.md", INSTRUCTOR.format(chapters=_named(chosen)))
+    write_whole(student / "README.md", STUDENT.format(chapters=_named(chosen)))
+    write_whole(instructor / "README.md", INSTRUCTOR.format(chapters=_named(chosen)))
     _notebooks(root, instructor, SOLUTIONS, chosen)
     (instructor / "docs").mkdir()
     for page in (root / "docs").glob("*.md"):
         shutil.copy2(page, instructor / "docs")
     for one in chosen:
         write_slides(one.number, instructor / "slides", root=root)
-        _write(instructor / "answers" / f"{one.name}.md", answer_key(one, root))
+        write_whole(instructor / "answers" / f"{one.name}.md", answer_key(one, root))
     return [student, instructor]
 
 
@@ -125,8 +128,3 @@ def _refuse_answers(path: Path) -> None:
 
 def _named(chosen: Iterable[Chapter]) -> str:
     return "\n".join(f"- [{c.number}. {c.title}]({c.path()}): {c.question}" for c in chosen)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")

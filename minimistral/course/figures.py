@@ -26,6 +26,7 @@ SMALLEST_TEXT = 11  # points
 LARGEST_ANNOTATED = 8  # rows and columns of a heat map with its numbers written in
 
 BLACK, BLUE, ORANGE, GREEN, PINK = COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+GREY = "#767676"  # for what is there to be compared with, beside the five
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "//", "..", "xx", "\\\\", "--")

@@ -20,14 +20,13 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from .checks import Result, judge
 from .exercises import TYPED, Exercise
+from .notebook_library import ROOT
 from .notebook_source import REGION
 from .source import tree_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 2.0  # for one mutant on all fixtures; the right programs need milliseconds
 
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,

@@ -17,6 +17,7 @@ from pathlib import Path
 from minimistral.course.address import COLAB_BRANCH, Address, address
 from minimistral.course.notebook_library import ROOT
 from minimistral.course.syllabus import CHAPTERS, EXERCISES
+from minimistral.files import write_whole
 
 FIRST = CHAPTERS[0].path()
 
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path, text in changed.items():
         print(f"{'differs' if options.check else 'written'}: {path.relative_to(ROOT).as_posix()}")
         if not options.check:
-            path.write_text(text, encoding="utf-8", newline="\n")
+            write_whole(path, text)
     if options.check:
         return int(bool(changed))
     if not here.repository:

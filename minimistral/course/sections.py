@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from minimistral.lab import course_folder
+
 from .syllabus import CHAPTERS, NOTEBOOKS, Chapter
 
 HEADING = re.compile(r"^(#{1,4}) +(.+?) *$", re.M)
@@ -59,16 +61,9 @@ class Section:
         return tuple(part.cell for part in self.parts if part.kind == "code")
 
 
-def course_root() -> Path:
-    """Where the notebooks are; FileNotFoundError says what to do where there are none."""
-    from minimistral.lab import course_folder
-
-    return course_folder()
-
-
 def read_sections(chapter: Chapter, folder: str = NOTEBOOKS, root: Path | None = None) -> tuple[Section, ...]:
     """The sections of one notebook, in order; empty where the chapter has no such notebook."""
-    path = (root or course_root()) / chapter.path(folder)
+    path = (root or course_folder()) / chapter.path(folder)
     return _read(path, chapter, folder, path.stat().st_mtime_ns) if path.exists() else ()
 
 

@@ -17,7 +17,7 @@ from minimistral.attention import attend
 from minimistral.tales import parse_tale, sample_tale
 from minimistral.tales_words import GENDER
 
-from ..figures import BLACK, BLUE, ORANGE, new_figure
+from ..figures import BLACK, BLUE, GREY, ORANGE, new_figure
 from ..pieces import swap
 
 # ---------------------------------------------------------------- pictures
@@ -59,7 +59,7 @@ def mask_picture(mask: Tensor, words: Sequence[str], title: str):
     rows, columns = mask.nonzero().T.tolist()
     ax.scatter(columns, rows, s=150, color=BLUE, marker="o")
     rows, columns = (~mask).nonzero().T.tolist()
-    ax.scatter(columns, rows, s=40, color="#767676", marker="x")
+    ax.scatter(columns, rows, s=40, color=GREY, marker="x")
     ax.set_xticks(range(size), words)
     ax.set_yticks(range(size), words)
     ax.set(title=title, xlabel="key", ylabel="query", xlim=(-0.5, size - 0.5),
@@ -356,7 +356,7 @@ def effects_picture(seen: Tensor, falls: Tensor, title: str):
     for layer, head in dict.fromkeys([*ranking(seen)[:2], *ranking(falls)[:2]]):
         ax.annotate(f"layer {layer}, head {head}", (seen[layer, head], falls[layer, head]),
                     textcoords="offset points", xytext=(9, 6))
-    ax.axhline(0, color="#767676", linewidth=1)
+    ax.axhline(0, color=GREY, linewidth=1)
     low, high = falls.min().item(), falls.max().item()
     ax.set(title=title, xlabel="what the map shows: weight on the answer",
            ylabel="what its absence costs",

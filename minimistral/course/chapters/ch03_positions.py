@@ -18,9 +18,8 @@ from minimistral.rope import rotary_angles, rotate
 from minimistral.shipped import find_model
 from minimistral.tales import sample_tale
 
-from ..figures import BLACK, BLUE, GREEN, ORANGE, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, ORANGE, new_figure
 
-GREY = "#767676"
 QUERY, KEY = (1.7, 0.6), (1.0, -0.8)  # the explorer's two arrows, before any turn
 SPEEDS = {"1 radian a place": 1.0, "0.1 radian a place": 0.1}
 

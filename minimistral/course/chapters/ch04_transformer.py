@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minimistral.config import ModelConfig
 from minimistral.model import Transformer
 
-from ..figures import BLACK, BLUE, GREEN, HATCHES, ORANGE, PINK, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, HATCHES, ORANGE, PINK, new_figure
 from ..ladder import Ladder, Standard, ladder
 from ..results import RESULTS, read_result
 from .ch02_attention import shown
@@ -173,7 +173,7 @@ def ablation_picture(result: dict):
         ax.plot(row["median"], y, "D" if whole else "o", color=BLUE if whole else ORANGE,
                 markersize=9)
         ax.text(high + 0.03, y, f"{row['median']:.3f}", va="center")
-    ax.axvline(result["floor"], color="#767676", linestyle=":")
+    ax.axvline(result["floor"], color=GREY, linestyle=":")
     ax.text(result["floor"] + 0.005, len(rows) - 0.45, "floor", color="#555555", va="top")
     ax.set_yticks(range(len(rows)), [row["changed"] for row in rows])
     ax.set(xlabel="validation loss (nats per byte): median, lowest and highest of the seeds",
@@ -211,7 +211,7 @@ def stream_picture():
         ax.add_patch(Circle((x + 1.6, 0), 0.2, facecolor="white", edgecolor=BLACK, zorder=3))
         ax.text(x + 1.6, -0.01, "+", ha="center", va="center", zorder=4, fontsize=13)
     for x, name in ((1.45, "block 0"), (6.25, "block 1")):
-        ax.add_patch(Rectangle((x, -0.3), 4.6, 2.1, facecolor="none", edgecolor="#767676",
+        ax.add_patch(Rectangle((x, -0.3), 4.6, 2.1, facecolor="none", edgecolor=GREY,
                                linestyle="--"))
         ax.text(x + 0.1, 1.88, name, va="bottom")
     ax.set(xlim=(0, 11.9), ylim=(-1.15, 2.3), aspect="equal",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import minimistral as mm
 from minimistral.cleaning import drop_meaningless, drop_repeats
@@ -27,7 +27,7 @@ from minimistral.train import (
     validation_rows,
 )
 
-from ..figures import BLACK, BLUE, GREEN, ORANGE, lines_chart, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, ORANGE, lines_chart, new_figure
 from ..ladder import ladder
 from ..results import RESULTS, read_result
 
@@ -310,7 +310,7 @@ def curve_picture(name: str, run: dict, floor: float, healthy: dict | None = Non
     """One run above the floor, with its honest validation loss and a healthy run beside it."""
     figure, ax = new_figure(7.4, 3.8)
     if healthy:
-        ax.plot(*smooth(healthy["loss"], width), color="#767676", linestyle=":", linewidth=2.5,
+        ax.plot(*smooth(healthy["loss"], width), color=GREY, linestyle=":", linewidth=2.5,
                 label="a healthy run")
     ax.plot(*smooth(run["loss"], width), color=BLUE, label="training loss")
     if validation:

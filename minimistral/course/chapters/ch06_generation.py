@@ -18,9 +18,9 @@ import minimistral as mm
 from minimistral.sampling import next_distribution
 from minimistral.tales import parse_tale
 
-from ..figures import BLACK, BLUE, GREEN, ORANGE, lines_chart, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, ORANGE, lines_chart, new_figure
+from .ch02_attention import shown
 
-GREY = "#767676"
 
 # ---------------------------------------------------------------- places in a tale
 
@@ -34,11 +34,6 @@ CONTEXTS = {  # where a tale stands before its next token
     "one of five places": TALE[: TALE.index(" mill")],
     "one of many names": TALE[: TALE.index(" Anna")],
 }
-
-
-def shown(token: str) -> str:
-    """A token in quotation marks, its line break visible."""
-    return f"“{token.replace(chr(10), '⏎')}”"
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import minimistral as mm
 
-from ..figures import BLACK, BLUE, GREEN, ORANGE, PINK, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 from ..ladder import ladder
 from ..results import RESULTS, read_result
 from ..timing import best_seconds  # noqa: F401 (the notebooks take it from here)
@@ -105,7 +105,7 @@ def sharing_picture(n_heads: int, choices: Sequence[int]):
         for h in range(n_heads):
             group = h // n
             at = (group + 0.5) * n - 0.5
-            ax.plot([h, at], [1, 0], color="#767676", linewidth=1, linestyle="-", zorder=1)
+            ax.plot([h, at], [1, 0], color=GREY, linewidth=1, linestyle="-", zorder=1)
             _box(ax, h, 1, str(h), None if n == 1 else group)
         for group in range(kv_heads):
             _box(ax, (group + 0.5) * n - 0.5, 0, str(group),

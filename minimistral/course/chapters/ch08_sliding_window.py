@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,14 +15,13 @@ import minimistral as mm
 from minimistral.cache import LayerCache
 from minimistral.tales import parse_tale
 
-from ..figures import BLACK, BLUE, ORANGE, lines_chart, new_figure
+from ..figures import BLACK, BLUE, GREY, ORANGE, lines_chart, new_figure
 from ..ladder import ladder
 from ..results import RESULTS, read_result
 from ..timing import best_seconds, one_thread  # noqa: F401 (the notebooks take it from here)
 
 nats_per_byte = ladder.nats_per_byte
 
-GREY = "#767676"
 
 SPEED, RUNGS = RESULTS / "window.json", RESULTS / "window_ladder.json"
 

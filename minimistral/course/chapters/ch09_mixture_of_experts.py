@@ -11,7 +11,7 @@ import minimistral as mm
 from minimistral.moe import MoE, all_experts, record_routing, route
 from minimistral.train import TrainConfig, validation_rows
 
-from ..figures import BLACK, BLUE, GREEN, HATCHES, MARKERS, ORANGE, PINK, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, HATCHES, MARKERS, ORANGE, PINK, new_figure
 from ..ladder import ladder
 from ..pieces import swap
 from ..results import RESULTS, read_result
@@ -21,7 +21,6 @@ from .ch02_attention import lines_of, pieces, shown
 nats_per_byte = ladder.nats_per_byte
 
 RECORDED = RESULTS / "mixture.json"
-GREY = "#767676"
 
 # ---------------------------------------------------------------- the models of this chapter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import minimistral as mm
 
-from ..figures import BLACK, BLUE, GREEN, ORANGE, PINK, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 from ..progress import work_folder
+from ..results import RESULTS, read_result
 
-RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
-GREY = "#767676"
 
 # ---------------------------------------------------------------- two numbers
 
@@ -123,16 +121,12 @@ def predicted(run: Run, share: float, per_layer: float) -> float:
     return 1 / (reading + per_layer * config.n_layers)
 
 
-def read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def gpu_runs(row: str) -> dict[str, str]:
     """Who measured a row of benchmarks/gpu.py: the learner's own GPU, and ours; in words."""
     told = {}
     for who, path in (("your own GPU", work_folder() / "gpu.json"),
                       ("our own run", RESULTS / "gpu.json")):
-        found = read_json(path)
+        found = read_result(path) if path.exists() else None
         told[who] = "not measured"
         if found and "tokens_per_second" in found["rows"].get(row, {}):
             about = found["provenance"]
@@ -143,7 +137,7 @@ def gpu_runs(row: str) -> dict[str, str]:
 
 def recorded(row: str) -> dict:
     """A row of what benchmarks/inference.py measured on a CPU."""
-    return read_json(RESULTS / "inference.json")["rows"][row]
+    return read_result(RESULTS / "inference.json")["rows"][row]
 
 
 def measure_again(row: str) -> dict:
@@ -152,7 +146,7 @@ def measure_again(row: str) -> dict:
         out = Path(folder) / "inference.json"
         subprocess.run([sys.executable, RESULTS.parent / "inference.py", "--only", row, "--out", out],
                        check=True)
-        return read_json(out)["rows"][row]
+        return read_result(out)["rows"][row]
 
 
 # ---------------------------------------------------------------- this machine

@@ -11,14 +11,13 @@ from torch import Tensor
 import minimistral as mm
 from minimistral.quantize import dequantize, quantize
 
-from ..figures import BLACK, BLUE, GREEN, HATCHES, ORANGE, PINK, new_figure
+from ..figures import BLACK, BLUE, GREEN, GREY, HATCHES, ORANGE, PINK, new_figure
 from ..ladder import ladder
 from ..results import RESULTS, read_result
 
 nats_per_byte = ladder.nats_per_byte
 
 RECORDED = RESULTS / "quantization.json"
-GREY = "#767676"
 
 # ---------------------------------------------------------------- measuring
 

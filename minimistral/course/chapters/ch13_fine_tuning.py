@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 import minimistral as mm
-from minimistral.shipped import SHIPPED
 from minimistral.generate import generate
 from minimistral.instruct import encode_chat, score_interval
 from minimistral.questions import Question, is_right
+from minimistral.shipped import SHIPPED
 from minimistral.tales import parse_tale
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, PINK, new_figure

@@ -7,15 +7,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from matplotlib.patches import Rectangle
 
-from ..figures import BLUE, COLOURS, HATCHES, ORANGE, new_figure
+from ..figures import BLUE, COLOURS, GREY, HATCHES, ORANGE, new_figure
+from ..results import RESULTS, read_result
 
-RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "serving.json"
-GREY = "#767676"
+RECORDED = RESULTS / "serving.json"
 
 TALE = """The golden ring
 One morning Anna found a golden ring in the mill. Leo was at the lake. \
@@ -102,9 +101,9 @@ def first_word(parameters: float, prompt: int, per_second: float, trip: float = 
     return trip + 2 * parameters * prompt / per_second
 
 
-def recorded(path: Path = RECORDED) -> dict:
+def recorded() -> dict:
     """What benchmarks/serving.py measured."""
-    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return read_result(RECORDED)["rows"]
 
 
 # ---------------------------------------------------------------- pictures

@@ -7,7 +7,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from minimistral.attention import attend, causal
 from minimistral.config import ModelConfig

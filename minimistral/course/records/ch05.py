@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from minimistral.config import ModelConfig
 from minimistral.model import Transformer

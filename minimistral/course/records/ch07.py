@@ -6,7 +6,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from minimistral.attention import attend, causal, plain_attend, repeat_heads
 from minimistral.cache import KVCache
