@@ -239,7 +239,7 @@ print("the last ten: ", *(token.decode() for token in learned[-10:]), sep=" | ")
 # %% tags=["try"]
 language = "fr"
 some = [text for text in documents if parse_tale(text).language == language]
-pairs = train_bpe_plain(count_words(some), 20)
+pairs = train_bpe_plain(count_words(some), 16)
 print(*(t.decode("utf-8", "replace") for t in list(ranks_from_merges(pairs))[256:]),
       sep=" | ")
 
@@ -656,7 +656,7 @@ predict("before", "The bigram has just written “ la”. In which language does
 la = tokenizer.encode(" la")[0]
 shares = counts[la] / counts[la].sum()
 print({tokenizer.decode([i]): round(shares[i].item(), 2)
-       for i in shares.topk(6).indices.tolist()})
+       for i in shares.topk(5).indices.tolist()})
 assert shares.max() < 0.3
 reveal("before", "C", "French, Spanish and Italian words share out one row.")
 

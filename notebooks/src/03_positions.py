@@ -13,6 +13,7 @@
 # %%
 import itertools
 import math
+import textwrap
 
 import torch
 from torch import nn
@@ -266,7 +267,7 @@ lines_chart(ax, range(61), {"score": scores}, ylabel="score",
             title="One arrow comes round: distance 47 looks like distance 3")
 ax.plot([3, 47], [scores[3], scores[47]], "s", color="#D55E00", markersize=9)
 show(figure, alt="The score as a function of the distance is a wave with a period "
-     "of 6.28 places; at distances 3 and 47 it has nearly the same value.",
+     f"of 6.28 places; at distance 3 it is {scores[3]:.2f}, at 47 {scores[47]:.2f}.",
      data={"distance": range(61), "score": [round(s, 3) for s in scores]})
 slow = [ch03.score_at(distance, 0, 0.1) for distance in (3, 47)]
 print(f"at 0.1 radian a place: {slow[0]:.2f} at distance 3, {slow[1]:.2f} at 47")
@@ -473,12 +474,12 @@ figure, ax = new_figure(7.0, 3.3)
 lines_chart(ax, range(10, 101, 10), means, xlabel="training step",
             ylabel="loss (nats)",
             title="One look learns “two places back” only with positions")
-show(figure, alt="Without positions the loss stays near 2 nats; with rotary "
-     "positions it falls to nearly 0.",
+end = {name: values[-1] for name, values in means.items()}
+show(figure, alt=f"Without positions the loss is {end['without positions']:.1f} nats "
+     f"after 100 steps, with rotary positions {end['with rotary positions']:.1f}.",
      data={"step": range(10, 101, 10),
            **{n: [round(v, 2) for v in values] for n, values in means.items()}})
-assert means["without positions"][-1] > 1.8
-assert means["with rotary positions"][-1] < 0.05
+assert end["without positions"] > 1.8 and end["with rotary positions"] < 0.05
 reveal("toy", "B", "It can learn which letters are in the row, and no more. With "
        "positions, a query asks for distance 2.")
 
@@ -720,7 +721,7 @@ assert silent > right + 1
 
 # %%
 # NBVAL_IGNORE_OUTPUT: what a broken model writes follows every change of its weights
-print(tokenizer.decode(new))
+print(textwrap.fill(tokenizer.decode(new), 84))
 
 # %% [markdown]
 # No error and no warning; every shape is right. Many words are still words, and the tale is lost. The
@@ -790,8 +791,9 @@ lines_chart(ax, range(1, 6), {"sees everything before": whole,
             xlabel=f"stretch of {length} tokens",
             title="Far keys do the harm, not far places")
 ax.set(xticks=range(1, 6), ylim=(0, None))
-show(figure, alt="The loss rises steeply after the trained length when the model "
-     "sees everything; where it sees only near tokens, the loss stays as it was.",
+show(figure, alt="Beyond the trained length the loss rises from "
+     f"{whole[0]:.1f} to {whole[-1]:.1f} when the model sees everything; where it "
+     f"sees only near tokens, it is {near[0]:.1f} at first and {near[-1]:.1f} at last.",
      data={"stretch": range(1, 6), "all": whole, "near": near})
 
 # %% [markdown]

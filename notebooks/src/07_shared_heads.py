@@ -12,6 +12,8 @@
 # the query heads that share one key/value head.
 
 # %%
+import textwrap
+
 import torch
 
 import minimistral as mm
@@ -283,7 +285,7 @@ with swap("attention.repeat_heads", repeat_in_turn):
     new = mm.generate(model, tokenizer.encode("The golden ring\n", bos=True), 30)
 bigram = next(row for row, _ in ladder.rows() if row.name == "bigram")
 print(f"side by side {right:.2f}, in turn {wrong:.2f}, bigram {bigram.loss:.2f}")
-print("in turn it writes:", tokenizer.decode(new).replace("\n", " "))
+print(textwrap.fill(f"in turn it writes: {tokenizer.decode(new)}", 84))
 assert wrong > 3 * right and wrong > bigram.loss
 reveal("turn", "C", "Of the four query heads of a layer two search the wrong keys.")
 
@@ -367,8 +369,10 @@ check("plain_attend", plain_attend)
 
 # %% [markdown]
 # The first is the plain way. The second is the same look by PyTorch's own kernel, which knows about shared
-# heads (`enable_gqa`) and need not repeat them. Its first two lines are for a query that sees nothing: it may
-# see every key, so that the softmax has something to do, and its result is set to zeros at the end.
+# heads (`enable_gqa`) and need not repeat them. A model that writes has one query at a time: then the n heads
+# that share a key head take the place of n queries of one head, and the kernel reads each key once for all of
+# them. `blind` is a query that sees nothing: it may see every key, so that the softmax has something to do, and
+# its result is set to zeros at the end.
 #
 # Two ways that must agree, with the sizes that see mistakes:
 

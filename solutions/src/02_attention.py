@@ -10,6 +10,7 @@
 # %%
 import copy
 import math
+import textwrap
 
 import torch
 
@@ -175,7 +176,7 @@ try:
     with swap("attention.attend", attend_by_sevens):
         new = mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
     assert new == mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
-    print(tokenizer.decode(new))
+    print(textwrap.fill(tokenizer.decode(new), 84))
 except NotImplementedError:
     print("not written yet")
 
@@ -313,7 +314,7 @@ try:
     for head in range(model.config.n_heads):
         silent = switch_off(silent, 0, head)
     new = mm.generate(silent, prompt, 40, stop_ids=(tokenizer.eos_id,))
-    print(tokenizer.decode(new))
+    print(textwrap.fill(tokenizer.decode(new), 84))
 except NotImplementedError:
     print("not written yet")
 

@@ -9,6 +9,7 @@
 
 # %%
 import math
+import textwrap
 
 import torch
 
@@ -142,7 +143,7 @@ try:
     with swap({"rope.rotary_angles": places_as_angles, "rope.rotate": by_complex}):
         new = mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
     assert new == mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
-    print(tokenizer.decode(new))
+    print(textwrap.fill(tokenizer.decode(new), 84))
 except NotImplementedError:
     print("not written yet")
 
@@ -267,7 +268,7 @@ stranger = ch03.in_other_layout(model)
 
 def write(some_model):
     new = mm.generate(some_model, prompt, 40, stop_ids=(tokenizer.eos_id,))
-    return tokenizer.decode(new)
+    return textwrap.fill(tokenizer.decode(new), 84)
 
 
 # %%

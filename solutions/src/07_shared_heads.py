@@ -11,6 +11,7 @@
 
 # %%
 import math
+import textwrap
 
 import torch
 
@@ -107,7 +108,7 @@ for K, n in ((1, 4), (4, 1), (2, 2)):
     print(f"K = {K}, n = {n}:", spread_heads(heads, n).flatten().tolist())
 with swap("attention.repeat_heads", spread_heads):
     new = mm.generate(model, prompt, 30, stop_ids=(tokenizer.eos_id,))
-print(tokenizer.decode(new))
+print(textwrap.fill(tokenizer.decode(new), 84))
 
 # %%
 check("spread_heads", spread_heads)
@@ -156,7 +157,7 @@ try:
     with swap("attention.plain_attend", attend_without_copies):
         new = mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
     assert new == mm.generate(model, prompt, 60, stop_ids=(tokenizer.eos_id,))
-    print(tokenizer.decode(new))
+    print(textwrap.fill(tokenizer.decode(new), 84))
 except NotImplementedError:
     print("not written yet")
 

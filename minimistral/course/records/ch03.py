@@ -168,28 +168,13 @@ ANGLES = Exercise(
         Misconception("sines first", _angles(finish=lambda a: (a.sin(), a.cos())),
             "The two results are exchanged: the sines came first. The order is cosines, then "
             "sines."),
-        Misconception("turned the other way", _angles(finish=lambda a: (a.cos(), (-a).sin())),
-            "The cosines are right and the sines have the wrong sign: these are the angles of "
-            "a turn backwards."),
         Misconception("angles returned", _angles(finish=lambda a: a),
             "You returned the angles themselves. Two tensors are wanted: their cosines and "
             "their sines."),
-        Misconception("degrees", _angles(finish=lambda a: (
-                torch.deg2rad(a).cos(), torch.deg2rad(a).sin())),
-            "The angles are far too small: they were converted from degrees. They are radians "
-            "already."),
-        Misconception("whole turns", _angles(finish=lambda a: (
-                (2 * math.pi * a).cos(), (2 * math.pi * a).sin())),
-            "Pair 0 makes a whole turn for each place, so all places look alike to it. The "
-            "speed is in radians: leave 2 pi out."),
         Misconception("positions in sixteen bits",
             _angles(where=lambda p: p.bfloat16().float()),
             "Near the start all is well; far into a text neighbours get the same angle. "
             "Sixteen bits cannot hold 257. Compute in float32."),
-        Misconception("stacked into one",
-            _angles(finish=lambda a: torch.stack((a.cos(), a.sin()))),
-            "One tensor came out, with cosines and sines stacked. Return the two of them side "
-            "by side, as a pair."),
         Misconception("an outer product for one text", _angles_by_outer,
             "It works for one text. When each text has its own positions they are a table, "
             "and an outer product takes two lists. Add an axis at the end instead."),
@@ -197,11 +182,6 @@ ANGLES = Exercise(
             _angles(where=lambda p: p.double(), finish=lambda a: (a.cos(), a.sin())),
             "The values are right but have 64 bits. Float32 is wanted, so that a model of "
             "32 bits stays one."),
-        Misconception("frequencies only", lambda positions, head_dim, theta: (
-                lambda speeds: (speeds.cos(), speeds.sin()))(
-                theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
-            "These are cosines and sines of the frequencies: the positions do not enter. "
-            "Multiply each position by each frequency."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -356,9 +336,6 @@ ROTATE = Exercise(
                 lambda a, b, cos, sin: a * cos + b * sin, lambda a, b, cos, sin: b * cos - a * sin),
             "All arrows turn to the right instead of to the left. Look at the two signs: the "
             "minus belongs to the new first number."),
-        Misconception("two plus signs", _rotation(lambda a, b, cos, sin: a * cos + b * sin),
-            "The arrows change their length. One of the two new numbers is a difference: the "
-            "first one."),
         Misconception("cosine and sine exchanged", _rotation(
                 lambda a, b, cos, sin: a * sin - b * cos, lambda a, b, cos, sin: a * cos + b * sin),
             "Cosine and sine have changed places. With angle 0 nothing may move: the cosine, "
@@ -367,10 +344,6 @@ ROTATE = Exercise(
                 lambda a, b, cos, sin: a * cos - b * sin, lambda a, b, cos, sin: a * cos + b * sin),
             "The first number is right. The second takes its sine part from its own number; "
             "it should be the other one's sine and its own cosine."),
-        Misconception("no crossing over", _rotation(
-                lambda a, b, cos, sin: a * cos, lambda a, b, cos, sin: b * cos),
-            "The arrows only shrink. In a turn, each number hands a part of itself, the sine "
-            "part, to the other one."),
         Misconception("new first number used for the second", _rotation_overwrites_early,
             "The first numbers are right, the second ones not: they were computed from first "
             "numbers that were already turned. Keep the old ones until both are done."),
@@ -378,10 +351,6 @@ ROTATE = Exercise(
                 second=lambda a, b, cos, sin: (a * cos - b * sin) * sin + b * cos),
             "The second numbers are wrong: they were made of first numbers that had been turned "
             "already, under the same name. Give the new ones a name of their own."),
-        Misconception("numbers of a pair exchanged at the end",
-            _rotation(join=lambda a, b: torch.stack((b, a), -1).flatten(-2)),
-            "The two numbers of every pair have changed places in the result. The new first "
-            "number comes first."),
         Misconception("pairs not laid in a row",
             _rotation(join=lambda a, b: torch.stack((a, b), -1)),
             "The result still has an axis for the pairs. Lay the last two axes in a row, so "
@@ -405,12 +374,6 @@ ROTATE = Exercise(
         Misconception("the new axis at the end", _rotation(heads=lambda t: t.unsqueeze(-1)),
             "The shapes do not fit: the new axis came last. The axis of the heads stands "
             "before the one of the pairs."),
-        Misconception("a mirror", _rotation(
-                lambda a, b, cos, sin: a * cos + b * sin, lambda a, b, cos, sin: a * sin - b * cos),
-            "Lengths are right, but this is a mirror, not a turn: with angle 0 the second "
-            "number changes its sign. Look at your two signs."),
-        Misconception("nothing turned", lambda x, cos, sin: x.clone(),
-            "The result is x itself: nothing was turned."),
         Misconception("computed in sixteen bits", lambda x, cos, sin: _rotation_in(
                 x, cos.to(x.dtype), sin.to(x.dtype)),
             "The products were computed in 16 bits, and each one was rounded. Make x float32 "
@@ -476,10 +439,6 @@ TOKENS_PER_TURN = Exercise(
         Misconception("the speeds", _tokens(lambda i, D, theta: theta ** (-2 * i / D)),
             "These are the speeds, in radians for each token. How many tokens does it take to "
             "fill a whole turn?"),
-        Misconception("half a turn", _tokens(lambda i, D, theta: math.pi * theta ** (2 * i / D)),
-            "All numbers are half of what they should be: pi radians are half a turn."),
-        Misconception("degrees", _tokens(lambda i, D, theta: 360 * theta ** (2 * i / D)),
-            "The speeds are in radians, the turn in degrees. Both in the same unit, please."),
         Misconception("factor two forgotten",
             _tokens(lambda i, D, theta: 2 * math.pi * theta ** (i / D)),
             "The slow pairs come out too fast. The exponent counts numbers of the head, and a "
@@ -503,13 +462,6 @@ TOKENS_PER_TURN = Exercise(
                 2 * math.pi / (theta ** -2 * i / head_dim) for i in range(head_dim // 2)],
             "Pair 0 has speed 0, and a turn cannot be divided by it. Only the 2 got into the "
             "exponent: put brackets around all of it."),
-        Misconception("rounded up",
-            _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D)).ceil()),
-            "The numbers were rounded up to whole tokens. A turn may end between two tokens; "
-            "leave the fraction."),
-        Misconception("slowest only",
-            _tokens(lambda i, D, theta: (2 * math.pi * theta ** (2 * i / D))[-1]),
-            "Only one number came out. Every pair has its own: D/2 of them."),
         Misconception("pairs counted from one",
             _tokens(lambda i, D, theta: 2 * math.pi * theta ** (2 * (i + 1) / D)),
             "Pair 0 is missing: it needs 6.28 tokens. Pairs are counted from 0, so the first "
@@ -669,20 +621,12 @@ TURN_COMPLEX = Exercise(
                 back=lambda z: torch.cat((z.real, z.imag), -1)),
             "The complex numbers were made of the two halves of a head. Here neighbours are a "
             "pair: 0 and 1."),
-        Misconception("halves in, neighbours out", _complex(
-                pairs=lambda x: torch.complex(*x.contiguous().chunk(2, -1))),
-            "Pairs were taken from the two halves of a head and put down as neighbours. Both "
-            "must be neighbours: numbers 0 and 1, numbers 2 and 3."),
         Misconception("no pairs cut", _complex(pairs=torch.view_as_complex),
             "A complex number is made of a last axis of size 2, and here it has D numbers. Cut "
             "them into D/2 pairs first."),
         Misconception("size as a bare number", _complex(factor=lambda a: torch.polar(1, a)),
             "The size 1 came as a bare number. It must be a tensor of ones, in the shape of the "
             "angles."),
-        Misconception("added instead of multiplied", lambda x, positions, theta: x + _complex()(
-                torch.tensor([1.0, 0.0]).repeat(x.shape[-1] // 2).expand(x.shape), positions,
-                theta),
-            "The numbers of size 1 were added to the pairs. A turn is a product."),
         Misconception("real parts, then imaginary parts",
             _complex(back=lambda z: torch.cat((z.real, z.imag), -1)),
             "The right numbers in the wrong order: all real parts, then all imaginary ones. "
@@ -710,10 +654,6 @@ TURN_COMPLEX = Exercise(
         Misconception("no axis for the heads", _complex(axis=None),
             "The shapes do not fit: the factors have shape (T, D/2), the pairs (B, T, H, D/2): "
             "the heads need an axis of size 1."),
-        Misconception("cosine and sine exchanged",
-            _complex(factor=lambda a: torch.complex(a.sin(), a.cos())),
-            "At position 0 the arrows move already. There the factor must be 1: the cosine is "
-            "its real part, the sine its imaginary part."),
         Misconception("half of the pairs", lambda x, positions, theta: (
                 torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
                 * torch.exp(1j * rotary_angles(positions, x.shape[-1] // 2, theta)[0])[:, None]),
@@ -818,20 +758,9 @@ MOVE_KEYS = Exercise(
         Misconception("numbers rolled", lambda keys, steps, theta: keys.roll(steps, 1),
             "The keys changed places in the table. They should stay where they are, and be "
             "turned as if they stood elsewhere in the text."),
-        Misconception("every pair at full speed", lambda keys, steps, theta: _move_by_formula(
-                keys, steps, 1.0),
-            "Every pair turned by the same angle. Pair i has its own speed, and the steps are "
-            "multiplied by it."),
-        Misconception("nothing moved", lambda keys, steps, theta: keys.clone(),
-            "The keys are as they were. A key at place 7 and the same key at place 12 differ "
-            "by a turn of five steps."),
         Misconception("size of another axis", _by(_constant, size=lambda keys: keys.shape[2]),
             "The number of heads was taken for the size of a head. In (B, S, H, D) the size is "
             "the last axis."),
-        Misconception("keys cut off", lambda keys, steps, theta: _by(_constant)(
-                keys[:, max(0, -steps):], steps, theta),
-            "Moved backwards, keys are missing. Nothing is cut here: all keys come back, each turned by "
-            "the steps."),
     ),
     hints=(
         Hint("I do not know where the keys stood",
@@ -922,22 +851,12 @@ TURN_PAIRS = Exercise(
         Misconception("lengths repaired afterwards", _pairs("even first", rescale=True),
             "The lengths are right again, the directions are not. Scaling hides the symptom; "
             "find the line that reads turned numbers."),
-        Misconception("lengths repaired by a division", _pairs("even first", rescale=True, floor=0.0),
-            "The lengths are right again, the directions are not, and a row of zeros was divided "
-            "by zero. Find the line that reads turned numbers."),
-        Misconception("both signs turned round", _pairs(signs=(1, -1)),
-            "The lengths are right now, but all arrows turn backwards. The signs of the bug "
-            "were right; keep them."),
         Misconception("copy left out", _pairs(copied=False),
             "The result is right, but x was overwritten. The copy at the beginning must stay."),
         Misconception("sign in the second line", lambda x, cos, sin: _second(
                 x, cos, sin, lambda new, a, b: new * sin - b * cos),
             "You changed the sign of the second line. The signs were right; ask which numbers "
             "that line reads."),
-        Misconception("sign in the second line, old numbers", lambda x, cos, sin: _second(
-                x, cos, sin, lambda new, a, b: a * sin - b * cos),
-            "The line reads old numbers now, but its sign was changed: with angle 0 the second "
-            "number must stay. The sign of the bug was right."),
         Misconception("first line without effect", lambda x, cos, sin: torch.stack(
                 (x[..., 0::2], x[..., 0::2] * sin + x[..., 1::2] * cos), -1).flatten(-2),
             "The second numbers are right now, but the first ones are as they came: they have "
@@ -1028,10 +947,6 @@ TO_NEIGHBOURS = Exercise(
                 0, (n_heads, -1, 2)).reshape(w.shape),
             "Nothing moved: cutting and joining alone changes no order. Two axes must be "
             "swapped in between."),
-        Misconception("half before head", lambda w, n_heads: w.unflatten(
-                0, (2, n_heads, -1)).transpose(1, 2).reshape(w.shape),
-            "The rows were cut into halves first and heads second. They lie head after head; "
-            "within a head, half after half."),
         Misconception("heads and halves exchanged", lambda w, n_heads: w.unflatten(
                 0, (n_heads, 2, -1)).transpose(0, 1).reshape(w.shape),
             "Whole halves moved from head to head: the wrong two axes were swapped. Heads stay "
@@ -1040,18 +955,10 @@ TO_NEIGHBOURS = Exercise(
                 0, (n_heads, 2, -1)).flip(1).reshape(w.shape),
             "The two halves of each head changed places as blocks. They must be shuffled "
             "into each other, one row from each in turn."),
-        Misconception("heads and size exchanged", lambda w, n_heads: torch.stack(
-                w.unflatten(0, (-1, n_heads)).chunk(2), 1).reshape(w.shape),
-            "The rows were cut into pieces of the wrong size. There are n_heads heads; the "
-            "size of one is what is left over."),
         Misconception("heads last", lambda w, n_heads: torch.stack(
                 w.unflatten(0, (-1, n_heads)).chunk(2, 1), 2).flatten(0, 2),
             "The axis of the heads came second. The rows lie head after head, so it must be the "
             "first one, and its halves are cut along the next."),
-        Misconception("every head read from the first", lambda w, n_heads: w[torch.arange(
-                len(w) // n_heads).view(2, -1).T.flatten().repeat(n_heads)],
-            "The first head is right, and the others repeat it. The row numbers of head 1 begin "
-            "where head 0 ends."),
         Misconception("heads left apart", lambda w, n_heads: torch.stack(
                 w.unflatten(0, (n_heads, -1)).chunk(2, 1), 2).flatten(1, 2),
             "The rows still have an axis for the heads. Join heads and rows at the end, so that "
@@ -1142,17 +1049,9 @@ def _quarter(cos, sin, pairs):
     return cos, sin
 
 
-def _others(cos, sin, pairs):
-    return _still(cos, sin, [i for i in range(cos.shape[-1]) if i not in pairs])
-
-
 def _both_one(cos, sin, pairs):
     cos[..., pairs], sin[..., pairs] = 1.0, 1.0
     return cos, sin
-
-
-def _first_ones(cos, sin, pairs):
-    return _still(cos, sin, list(range(len(pairs))))
 
 
 def _cosine_one(cos, sin, pairs):
@@ -1235,9 +1134,6 @@ LOSS_WITHOUT = Exercise(
         Misconception("both one", _standing(_both_one),
             "Cosine and sine are both 1, which is no turn at all: arrows become longer. The "
             "sine of angle 0 is 0."),
-        Misconception("the others stopped", _standing(_others),
-            "The pairs of the list turn, and all others stand still. It should be the other "
-            "way round."),
         Misconception("places instead of pairs", _standing(_places),
             "You stopped all pairs at some places, not some pairs at all places. Pairs are the "
             "last axis of the cosines."),
@@ -1247,16 +1143,6 @@ LOSS_WITHOUT = Exercise(
         Misconception("angles not returned", _standing(lambda cos, sin, pairs: None),
             "Your function for the angles changes them and returns nothing. The model needs "
             "both, cosines and sines."),
-        Misconception("rise of the loss", lambda model, rows, pairs: _standing(_still)(
-                model, rows, pairs) - _mean_loss(model, rows),
-            "This is how much the loss rose. The function should return the loss itself; you "
-            "can subtract later."),
-        Misconception("sum over the tokens",
-            _standing(_still, lambda model, rows: _mean_loss(model, rows, "sum")),
-            "This is the sum over all tokens. The mean for one token is wanted."),
-        Misconception("the first ones", _standing(_first_ones),
-            "You stopped the first pairs, as many as the list is long. The list holds the "
-            "numbers of the pairs."),
         Misconception("cosine one only", _standing(_cosine_one),
             "The cosines are 1, but the sines still change with the place. An arrow that "
             "stands still has sine 0."),
@@ -1274,13 +1160,6 @@ LOSS_WITHOUT = Exercise(
         Misconception("pairs left out", _standing(_left_out),
             "There are fewer cosines than pairs: you took some out. They must stay, with the "
             "cosine and the sine of angle 0."),
-        Misconception("counted from the slow end", _standing(lambda cos, sin, pairs: _still(
-                cos, sin, [-1 - i for i in pairs])),
-            "You counted the pairs from the slow end. Pair 0 is the fastest one, and it stands "
-            "first."),
-        Misconception("first row only", lambda model, rows, pairs: _standing(_still)(
-                model, rows[:1], pairs),
-            "This is the loss of the first row alone. The mean goes over all rows."),
         Misconception("other names for the arguments", _other_names,
             "The model hands over the angles' arguments by name, so yours needs the same "
             "three names as the library's: positions, head size, theta."),
