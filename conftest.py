@@ -19,7 +19,6 @@ from unittest import mock
 import nbformat
 from nbval import kernel, plugin
 
-from minimistral.course import syllabus
 from minimistral.course.notebook_compare import difference, why_not_compared
 
 ROOT = Path(__file__).resolve().parent
@@ -56,8 +55,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     every = [share for chapter in shares.values() for share in chapter]
     terminalreporter.line(f"all {sum(map(sum, times.values())):5.1f} s, "
                           f"{100 * sum(every) / len(every):.0f}% of the outputs compared")
-    owed = sum(map(len, syllabus.pending().values()))
-    terminalreporter.line(f"definitions that wait for chapters to be written: {owed}")
 
 
 def chapter_of(path: str) -> str:

@@ -11,8 +11,8 @@ from minimistral.course.exercises import all_exercises, chapter_exercises
 from minimistral.course.glossary import terms
 from minimistral.course.indexes import pages, plain
 from minimistral.course.search import find_sections
-from minimistral.course.sections import chapters_with_text, read_sections, section_of
-from minimistral.course.syllabus import chapter
+from minimistral.course.sections import read_sections, section_of
+from minimistral.course.syllabus import CHAPTERS, chapter
 
 
 def test_the_pages_are_what_the_records_say():
@@ -55,7 +55,7 @@ def new_words(chapter) -> tuple[str, ...]:
 
 def test_the_glossary_has_every_new_word_of_every_recap():
     known = {(number, name) for t in terms() for number in t.chapters for name in (t.word, t.plain)}
-    missing = [(c.number, word) for c in chapters_with_text() for word in new_words(c) if (c.number, word) not in known]
+    missing = [(c.number, word) for c in CHAPTERS for word in new_words(c) if (c.number, word) not in known]
     assert missing == []
     assert len(new_words(chapter(14))) == 8  # a list over two lines is read whole
 
@@ -146,7 +146,7 @@ def test_a_wrong_word_is_one_line(capsys):
 
 
 def test_every_prediction_of_a_core_has_its_answer():
-    open_ones = [(c.number, q.question) for c in chapters_with_text() for q in asked(c) if not q.answer]
+    open_ones = [(c.number, q.question) for c in CHAPTERS for q in asked(c) if not q.answer]
     assert [number for number, _ in open_ones] == [5]  # answered in chapter 6
     first = asked(chapter(8))[0]
     assert first.answer == "C false" and "Mistral's innovation" in first.question and len(first.options) == 4

@@ -8,8 +8,8 @@ import pytest
 from minimistral.course import plans
 from minimistral.course.exercises import chapter_exercises
 from minimistral.course.indexes import MEASURED, minutes_of_sections
-from minimistral.course.sections import chapters_with_text, read_sections
-from minimistral.course.syllabus import chapter
+from minimistral.course.sections import read_sections
+from minimistral.course.syllabus import CHAPTERS, chapter
 
 GUIDE = plans.GUIDE.read_text(encoding="utf-8")
 PLANS = plans.read_plans(GUIDE)
@@ -75,7 +75,7 @@ def test_the_other_plans_have_their_chapters():
 
 
 def test_cut_lists_and_predictions_name_sections_that_exist():
-    every = {t for c in chapters_with_text() for t in titles(c.number)}
+    every = {t for c in CHAPTERS for t in titles(c.number)}
     parts = re.findall(r"\*\*Late\?.*?(?=\n## )", GUIDE, re.S)
     assert len(parts) == 3
     for part in parts:
@@ -92,13 +92,13 @@ def test_exercises_in_where_people_get_stuck_exist():
 
 
 def test_minutes_of_sections_add_up_to_the_core():
-    for one in chapters_with_text():
+    for one in CHAPTERS:
         assert sum(minutes_of_sections(one).values()) == one.core_minutes
 
 
 def test_every_story_is_measured_with_its_sections_of_today():
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))["chapters"]
-    for one in chapters_with_text():
+    for one in CHAPTERS:
         rows = measured[one.name]
         assert [row["section"] for row in rows["sections"]] == titles(one.number), (
             f"chapter {one.number}'s headings changed: python benchmarks/sections.py {one.number}")

@@ -19,9 +19,8 @@ from minimistral.files import write_whole
 from minimistral.lab import course_folder
 
 from .answers import answer_key
-from .sections import chapters_with_text
 from .slides import write_slides
-from .syllabus import EXERCISES, NOTEBOOKS, SOLUTIONS, Chapter, chapter
+from .syllabus import CHAPTERS, EXERCISES, NOTEBOOKS, SOLUTIONS, Chapter, chapter
 
 NEEDED = ("run.py", "pyproject.toml", "constraints.txt", "LICENSE")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints")
@@ -80,7 +79,7 @@ def make_copies(out: Path, numbers: Sequence[int] = (), root: Path | None = None
     passed check.
     """
     root = root or course_folder()
-    chosen = [chapter(n) for n in sorted(set(numbers))] or list(chapters_with_text())
+    chosen = [chapter(n) for n in sorted(set(numbers))] or list(CHAPTERS)
     student, instructor = out / "student", out / "instructor"
     for folder in (student, instructor):
         if folder.exists():

@@ -24,8 +24,8 @@ from .exercises import Exercise, Misconception, chapter_exercises
 from .glossary import terms
 from .notebook_library import ROOT
 from .plans import GUIDE
-from .sections import Section, chapters_with_text, read_sections, recap_mistakes, section_of
-from .syllabus import Chapter, chapter
+from .sections import Section, read_sections, recap_mistakes, section_of
+from .syllabus import CHAPTERS, Chapter, chapter
 
 DOCS = ROOT / "docs"
 MEASURED = ROOT / "benchmarks" / "results" / "sections.json"
@@ -66,7 +66,7 @@ def question(exercise: Exercise) -> str:
 
 
 def exercises_page() -> str:
-    every = [e for c in chapters_with_text() for e in chapter_exercises(c.number)]
+    every = [e for c in CHAPTERS for e in chapter_exercises(c.number)]
     minutes = sum(e.minutes for e in every)
     lines = [
         PAGE, "# Exercises, for instructors\n",
@@ -75,7 +75,7 @@ def exercises_page() -> str:
         "that the check shows. The [index of mistakes](mistakes.md) has all of them.\n",
         "Ask first, then wait. The question is the exercise's first hint: it does not give the answer away.\n",
     ]
-    for one in chapters_with_text():
+    for one in CHAPTERS:
         lines.append(headed(one))
         table = chapter_exercises(one.number)
         lines += ["| Exercise | Kind | Difficulty | Importance | Minutes | Mistakes known |",
@@ -91,7 +91,7 @@ def exercises_page() -> str:
 
 
 def mistakes_page() -> str:
-    chapters = chapters_with_text()
+    chapters = CHAPTERS
     count = sum(len(e.misconceptions) for c in chapters for e in chapter_exercises(c.number))
     lines = [
         PAGE, "# Mistakes\n",
@@ -192,7 +192,7 @@ def sections_table() -> str:
     result = json.loads(MEASURED.read_text(encoding="utf-8"))
     measured, walks = result["chapters"], result["walks"]
     lines = []
-    for one in chapters_with_text():
+    for one in CHAPTERS:
         seconds: dict[str, float] = {}
         waits: dict[str, float] = {}
         current = ""

@@ -6,7 +6,6 @@ import ast
 import builtins
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import linecache
 import math
@@ -43,13 +42,11 @@ _fast_before: dict[str, bool] = {}  # module -> its FAST before a plain piece wa
 def load_library() -> None:
     """Import every module first: one imported during a swap would keep the replacement."""
     for module in TEACHING_MODULES:
-        if importlib.util.find_spec(f"minimistral.{module}"):
-            importlib.import_module(f"minimistral.{module}")
+        importlib.import_module(f"minimistral.{module}")
     import minimistral
 
     for name in minimistral.__all__:
-        with contextlib.suppress(ModuleNotFoundError):
-            getattr(minimistral, name)
+        getattr(minimistral, name)
 
 
 def find_target(target: str) -> tuple[Any, str]:

@@ -37,7 +37,7 @@ def chapter_table(here: Address) -> str:
         return ("This copy of the course has no public address, so there are no links here yet. Whoever "
                 "publishes it sets one (`CONTRIBUTING.md`, *Publishing*).")
     rows = ["| | Chapter | Colab | Binder |", "|---|---|---|---|"]
-    for chapter in (c for c in CHAPTERS if c.written):
+    for chapter in CHAPTERS:
         cells = []
         for place in (here.colab, here.binder):
             links = [("story", place(chapter.path()))]

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from .exercises import Exercise, all_exercises, chapter_exercises
 from .glossary import terms
 from .panel import Panel
-from .sections import Section, chapters_with_text, read_sections, recap_mistakes
-from .syllabus import EXERCISES, NOTEBOOKS, chapter
+from .sections import Section, read_sections, recap_mistakes
+from .syllabus import CHAPTERS, EXERCISES, NOTEBOOKS, chapter
 
 SHOWN = 10
 SNIPPET = 150
@@ -49,7 +49,7 @@ def find_sections(words: str) -> list[Hit]:
     new = {(number, part) for term in terms() for number in term.chapters
            for part in re.findall(r"[\w'+.]+", term.plain.casefold())}
     hits = []
-    for one in chapters_with_text():
+    for one in CHAPTERS:
         for folder in (NOTEBOOKS, EXERCISES):
             for section in read_sections(one, folder):
                 prose, code = _texts(section)
@@ -129,7 +129,7 @@ def mistakes(asked: int | str = "") -> Panel:
     words = [re.compile(rf"(?<!\w){re.escape(word)}", re.I) for word in asked.split()]
     found = [(e, m) for e in all_exercises() for m in e.misconceptions
              if all(word.search(f"{m.name} {m.message}") for word in words)]
-    recap = [row for c in chapters_with_text() for row in _rows(c.number)
+    recap = [row for c in CHAPTERS for row in _rows(c.number)
              if all(word.search(" ".join(row)) for word in words)]
     return _listed(f"Mistakes · {asked}", found, recap)
 

@@ -96,13 +96,9 @@ def _parts(cells: list[dict]) -> Iterator[Part]:
                 yield Part("markdown", piece, number, tags)
 
 
-def chapters_with_text() -> tuple[Chapter, ...]:
-    return tuple(chapter for chapter in CHAPTERS if chapter.written)
-
-
 def stories(root: Path | None = None) -> Iterator[Section]:
     """Every section of every story, in the order of the course."""
-    for chapter in chapters_with_text():
+    for chapter in CHAPTERS:
         yield from read_sections(chapter, root=root)
 
 

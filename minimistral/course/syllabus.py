@@ -1,15 +1,11 @@
 """The plan of the course as data: chapters, minutes, and which chapter shows which definition.
 
-The README's table, the links between chapters, the build and the tests all read it.
+The README's table, the pages, the build and the tests all read it.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 NOTEBOOKS, EXERCISES, SOLUTIONS = "notebooks", "exercises", "solutions"
 
@@ -36,7 +32,6 @@ class Chapter:
     total_minutes: int
     needs: tuple[int, ...]
     headlines: tuple[Headline, ...] = ()
-    written: bool = False
 
     @property
     def name(self) -> str:
@@ -51,14 +46,13 @@ CHAPTERS: tuple[Chapter, ...] = (
     Chapter(
         0, "start_here", "Start here",
         "What will we have built at the end, and does it run on this machine?",
-        (), 10, 15, (), written=True,
+        (), 10, 15, (),
     ),
     Chapter(
         1, "tokens", "Tokens",
         "What does a language model see instead of letters?",
         ("tokenizer",), 50, 155, (0,),
         (Headline(20, "The model handles the main European languages."),),
-        written=True,
     ),
     Chapter(
         2, "attention", "Attention",
@@ -71,17 +65,16 @@ CHAPTERS: tuple[Chapter, ...] = (
                 "Mistral's customers may look inside theirs.",
             ),
         ),
-        written=True,
     ),
     Chapter(
         3, "positions", "Positions",
         "How does attention learn what came first?",
-        ("rope",), 45, 135, (2,), written=True,
+        ("rope",), 45, 135, (2,),
     ),
     Chapter(
         4, "transformer", "The transformer",
         "What else does attention need to become a language model?",
-        ("config", "layers", "model"), 50, 145, (2, 3), written=True,
+        ("config", "layers", "model"), 50, 145, (2, 3),
     ),
     Chapter(
         5, "training", "Training",
@@ -92,7 +85,6 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(18, "Training data of low quality makes a model write false things."),
             Headline(19, "It was trained for far less than the 100 million dollars of GPT-4."),
         ),
-        written=True,
     ),
     Chapter(
         6, "generation", "Generation and cache",
@@ -105,14 +97,12 @@ CHAPTERS: tuple[Chapter, ...] = (
                 "because the whole model runs for every token.",
             ),
         ),
-        written=True,
     ),
     Chapter(
         7, "shared_heads", "Shared heads",
         "How much memory can we save when heads share keys and values?",
         ("attention",), 50, 140, (2, 6),
         (Headline(5, "Grouped-query attention saves memory by sharing keys and values."),),
-        written=True,
     ),
     Chapter(
         8, "sliding_window", "The sliding window",
@@ -124,7 +114,6 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(3, "The window lowers complexity and keeps long-range dependency."),
             Headline(4, "The secret of Mistral 7B is first of all the sliding window."),
         ),
-        written=True,
     ),
     Chapter(
         9, "mixture_of_experts", "Mixture of experts",
@@ -135,7 +124,6 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(7, "A mixture lowers the compute and energy of training and inference."),
             Headline(8, "It was the first open mixture-of-experts model of the GPT-4 era."),
         ),
-        written=True,
     ),
     Chapter(
         10, "the_real_mistral", "The real Mistral",
@@ -147,14 +135,12 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(23, "GPT-4 has 1.8 trillion parameters, Mistral a few billion."),
             Headline(24, "Open source means that anyone may use and change it."),
         ),
-        written=True,
     ),
     Chapter(
         11, "gpu_inference", "GPU inference",
         "What limits the speed of a model that writes one token at a time?",
         ("devices", "fast_model", "engine", "speculative"), 60, 150, (8, 10),
         (Headline(12, "Six times the inference speed of Llama 2 70B."),),
-        written=True,
     ),
     Chapter(
         12, "quantization", "Quantization",
@@ -164,7 +150,6 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(13, "An assistant that runs on a laptop with 16 GB."),
             Headline(14, "Quantization puts the model on a phone."),
         ),
-        written=True,
     ),
     Chapter(
         13, "fine_tuning", "Fine-tuning and evaluation",
@@ -174,7 +159,6 @@ CHAPTERS: tuple[Chapter, ...] = (
             Headline(16, "Fine-tuning adapts it to a domain cheaply."),
             Headline(22, "Best open model up to 13B; near GPT-4 on the benchmarks."),
         ),
-        written=True,
     ),
     Chapter(
         14, "le_chat", "Le Chat and La Plateforme",
@@ -188,7 +172,6 @@ CHAPTERS: tuple[Chapter, ...] = (
                 "versions of the open models.",
             ),
         ),
-        written=True,
     ),
 )
 
@@ -208,22 +191,11 @@ def headline(number: int) -> Headline:
     return headlines[number]
 
 
-def link(number: int, *, start: str = "") -> str:
-    """A Markdown link to a chapter, or plain words while it is not written.
-
-    ``start`` is put before the file name; between notebooks of one folder it is empty.
-    """
-    wanted = chapter(number)
-    label = f"Chapter {wanted.number}: {wanted.title}"
-    return f"[{label}]({start}{wanted.name}.ipynb)" if wanted.written else f"{label} (to come)"
-
-
 def readme_table() -> str:
     """The course at a glance, as a Markdown table."""
     rows = ["| | Chapter | Its question | Core | With everything |", "|---|---|---|---|---|"]
     for c in CHAPTERS:
-        title = f"[{c.title}]({c.path()})" if c.written else f"{c.title} (to come)"
-        rows.append(f"| {c.number} | {title} | {c.question} | {c.core_minutes} min | {c.total_minutes} min |")
+        rows.append(f"| {c.number} | [{c.title}]({c.path()}) | {c.question} | {c.core_minutes} min | {c.total_minutes} min |")
     core, total = (sum(minutes) / 60 for minutes in zip(*((c.core_minutes, c.total_minutes) for c in CHAPTERS)))
     rows.append(f"| | **All chapters** | | **{core:.0f} hours** | **{total:.0f} hours** |")
     return "\n".join(rows)
@@ -235,8 +207,7 @@ TEACHING_MODULES = (
     "config", "tokenizer", "attention", "rope", "layers", "model", "corpora", "tales", "cleaning",
     "train", "sampling", "generate", "cache", "moe", "checkpoint", "parity", "devices",
     "fast_model", "engine", "speculative", "quantize", "lora", "questions", "instruct",
-    "preference",
-    "streaming", "chat", "api", "batching",
+    "preference", "streaming", "chat", "api", "batching",
 )
 
 # module -> {definition: chapter that shows it}
@@ -367,39 +338,3 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "Busy": 14, "Job": 14, "Seating": 14, "Desk": 14, "work_until_closed": 14, "end_all": 14,
     },
 }
-
-
-@cache
-def public_definitions(module: str) -> tuple[str, ...]:
-    """Names of the public functions and classes that a library module defines itself."""
-    path = Path(__file__).parent.parent / f"{module}.py"
-    if not path.exists():
-        return ()
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return tuple(n.name for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_"))
-
-
-def unassigned(modules: Iterable[str] = TEACHING_MODULES) -> list[str]:
-    """Public definitions that no chapter owns, as "module.name"."""
-    return [
-        f"{module}.{name}"
-        for module in modules
-        for name in public_definitions(module)
-        if name not in DEFINITIONS.get(module, {})
-    ]
-
-
-def owed_by(number: int) -> list[str]:
-    """The existing definitions that a chapter shows, as "module.name", in the library's order."""
-    return [
-        f"{module}.{name}"
-        for module in TEACHING_MODULES
-        for name in public_definitions(module)
-        if DEFINITIONS.get(module, {}).get(name) == number
-    ]
-
-
-def pending() -> dict[int, list[str]]:
-    """Chapter number -> definitions that wait for it because it is not written yet."""
-    return {c.number: owed_by(c.number) for c in CHAPTERS if not c.written and owed_by(c.number)}
