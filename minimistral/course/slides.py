@@ -36,7 +36,8 @@ from .syllabus import CHAPTERS, Chapter, chapter
 
 LEAD = 45        # words of prose below a heading
 CODE_LINES = 18  # on one slide; longer code is cut in two
-OUT_LINES = 12   # printed lines shown
+OUT_LINES = 19   # printed lines shown
+UNDER = 5        # and fewer than this many below a figure
 TOGETHER = 75    # words of short texts that share a slide
 WIDE = 79        # columns of code that fit; 91 in the smaller size
 BESIDE = 14      # lines of code and output together that fit on one slide
@@ -161,6 +162,9 @@ def _code(part: Part, slides: list[Slide], title: str, one: Chapter, asked: dict
     for kind, said in shown:
         if kind == "figure":
             head = "<h3>Explorer: run it live</h3>" if explorer else ""
+            if printed.count("\n") >= UNDER:
+                _listing("", printed, slides, title)
+                printed = ""
             slides.append(Slide(title, head + said + (_pre(printed) if printed else ""), "figure"))
             printed = ""
         elif kind != "printed":
@@ -295,11 +299,14 @@ def formula(tex: str, *, display: bool) -> str:
         wanted = re.sub(ours, lambda _, t=theirs: t, wanted)
     picture = io.BytesIO()
     try:
-        math_to_image(f"${wanted}$", picture, prop=FontProperties(size=26), dpi=120, format="png")
+        depth = math_to_image(f"${wanted}$", picture, prop=FontProperties(size=26), dpi=120, format="png")
     except ValueError:
         return f"<code>{html.escape(tex)}</code>"
-    data = base64.b64encode(picture.getvalue()).decode("ascii")
-    return (f'<img class="{"display" if display else "inline"}" alt="{html.escape(tex)}" '
+    png = picture.getvalue()
+    height = int.from_bytes(png[20:24], "big") * 72 / 120  # in points, as the depth below the line
+    look = "" if display else f' style="height:{height / 26:.2f}em;vertical-align:{-depth / 26:.2f}em"'
+    data = base64.b64encode(png).decode("ascii")
+    return (f'<img class="{"display" if display else "inline"}"{look} alt="{html.escape(tex)}" '
             f'src="data:image/png;base64,{data}">')
 
 
@@ -330,7 +337,7 @@ li{margin:0 0 12px} ol[type=A]{font-size:38px;padding-left:1.5em} pre{font:23px/
 .code pre{background:#f6f6f6;padding:12px 16px} pre.out{border-left:6px solid #0072B2;padding:6px 16px}
 code{font-family:ui-monospace,Consolas,"DejaVu Sans Mono",monospace;font-size:.9em}
 img{max-width:100%} .figure .main>img{width:100%;height:580px;object-fit:contain} .figure h3+img{height:530px!important}
-img.display{max-height:190px;max-width:1130px;display:block;margin:12px auto} img.inline{height:1.25em;vertical-align:-.3em}
+img.display{max-height:190px;max-width:1130px;display:block;margin:12px auto}
 table{border-collapse:collapse;font-size:26px} td,th{border:1px solid #767676;padding:4px 12px;text-align:left}
 .notes{display:none;width:1280px;margin:0 auto 24px;background:#fff;padding:16px 72px;font-size:20px}
 body.noted .notes{display:block} .notes:empty{display:none!important}
