@@ -125,7 +125,7 @@ assert active == count.active and round(count.total / 1e9, 1) == 46.7
 # not 56 billion: attention and embeddings are shared by all experts
 
 # %% [markdown]
-# **In short:** memory follows E, arithmetic follows k; the router is small change.
+# **In short:** memory follows E, arithmetic follows k; the router costs almost nothing.
 
 # %% [markdown]
 # ## Who decides
@@ -390,7 +390,8 @@ predict("absent", "We forbid the experts one at a time. What happens to the loss
 costs = ch09.cost_of_absence(model, held_out[:12])        # (L, E), nats per byte
 figure, ax = new_figure(6.2, 3.4)
 heatmap(ax, costs, range(last + 1), range(E), rows="layer", digits=3,
-        columns="expert forbidden", title="Some can be spared, others cannot")
+        columns="expert forbidden; in the cells: more nats per byte",
+        title="Some can be spared, others cannot")
 dearest, cheapest = costs.max().item(), costs.min().item()
 show(figure, alt=f"Without one expert the loss rises by {cheapest:.3f} to "
      f"{dearest:.3f} nats per byte, depending on the layer and the expert.",

@@ -689,7 +689,7 @@ assert found.name == "layers.0.attention.wq"
 # all our names it is the matrix itself, and its weight is named. The index says where the difference is largest: the text, the
 # position, the number. With a window too wide the first five positions are right.
 #
-# <details><summary>Why?</summary>
+# <details><summary>Why are the first five right?</summary>
 # The window is 5. Up to position 4 a token sees all before it, whether the window is 5 or 6.</details>
 
 # %% tags=["try"]
@@ -891,15 +891,15 @@ print(textwrap.fill("the record says: " + ", ".join(record_of), 84))
 print("scaled-down Mistral:", sorted(path.name for path in folder.iterdir()))
 
 # %% [markdown]
-# | With weights, configuration, tokenizer | you can | you cannot |
-# |---|---|---|
-# | run it, offline, as long as you like | yes | |
-# | measure and inspect it, chapters 2 and 9 | yes | |
-# | change it: fine-tune, quantize, chapters 12 and 13 | yes | |
-# | train it again | | no data, no order of data, no training code |
-# | know whether a test was in its training text | | the data is not told |
-# | say what it cost | | the number of tokens is not told |
-# | take out a text that an author wants back | | nobody knows what it did |
+# | With weights, configuration and tokenizer | can you? |
+# |---|---|
+# | run it, offline, as long as you like | yes |
+# | measure and inspect it, chapters 2 and 9 | yes |
+# | change it: fine-tune, quantize, chapters 12 and 13 | yes |
+# | train it again | no: no data, no order of data, no training code |
+# | know whether a test was in its training text | no: the data is not told |
+# | say what it cost | no: the number of tokens is not told |
+# | take out a text that an author wants back | no: nobody knows what it did |
 
 # %%
 again = {"configuration": "params.json", "weights": "consolidated.safetensors",

@@ -131,11 +131,6 @@ def _full_width(logits, k):
     return table, torch.arange(logits.shape[1]).expand_as(table)
 
 
-def _all_over_tokens(logits, k):
-    chosen, experts = logits.float().topk(k, dim=0)
-    return chosen.softmax(0), experts
-
-
 def _one_sum(logits, k):
     shares, experts = logits.float().softmax(-1).topk(k, dim=-1)
     return shares / shares.sum(), experts
@@ -172,12 +167,14 @@ ROUTE = Exercise(
         Misconception("top-k over the tokens", _topk_over_tokens,
             "The best tokens were chosen for each expert. Here each token chooses its "
             "experts: take the top k along the last axis."),
-        Misconception("top-k and softmax over the tokens", _all_over_tokens,
-            "Choice and softmax both ran down the columns, over the tokens. One row is one token: "
-            "both belong to the last axis."),
         Misconception("one sum for all tokens", _one_sum,
             "You divided by one sum over all tokens. Each token has its own sum, over its k "
             "weights: keep the axis of the tokens."),
+        Misconception("sums without their axis",
+            lambda logits, k: (lambda top: (top.values / top.values.sum(-1), top.indices))(
+                logits.float().softmax(-1).topk(k)),
+            "The sums of the rows have lost their axis, so the shapes do not fit. Keep it: one "
+            "sum beside each row."),
         Misconception("the lowest", lambda logits, k: _top(
                 logits, k, lambda c: c.softmax(-1), largest=False),
             "These are the k experts with the lowest scores. The router's highest scores win."),
@@ -218,11 +215,6 @@ ROUTE = Exercise(
         Misconception("scores as weights", lambda logits, k: _top(logits, k, lambda c: c),
             "The scores themselves came out as weights. Make shares of the chosen scores that "
             "sum to 1."),
-        Misconception("normalised over the tokens",
-            lambda logits, k: (lambda top: (top.values / top.values.sum(0), top.indices))(
-                logits.float().softmax(-1).topk(k)),
-            "You divided by the sum over tokens. The k weights of one token have to sum to 1: "
-            "the last axis."),
         Misconception("the first k", lambda logits, k: (
                 logits[:, :k].float().softmax(-1),
                 torch.arange(k).expand(len(logits), k)),
@@ -452,10 +444,6 @@ CHOSEN_EXPERTS = Exercise(
             _step(weigh=lambda w, token, place: w[token, 0, None]),
             "Every expert was weighed with the token's first weight. An expert that was named "
             "second has the second weight."),
-        Misconception("all weights of the token",
-            _step(weigh=lambda w, token, place: w[token].sum(-1, keepdim=True)),
-            "Every expert was weighed with the sum of the token's weights. Only the weight in "
-            "its own place belongs to it."),
         Misconception("weights not cut to the place",
             _step(weigh=lambda w, token, place: w[token]),
             "All k weights of a token meet the numbers of one answer. Pick one "
@@ -464,6 +452,9 @@ CHOSEN_EXPERTS = Exercise(
             _step(weigh=lambda w, token, place: w[token, place]),
             "There is one weight for each row, but no axis for the numbers in the row, so the "
             "shapes do not fit. Add an axis of size 1."),
+        Misconception("added to every row", _step(add=lambda out, token, part: out.add_(part)),
+            "The answers of a few rows were added to the whole table, so the shapes do not fit. "
+            "Add them to the rows that chose this expert."),
         Misconception("column of the expert", _weights_of_the_expert,
             "The weights were read in the column of the expert's number. They have k columns, "
             "in the order in which the token named its experts."),
@@ -485,10 +476,6 @@ CHOSEN_EXPERTS = Exercise(
                                               feed=lambda x, w: w * x),
             "The weight was put on the token before the expert read it. An expert is not "
             "linear: weigh its answer."),
-        Misconception("mean over the chosen",
-            lambda experts, x, weights, chosen: chosen_experts(
-                experts, x, weights, chosen) / chosen.shape[1],
-            "The sum was divided by k. The weights already say how much each answer counts."),
         Misconception("renormalised here",
             lambda experts, x, weights, chosen: chosen_experts(
                 experts, x, weights / weights.sum(-1, keepdim=True), chosen),
@@ -781,11 +768,6 @@ TIDY_ROUTE = Exercise(
             _tidy(lambda w, e, o: w[o], lambda w, e, o: e.sort(dim=-1).values),
             "The weights got a third axis: the order was used to pick whole rows. It names "
             "places within each row; gather picks those."),
-        Misconception("sorted along the tokens",
-            lambda logits, k: (lambda w, e: (w.gather(0, e.argsort(dim=0)), e.sort(dim=0).values))(
-                *route(logits, k)),
-            "The columns were sorted, so experts moved to other tokens. Each row is sorted by "
-            "itself: the last axis."),
         Misconception("falling order",
             _tidy(lambda w, e, o: _gathered(w, o.flip(-1)),
                   lambda w, e, o: _gathered(e, o.flip(-1))),
@@ -794,16 +776,6 @@ TIDY_ROUTE = Exercise(
             _tidy(lambda w, e, o: w.flip(-1), lambda w, e, o: e.flip(-1)),
             "Pairs stay together, but in the order of their weights. The experts' numbers should "
             "rise."),
-        Misconception("scores for weights",
-            lambda logits, k: (lambda e: (logits.float().gather(1, e), e))(
-                route(logits, k)[1].sort(dim=-1).values),
-            "The scores of the chosen experts came out, not their weights. Take the weights that "
-            "route returned, in the new order."),
-        Misconception("shares of all experts",
-            lambda logits, k: (lambda e: (logits.float().softmax(-1).gather(1, e), e))(
-                route(logits, k)[1].sort(dim=-1).values),
-            "The weights were made anew from a softmax over all experts, and sum to less than 1. "
-            "Move those that route returned."),
         Misconception("experts left, weights moved",
             _tidy(lambda w, e, o: _gathered(w, o), lambda w, e, o: e),
             "Now the weights have moved and the experts have not. Apply the same order to both."),
@@ -918,6 +890,10 @@ BALANCE = Exercise(
             lambda logits, k, real: balance_loss([logits * real[:, None]], k),
             "The scores of padding were set to 0, but its rows are still there: they choose "
             "experts and have probabilities. Leave the rows out."),
+        Misconception("padding minus infinity", lambda logits, k, real: balance_loss(
+                [logits.masked_fill(~real[:, None], -torch.inf)], k),
+            "A row of minus infinities has no softmax, only NaN. Leave the rows of padding out "
+            "altogether."),
         Misconception("padding only", lambda logits, k, real: balance_loss([logits[~real]], k),
             "The loss was taken over the padding. Real tokens are those where real is True."),
         Misconception("choices of padding count",
@@ -949,8 +925,6 @@ BALANCE = Exercise(
         Misconception("no factor E", _balance(join=lambda E, k, f, P: (f * P).sum()),
             "It is E times too small: the factor E is missing, or a mean was taken over the "
             "experts where their sum belongs."),
-        Misconception("factor k", _balance(join=lambda E, k, f, P: k * (f * P).sum()),
-            "The sum was multiplied by k instead of E, the number of experts."),
         Misconception("first choices only",
             _balance(used=lambda x, k, r: _counted(x[r].argmax(-1), x.shape[1]) / r.sum()),
             "Only each token's first choice was counted. All k choices are use of an expert."),
@@ -1180,6 +1154,8 @@ EXPECTED = Exercise(
             lambda E, k, batch: E * (1 - (1 - 1 / E) ** batch),
             "It counts one choice for each token. An expert is spared by a token with "
             "probability 1 - k / E."),
+        Misconception("k counted twice", lambda E, k, batch: E * (1 - (1 - k / E) ** (k * batch)),
+            "All k choices of a token are in 1 - k / E already. The power is the number of tokens."),
         Misconception("times for power", lambda E, k, batch: E * (1 - (1 - k / E) * batch),
             "The probability was multiplied by the batch. That every one of the tokens spares an "
             "expert is a product: a power."),
@@ -1280,15 +1256,12 @@ CUT = Exercise(
                  third=lambda w, n: w.tensor_split(n, dim=1)),
             "w1 and w3 were cut along the numbers that come in. Each expert reads the whole "
             "token; the hidden numbers are the rows."),
-        Misconception("w3 not cut", _cut(third=lambda w, n: [w] * n),
-            "w3 is whole in every expert. Gate and value meet number by number, so both need "
-            "the same rows."),
+        Misconception("w1 or w3 not cut", _cut(third=lambda w, n: [w] * n),
+            "w1 or w3 is whole in every expert. Gate and value meet number by number, so both "
+            "need the same rows."),
         Misconception("w2 not cut", _cut(second=lambda w, n: [w] * n),
             "w2 is whole in every expert. It leads back from the hidden numbers that the expert "
             "has, so it needs their columns only."),
-        Misconception("w1 not cut", _cut(first=lambda w, n: [w] * n),
-            "w1 is whole in every expert. Gate and value meet number by number, so both need "
-            "the same rows."),
         Misconception("w3 before w2",
             lambda w1, w2, w3, n: [(a, c, b) for a, b, c in _cut()(w1, w2, w3, n)],
             "The second matrix of a triple is not the way back. The order is w1, w2, w3."),
@@ -1302,6 +1275,11 @@ CUT = Exercise(
         Misconception("the first part again",
             lambda w1, w2, w3, n: [_cut()(w1, w2, w3, n)[0]] * n,
             "All experts are the first part. Together they must have every hidden number once."),
+        Misconception("parts that overlap", lambda w1, w2, w3, n: [
+            (w1[i:i + len(w1) // n], w2[:, i:i + len(w1) // n], w3[i:i + len(w1) // n])
+            for i in range(n)],
+            "The parts overlap: each begins one number after the one before it. It should begin "
+            "where that one ends."),
         Misconception("parts of that size",
             lambda w1, w2, w3, n: list(zip(w1.split(n), w2.split(n, dim=1), w3.split(n))),
             "The number was taken for the size of a part. It says how many experts there are."),

@@ -106,13 +106,6 @@ def _layer_times_experts(c):
     return ParameterCount(stored * one + router + outside, used * one + router + outside)
 
 
-def _share_of_all(c):
-    total = count_parameters(c).total
-    if not c.moe:
-        return ParameterCount(total, total)
-    return ParameterCount(total, total * c.moe.num_experts_per_tok // c.moe.num_experts)
-
-
 def _by_numel(c):
     from ..chapters.ch10_the_real_mistral import on_meta
 
@@ -135,11 +128,6 @@ def _by_loop(c):
         total += same + c.moe.num_experts * 3 * c.dim * c.hidden_dim
         active += same + c.moe.num_experts_per_tok * 3 * c.dim * c.hidden_dim
     return ParameterCount(total, active)
-
-
-def _everything_but_the_router_times_experts(c):
-    router = c.n_layers * c.dim * c.moe.num_experts if c.moe else 0
-    return ParameterCount(*(n + router for n in _whole_model_times_experts(c)))
 
 
 def _read_by_name(work, config):
@@ -173,33 +161,17 @@ COUNT_PARAMETERS = Exercise(
         Misconception("the name multiplied out", _whole_model_times_experts,
             "You multiplied the whole model by its experts, as the headline does. Tables, "
             "attention and norms are there once."),
-        Misconception("everything but the router multiplied",
-            _everything_but_the_router_times_experts,
-            "Router right; all else was multiplied by the experts. Only the feed-forwards are: "
-            "tables, attention and norms are there once."),
         Misconception("each expert a whole layer", _layer_times_experts,
             "You multiplied whole layers. An expert is a feed-forward; attention and norms of "
             "a layer are there once."),
         Misconception("router forgotten", _counted(router=lambda c: 0),
             "A dense model is right; a mixture lacks something. Each layer also has a router, one "
             "matrix from the stream to the experts."),
-        Misconception("a router of E numbers", _counted(
-                router=lambda c: c.moe.num_experts if c.moe else 0),
-            "The router has one number for each expert in your count. It is a matrix: it reads "
-            "the whole stream to score each expert."),
         Misconception("one router in all", _counted(router=lambda c: 0, outside=lambda c: (
                 (2 - c.tied_embeddings) * c.vocab_size * c.dim + c.dim
                 + (c.dim * c.moe.num_experts if c.moe else 0))),
             "The router was counted once for the whole model. Every layer chooses anew, with a "
             "router of its own."),
-        Misconception("a router in the dense model", _counted(
-                router=lambda c: c.dim * (c.moe.num_experts if c.moe else 1)),
-            "The dense model is too large by its width in each layer. With a single "
-            "feed-forward there is nothing to choose: no router."),
-        Misconception("only k stored", _counted(
-                stored=lambda c: c.moe.num_experts_per_tok if c.moe else 1),
-            "Both numbers are those of the experts at work. The others are stored as well: they "
-            "belong to total."),
         Misconception("everything at work", _counted(
                 used=lambda c: c.moe.num_experts if c.moe else 1),
             "Both numbers are equal for a mixture. A token uses only k of the E experts, so "
@@ -214,9 +186,6 @@ COUNT_PARAMETERS = Exercise(
                 routing=lambda c: c.dim * c.moe.num_experts_per_tok if c.moe else 0),
             "Active counts only k rows of the router. It scores all experts before k are "
             "chosen, so all its rows work."),
-        Misconception("a share of everything", _share_of_all,
-            "Active was taken as k over E of everything. Only the experts are a share; "
-            "attention, router, norms and tables work in full."),
         Misconception("stored and used exchanged", lambda c: ParameterCount(
                 *reversed(count_parameters(c))),
             "The two numbers have changed places: total is what is stored, active what works "
@@ -246,11 +215,6 @@ COUNT_PARAMETERS = Exercise(
         Misconception("no norms in a layer", _counted(norms=lambda c: 0),
             "The count is short by two widths for each layer: the norms before attention and "
             "before the feed-forward."),
-        Misconception("tables in every layer", _counted(
-                norms=lambda c: 2 * c.dim + (2 - c.tied_embeddings) * c.vocab_size * c.dim + c.dim,
-                outside=lambda c: 0),
-            "Tables and last norm were counted in every layer. They stand outside: once for the "
-            "whole model."),
         Misconception("last norm forgotten", _counted(
                 outside=_tables(lambda c: 2 - c.tied_embeddings, last=0)),
             "The count is short by exactly one width. After the last layer stands one more "
@@ -261,10 +225,6 @@ COUNT_PARAMETERS = Exercise(
         Misconception("two tables for all", _counted(outside=_tables(lambda c: 2)),
             "Models whose embeddings are tied are too large: they have a single table, used "
             "at both ends."),
-        Misconception("tied turned round", _counted(
-                outside=_tables(lambda c: 1 + c.tied_embeddings)),
-            "Tied embeddings were counted as two tables and separate ones as one. Tied means "
-            "that one table serves both ends."),
         Misconception("one table at work", _counted(
                 working=_tables(lambda c: 1)),
             "Total is right. Active counts one table; by the task both count in full, "
@@ -280,10 +240,6 @@ COUNT_PARAMETERS = Exercise(
                 for n in count_parameters(c))),
             "Attention was counted as four squares of the width. Query heads may be wider than "
             "the stream together, and key/value heads are fewer."),
-        Misconception("the way back a square", _counted(attention=lambda c: c.dim * (
-                c.dim + (c.n_heads + 2 * c.n_kv_heads) * c.head_dim)),
-            "The matrix behind attention was counted as a square of the width. It is as large as "
-            "that of the queries, H · D by dim."),
         Misconception("one number", lambda c: count_parameters(c).total,
             "You return one number. Two are asked for, stored and at work, together as a "
             "ParameterCount."),
@@ -597,17 +553,10 @@ MEMORY_NEEDED = Exercise(
                 cache=lambda c, t, b: t * cache_bytes_per_token(c) * b / 16),
             "The cache was given the bits of the weights. By the task it keeps 16 bits, "
             "whatever the weights have."),
-        Misconception("cache in 32 bits", _needed(
-                cache=lambda c, t, b: 2 * t * cache_bytes_per_token(c)),
-            "The cache is twice too large: it was counted in 32 bits. By the task it keeps 16."),
         Misconception("both counts at once", lambda config, tokens, bits: (
                 count_parameters(config) * bits / 8),
             "The count has two fields, and a pair cannot be multiplied by a fraction. Take the "
             "one that says what is stored."),
-        Misconception("divided by the bits", _needed(
-                weights=lambda c, bits: count_parameters(c).total / bits * 8),
-            "Fewer bits make your weights larger. Bits divided by eight are the bytes of one "
-            "weight."),
         Misconception("in GB", lambda config, tokens, bits: _needed()(config, tokens, bits) / 1e9,
             "That is in GB. Bytes are asked for; the example only says how much it is."),
         Misconception("all divided by eight", lambda config, tokens, bits: (
@@ -891,11 +840,6 @@ CONVERT_ATTENTION = Exercise(
                 k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K)),
             "The number of heads is right, the direction is not: these weights come from "
             "Hugging Face."),
-        Misconception("both moved the wrong way", _converted(
-                q=lambda w, H, K: permute_rotary(w["q_proj.weight"], H),
-                k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K)),
-            "The numbers of heads are right, but both matrices are moved from Mistral's order, "
-            "and they come from Hugging Face's. The direction was right before."),
         Misconception("values moved as well", _converted(
                 v=lambda w, H, K: unpermute_rotary(w["v_proj.weight"], K)),
             "The values have been reordered too. Nobody turns them: the line was right."),
@@ -911,9 +855,6 @@ CONVERT_ATTENTION = Exercise(
         Misconception("queries not moved", _converted(q=lambda w, H, K: w["q_proj.weight"]),
             "The keys are right now, but the queries are no longer reordered. Their line was "
             "right."),
-        Misconception("one head", _converted(
-                k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], 1)),
-            "All keys were treated as one head. Rows must stay inside their own head."),
     ),
     hints=(
         Hint("I do not see the bug",
@@ -1020,9 +961,6 @@ READ_TENSOR = Exercise(
             "of magnitude. BF16 is torch's bfloat16."),
         Misconception("shape forgotten", _by_hand(shape=lambda shape: [-1]),
             "The numbers are right and lie in one row. The header says which shape they have."),
-        Misconception("shape turned round", _by_hand(shape=lambda shape: shape[::-1]),
-            "Rows and columns are exchanged. The shape stands in the header as PyTorch wants "
-            "it."),
         Misconception("made wider", lambda data, name: load_bytes(data)[name].float(),
             "The numbers are right, but their dtype has changed. A tensor of 16 bits stays "
             "one."),
@@ -1129,10 +1067,6 @@ UNPACK_EXPERTS = Exercise(
         Misconception("the first expert only", lambda gate_up, down: [
                 (gate_up[0, :down.shape[2]], down[0], gate_up[0, down.shape[2]:])],
             "There is only one expert in your list. The first axis counts them."),
-        Misconception("one expert for all", lambda gate_up, down: [
-                (gate_up[0, :down.shape[2]], down[0], gate_up[0, down.shape[2]:])
-                for _ in down],
-            "All experts are copies of the first. Each has its own matrices."),
         Misconception("halved at dim", _unpacked(
                 lambda g, d: (g[:g.shape[1]], d, g[g.shape[1]:])),
             "The parcel was cut after as many rows as the stream is wide. The gate has as many "
