@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import venv
 from pathlib import Path
@@ -45,7 +46,7 @@ def check_python(version):
     raise Problem(
         "This is Python {}; the course needs 3.11, 3.12 or 3.13. {}".format(
             here,
-            "Found one: {} run.py {}".format(better, " ".join(sys.argv[1:]) or "lab")
+            "Found one: {} {} {}".format(better, sys.argv[0] or "run.py", " ".join(sys.argv[1:]) or "lab")
             if better
             else "Install one of them from your system's packages or from python.org, "
             "then run it in place of this one, e.g. python3.13 run.py lab",
@@ -103,7 +104,13 @@ def make_environment():
         )
     print("Creating the environment {} ...".format(ENV), flush=True)
     # An environment whose Python is gone (the system's was upgraded) is of no use: start it afresh.
-    venv.create(str(ENV), with_pip=True, clear=not PYTHON.exists(), symlinks=os.name != "nt")
+    try:
+        venv.create(str(ENV), with_pip=True, clear=not PYTHON.exists(), symlinks=os.name != "nt")
+    except OSError as error:
+        raise Problem(
+            "It cannot be created: {}. Move the course to a folder that you may write to, on a disk with "
+            "4 GB of space.".format(error)
+        )
 
 
 def remove_half_installed():
@@ -129,20 +136,34 @@ def install(extra):
     """pip installs the project with `extra` at the pinned versions; one line tells how long."""
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["-c", "constraints.txt", "-e", ".[{}]".format(extra)]
-    note = "Installing, 1 to 5 minutes the first time"
+    note = "Installing, a minute to ten the first time"
     offline = os.environ.get("PIP_NO_INDEX")  # from a pack: nothing is downloaded
     if not offline and sys.platform == "linux" and not shutil.which("nvidia-smi") and not list(
         ENV.glob("lib/python*/site-packages/torch")
     ):
         note += " (3 GB at most; README, 'A small PyTorch on Linux', shows how to save most of it)"
     print(note + " ...", flush=True)
-    start = time.monotonic()
-    if subprocess.call(command, cwd=str(ROOT)) != 0:
+    start, done = time.monotonic(), threading.Event()
+    threading.Thread(target=tell_time, args=(done, start), daemon=True).start()
+    try:
+        status = subprocess.call(command, cwd=str(ROOT))
+    finally:
+        done.set()
+    if status != 0:
         raise Problem(
             "The installation did not finish; the lines above say why. It needs a network and some "
-            "4 GB of disk, once. Run the same command again: it goes on from there."
+            "4 GB of disk, once. Run the same command again: it goes on from there. For a machine "
+            "without a network, docs/opening.md has a pack."
         )
     print("Installed in {:.0f} seconds.".format(time.monotonic() - start), flush=True)
+
+
+def tell_time(done, start):
+    """Says twice a minute that pip, which is silent, is still at work."""
+    before = shutil.disk_usage(str(ROOT)).free
+    while not done.wait(30):
+        written = max(0, before - shutil.disk_usage(str(ROOT)).free) / 1e9
+        print("  {:.0f} seconds, {:.1f} GB on the disk so far".format(time.monotonic() - start, written), flush=True)
 
 
 def ready(extra):

@@ -74,7 +74,8 @@ def test_other_python_is_refused_with_the_way_out(run, version, monkeypatch):
     with pytest.raises(run.Problem, match=r"3\.11, 3\.12 or 3\.13.*python\.org"):
         run.check_python(version)
     monkeypatch.setattr(run, "other_python", lambda: "python3.12")
-    with pytest.raises(run.Problem, match=r"python3\.12 run\.py"):
+    monkeypatch.setattr(sys, "argv", ["run.py", "test"])
+    with pytest.raises(run.Problem, match=r"python3\.12 run\.py test$"):
         run.check_python(version)
 
 
@@ -93,6 +94,15 @@ def test_first_start_creates_and_installs_pinned(run, calls):
     assert ["venv", str(run.ENV)] in calls
     (install,) = installs(calls)
     assert install[-4:] == ["-c", "constraints.txt", "-e", ".[course]"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(run, calls, monkeypatch):
+    def refuse(folder, **options):
+        raise OSError(30, "Read-only file system", folder)
+
+    monkeypatch.setattr(run.venv, "create", refuse)
+    with pytest.raises(run.Problem, match="Read-only file system.*may write to"):
+        run.ready("course")
 
 
 def test_second_start_does_nothing(run, calls):
