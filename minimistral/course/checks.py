@@ -154,7 +154,7 @@ def attempted(exercise: Exercise, work: Any) -> Attempt:
     if problem := _wrong_arguments(exercise, work):
         return Attempt(exercise, status=TRY_AGAIN, message=problem)
     if "swap" in getattr(work, "__globals__", {}):
-        from .pieces import load_library
+        from .swaps import load_library
 
         load_library()  # else the first swap would do it, within the time limit
     outcomes = outcomes_of(exercise, work, exercise.seconds)
@@ -294,11 +294,11 @@ def _parameter_names(exercise, count: int) -> list[str]:
 
 
 def _difference(
-    exercise: Exercise, expected: Outcome, actual: Outcome, *, same_words: bool = False
+    exercise: Exercise, expected: Outcome, actual: Outcome, words: Callable | None = None
 ) -> Difference | None:
-    """How an outcome departs from another one. Of errors the kind counts, or also the words."""
+    """How an outcome departs from another one. Of errors the kind counts, or what ``words`` gives."""
     if expected.error is not None or actual.error is not None:
-        name = _words if same_words else _kind  # by name: of a graded notebook only words come
+        name = words or _kind  # by name: of a graded notebook only words come
         if name(expected.error) == name(actual.error):
             return None
         wanted = "no error" if expected.error is None else type(expected.error).__name__
@@ -321,8 +321,18 @@ def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, first:
     """The misconception that gives the learner's outcome, and whether it does so on every fixture.
 
     If none does: the one that agrees up to ``first``, the first fixture that went wrong, and on
-    more fixtures than any other. Without ``first``, where only inputs were changed, none.
+    more fixtures than any other. Without ``first``, where only inputs were changed, none. Of an
+    error every word counts; if that names nothing, not which of two sizes comes first.
     """
+    known, whole = _fitting(exercise, outcomes, run, first, _error)
+    if whole or all(o.error is None for o in outcomes):
+        return known, whole
+    other = _fitting(exercise, outcomes, run, first, _unordered)
+    return other if other[1] or not known else (known, whole)
+
+
+def _fitting(exercise: Exercise, outcomes: list[Outcome], run: Callable, first: int | None, words: Callable):
+    """What ``_matching`` gives, with errors compared by ``words``."""
     partly = [(0, None)]
     for misconception in exercise.misconceptions:
         theirs = run(exercise, misconception.wrong)
@@ -330,7 +340,7 @@ def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, first:
             continue
         equal = 0
         for number, (their, outcome) in enumerate(zip(theirs, outcomes)):
-            if not _difference(exercise, their, outcome, same_words=True):
+            if not _difference(exercise, their, outcome, words):
                 equal += 1
             elif first is None or number <= first:
                 break
@@ -350,7 +360,7 @@ def _kind(error: BaseException | None) -> str:
     return type(error).__name__
 
 
-def _words(error: BaseException | None) -> tuple[str, list[str]]:
+def _unordered(error: BaseException | None) -> tuple[str, list[str]]:
     """What an error says, whichever of two sizes it names first."""
     text = _error(error)
     return re.sub(r"\d+", "#", text), sorted(re.findall(r"\d+", text))

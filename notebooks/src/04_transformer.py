@@ -188,7 +188,7 @@ reveal("growth", "C", "Each layer multiplies: what it reads is larger, so it "
 x = torch.tensor([3.0, 4.0])
 mean_square = x.pow(2).mean()
 print("mean of the squares:", mean_square.item())
-print("divided by its root:", (x / mean_square.sqrt()).tolist())
+print("divided by its root:", [round(n, 3) for n in (x / mean_square.sqrt()).tolist()])
 predict("ten", "And the token (30, 40)?", ["(8.49, 11.31)", "(0.85, 1.13)",
                                            "(0.08, 0.11)"], answer="")
 
@@ -205,8 +205,8 @@ for x in (torch.tensor([30.0, 40.0]), torch.tensor([300.0, 400.0])):
     half = x.half()                                       # float16
     careless = half / half.pow(2).mean().sqrt()
     careful = (x / x.pow(2).mean().sqrt()).half()
-    print(f"{x.tolist()!s:16} squares in float16: {careless.tolist()}, "
-          f"in float32: {[round(v, 3) for v in careful.tolist()]}")
+    rounded = [[round(v, 3) for v in norm.tolist()] for norm in (careless, careful)]
+    print(f"{x.tolist()!s:16} squares in float16: {rounded[0]}, in float32: {rounded[1]}")
 assert careless.tolist() == [0, 0] and abs(careful[0] - 0.8486) < 1e-3
 reveal("ten", "B", "Ten times the token, the same direction, the same norm.")
 

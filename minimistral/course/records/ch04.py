@@ -167,10 +167,6 @@ RMS_NORM = Exercise(
                 lambda self, x: (x.pow(2).mean() + self.eps).sqrt())),
             "All tokens were divided by one number, so large ones stay large, and later "
             "tokens matter to earlier ones. The mean belongs to each token alone."),
-        Misconception("mean over everything, in 16 bits", _norm(
-                lambda self, x: x / (x.pow(2).mean() + self.eps).sqrt() * self.weight),
-            "One number divides all tokens, so large ones stay large. The mean belongs to "
-            "each token alone: last axis, axis kept. And square in float32."),
         Misconception("length 1", _norm(lambda self, x: F.normalize(
                 x.float(), dim=-1).type_as(x) * self.weight),
             "Every token has length 1, so its numbers are too small. A root mean square "
@@ -207,9 +203,6 @@ RMS_NORM = Exercise(
                 lambda self, x: (x.float() / _rms(self, x.float())).type_as(x) * (1 + self.weight)),
             "Everything is too large by the token itself: you multiplied by one plus the "
             "weight. In Mistral's files the weight already contains the 1."),
-        Misconception("random weights", _norm(_divided(_rms), start=torch.randn),
-            "The weight starts at random numbers. It starts at ones: a new norm scales "
-            "nothing."),
         Misconception("a plain tensor", _PlainWeight,
             "The weight is a plain tensor: no optimiser would find it, and no checkpoint "
             "fill it. Wrap it as a trained parameter."),
@@ -218,18 +211,10 @@ RMS_NORM = Exercise(
             "column and nothing else."),
         Misconception("one weight for all columns", _OneWeight,
             "There is a single weight. Each of the dim columns has one of its own."),
-        Misconception("length and epsilon", _norm(_divided(
-                lambda self, x: x.norm(dim=-1, keepdim=True) + self.eps)),
-            "You divided by the length of the token, so its numbers shrink as dim grows. The "
-            "root mean square takes the mean of the squares, not their sum."),
         Misconception("spread with n - 1", _norm(_divided(
                 lambda self, x: x.std(-1, keepdim=True) + self.eps)),
             "You divided by a standard deviation: it leaves the mean out and divides by n - 1. "
             "The root mean square does neither."),
-        Misconception("always float16", _norm(lambda self, x: (
-                x.float() / _rms(self, x.float())).half() * self.weight),
-            "Your result is float16 whatever came in, so float32 rows lose digits. Go back to "
-            "the type that x had."),
         Misconception("the axis is lost", _norm(lambda self, x: (
                 x.float() * torch.rsqrt(x.float().pow(2).mean(-1) + self.eps)).type_as(x)
                 * self.weight),
@@ -355,14 +340,6 @@ SWIGLU = Exercise(
                 lambda self, x: self.w2(F.silu(self.w1(x) * self.w3(x)))),
             "The bend is on the product. It belongs to the gate alone, before the two are "
             "multiplied."),
-        Misconception("sum instead of product", _gated(
-                lambda self, x: self.w2(F.silu(self.w1(x)) + self.w3(x))),
-            "Gate and value were added. A gate decides how much goes through: multiply, "
-            "number by number."),
-        Misconception("bend at the end", _gated(
-                lambda self, x: F.silu(self.w2(self.w1(x) * self.w3(x)))),
-            "The bend comes last, so hardly anything below zero can be written. It belongs "
-            "to the gate, inside."),
         Misconception("the value left out", _gated(
                 lambda self, x: self.w2(F.silu(self.w1(x)))),
             "The value has no effect on the result: w3 is made but not used. Multiply the "
@@ -374,9 +351,6 @@ SWIGLU = Exercise(
         Misconception("biases", _gated(_swiglu, bias=True),
             "The matrices have biases. Mistral's have none, and its checkpoints hold no "
             "numbers for them."),
-        Misconception("stream added inside", _gated(lambda self, x: x + _swiglu(self, x)),
-            "The token itself was added. The feed-forward returns only what it writes; the "
-            "block does the adding."),
         Misconception("a matrix product", _gated(
                 lambda self, x: self.w2(F.silu(self.w1(x)) @ self.w3(x))),
             "Gate and value met in a matrix product, and their shapes do not fit for one. "
@@ -498,11 +472,6 @@ def _in_place(self, x, look):
     return x
 
 
-def _twice(self, x, look):
-    h = x + look(self.attention_norm(x))
-    return x + h + self.feed_forward(self.ffn_norm(h))
-
-
 def _without_cache(self, x, positions, angles, cache=None):
     h = x + self.attention(self.attention_norm(x), positions, angles)
     return h + self.feed_forward(self.ffn_norm(h))
@@ -571,9 +540,6 @@ BLOCK = Exercise(
         Misconception("second sum on the old x", _wired(_old_x),
             "What attention fetched is read by the feed-forward, but is gone from the "
             "stream: the second sum starts from x. Start from h."),
-        Misconception("x added twice", _wired(_twice),
-            "x is in the result twice: h already contains it. The second line adds to h "
-            "alone."),
         Misconception("norms exchanged", _wired(lambda self, x, look: (
                 lambda h: h + self.feed_forward(self.attention_norm(h)))(
                     x + look(self.ffn_norm(x)))),
@@ -602,20 +568,6 @@ BLOCK = Exercise(
                 lambda h: h + self.feed_forward(h))(x + look(self.attention_norm(x)))),
             "The feed-forward reads the stream as it is. It should read it through "
             "ffn_norm."),
-        Misconception("norm on what is written", _wired(lambda self, x, look: (
-                lambda h: h + self.ffn_norm(self.feed_forward(h)))(
-                    x + self.attention_norm(look(x)))),
-            "The norms are applied to what the parts write. They belong in front: to what "
-            "the parts read."),
-        Misconception("no feed-forward", _wired(
-                lambda self, x, look: x + look(self.attention_norm(x))),
-            "The block ends after attention. The second line, with the feed-forward, is "
-            "missing."),
-        Misconception("feed-forward first", _wired(lambda self, x, look: (
-                lambda h: h + look(self.attention_norm(h)))(
-                    x + self.feed_forward(self.ffn_norm(x)))),
-            "The order is reversed: first attention fetches, then the feed-forward works on "
-            "what was fetched."),
         Misconception("cache not handed on", _without_cache,
             "Right for a whole text, wrong when a text comes in pieces: attention did not "
             "get the cache. Hand it through."),
@@ -628,11 +580,6 @@ BLOCK = Exercise(
         Misconception("stream changed in place", _wired(_in_place),
             "The values are right, but your code wrote into its input. Make a new tensor: a "
             "sum, and no adding in place."),
-        Misconception("h without the stream", _wired(lambda self, x, look: (
-                lambda h: x + h + self.feed_forward(self.ffn_norm(h)))(
-                    look(self.attention_norm(x)))),
-            "The sum at the end is complete, but the feed-forward read the looks alone. It "
-            "reads the stream: x with the looks added."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -725,31 +672,13 @@ LAYER_NORM = Exercise(
         Misconception("over everything", _layer_norm(lambda x: x.mean(), lambda x, s, eps: (
                 s.pow(2).mean() + eps).sqrt()),
             "All tokens share one mean and one size. Each token has its own: last axis only."),
-        Misconception("over everything, from torch", _layer_norm(lambda x: x.mean(),
-                lambda x, s, eps: x.std()),
-            "One mean and one spread for all tokens, and the spread divides by n - 1. Each "
-            "token has its own, along the last axis."),
         Misconception("one mean for all", _layer_norm(lambda x: x.mean(), _deviation),
             "One mean was taken away from all tokens. Each token has a mean of its own, along "
             "the last axis."),
-        Misconception("along the first axis", _layer_norm(
-                lambda x: x.mean(0, keepdim=True),
-                lambda x, s, eps: (s.pow(2).mean(0, keepdim=True) + eps).sqrt()),
-            "The means ran along the first axis, which is the texts of a batch. Each token is "
-            "normed by itself, along the last axis."),
         Misconception("axis lost", lambda x, weight, bias, eps=1e-5: (
                 x - x.mean(-1)) / ((x - x.mean(-1)).pow(2).mean(-1) + eps).sqrt(),
             "The mean lost its axis, so it no longer fits beside the tokens. Keep the last "
             "axis, with size 1."),
-        Misconception("weight twice", _layer_norm(_mean, _deviation,
-                lambda n, weight, bias: n * weight * weight + bias),
-            "The weight was used twice. The given last line multiplies by it and adds the "
-            "bias; your two lines only shift and divide."),
-        Misconception("mean not taken away in the end",
-            lambda x, weight, bias, eps=1e-5: x / (
-                x.var(-1, keepdim=True, unbiased=False) + eps).sqrt() * weight + bias,
-            "You divided the token itself, its mean still inside. The shifted token is what "
-            "gets divided."),
         Misconception("one size for all", _layer_norm(_mean, lambda x, s, eps: (
                 s.pow(2).mean() + eps).sqrt()),
             "The means are right, but all tokens were divided by one size. Each token has a "
@@ -908,9 +837,6 @@ WIDEST_HIDDEN = Exercise(
             "Too wide: there is a table at each end, unless the model ties them."),
         Misconception("always two tables", _hidden(tables=2),
             "Right until the tables are tied: then there is one table, not two."),
-        Misconception("no tables", _hidden(tables=0),
-            "Much too wide: the tables of embeddings and outputs cost vocabulary times dim "
-            "each."),
         Misconception("keys and values for all heads", _hidden(kv=False),
             "Too narrow where heads share: the matrices of keys and values have n_kv_heads "
             "heads, not n_heads."),
@@ -921,20 +847,10 @@ WIDEST_HIDDEN = Exercise(
                 looks=lambda c: 4 * c.n_layers * c.dim ** 2),
             "You counted four matrices of dim times dim. Queries and output have n_heads heads "
             "of head_dim numbers, keys and values n_kv_heads."),
-        Misconception("three matrices with shared heads", _hidden(
-                looks=lambda c: c.n_layers * c.dim * c.head_dim
-                * (c.n_heads + 3 * c.n_kv_heads)),
-            "Too wide where heads share: the output matrix has n_heads heads, as the queries "
-            "have. Only keys and values have n_kv_heads."),
         Misconception("attention of one block", _hidden(
                 looks=lambda c: 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads)),
             "Too wide: the attention of one block was counted. Every block has four such "
             "matrices of its own."),
-        Misconception("no attention", _hidden(looks=lambda c: 0),
-            "Too wide: the four matrices of attention were not counted."),
-        Misconception("tied and untied exchanged", _hidden(tables="exchanged"),
-            "One table and two tables are exchanged. A tied model reuses its only table at "
-            "the other end."),
         Misconception("not a whole number", _hidden(round_=lambda v: v, whole=float),
             "The budget is divided rightly, but a matrix has a whole number of rows. Round "
             "down, and return an int."),
@@ -953,9 +869,6 @@ WIDEST_HIDDEN = Exercise(
                 budget - count_parameters(config).total) // (3 * config.dim * config.n_layers),
             "That is how many hidden numbers can be added to the given ones. The "
             "configuration's own were counted as spent; they are part of the answer."),
-        Misconception("one feed-forward for all blocks", _hidden(per_block=False),
-            "Far too wide: every block has a feed-forward of its own. Divide by the number "
-            "of blocks as well."),
         Misconception("the first that does not fit", lambda config, budget: (
                 _hidden_by_trying(config, budget) + 1),
             "One too many, always: that is the first hidden that does not fit. Asked is the "
@@ -1018,9 +931,6 @@ LEAKY_NORM = Exercise(
                 lambda x: (x.pow(2).mean() + 1e-5).sqrt()),
             "Now even the texts of a batch share one size. The mean belongs to one token: "
             "last axis only."),
-        Misconception("over texts and numbers", _tokens_normed(lambda x: _root(x, (0, -1))),
-            "Tokens of different texts now share one size; for one text alone, all its tokens "
-            "do. The mean runs over the last axis only."),
         Misconception("axis 1", _tokens_normed(lambda x: _root(x, 1)),
             "In a batch, axis 1 is the tokens, so the future still leaks. Count from the end: "
             "the numbers of a token are the last axis."),
@@ -1038,11 +948,6 @@ LEAKY_NORM = Exercise(
                 x.pow(2).mean(dim=-1) + 1e-5) * weight,
             "The right axis, but it is gone after the mean, so the sizes no longer fit "
             "beside the tokens. Keep it, with size 1."),
-        Misconception("over the past only", _tokens_normed(lambda x: (
-                x.pow(2).mean(-1, keepdim=True).cumsum(-2)
-                / torch.arange(1, x.shape[-2] + 1)[:, None] + 1e-5).sqrt()),
-            "Nothing leaks from the future, but earlier tokens still decide how large a "
-            "token is. A token is normed by itself."),
     ),
     hints=(
         Hint("I see no slip",
@@ -1178,22 +1083,10 @@ START_WEIGHTS = Exercise(
                 lambda name, narrow: None if "_norm" in name else _usual(name, narrow)),
             "The norms of the blocks are right, but the last one, before the output, is still "
             "drawn. Its name has no underscore: model.norm."),
-        Misconception("norms drawn around 1", _started(
-                norms=lambda w: nn.init.normal_(w, mean=1.0, std=0.02)),
-            "The norms lie around 1 now and are still random. A new norm scales nothing: its "
-            "weights are exactly 1."),
-        Misconception("everything wider", _started_by_name(
-                lambda name, narrow: narrow if _usual(name, 0) == 0 else 1.0),
-            "Wider random numbers do not help: the norms are still random, and the matrices "
-            "fifty times too wide. Which parameters should not be drawn at all?"),
         Misconception("only the norms drawn", _started_by_name(
                 lambda name, narrow: 0.02 if "norm" in name else None),
             "The condition is turned round: you draw the norms and leave the matrices as they "
             "were."),
-        Misconception("only what writes drawn", _started_by_name(
-                lambda name, narrow: narrow if _usual(name, 0) == 0 else None),
-            "The norms are right, but only the matrices that write into the stream are drawn. "
-            "All matrices are, most of them with spread 0.02."),
         Misconception("the embeddings left out", _started_by_name(
                 lambda name, narrow: None if "norm" in name or "embed" in name
                 else _usual(name, narrow)),
@@ -1202,15 +1095,6 @@ START_WEIGHTS = Exercise(
         Misconception("stopped at the first norm", _started_by_name(_usual, stop="norm"),
             "The loop ends at the first norm, so nearly all matrices stay as they were. Leave "
             "that one out and go on."),
-        Misconception("all narrow", _started_by_name(
-                lambda name, narrow: None if "norm" in name else narrow),
-            "The norms are right, but all matrices are narrow now. Only those that write into "
-            "the stream are."),
-        Misconception("narrow exchanged", _started_by_name(
-                lambda name, narrow: None if "norm" in name
-                else 0.02 if _usual(name, 0) == 0 else narrow),
-            "The norms are right, but the two spreads are exchanged: those that write into "
-            "the stream are the narrow ones."),
         Misconception("the model is not changed", _started_beside,
             "The model's weights are what they were. Does your condition ever hold? And a new "
             "tensor under the same name changes no model: write into the old one."),
@@ -1342,12 +1226,6 @@ def _says_cumulative(model, ids, answer):
 
 
 @torch.no_grad()
-def _says_lens_differences(model, ids, answer):
-    depths = _says_cumulative(model, ids, answer)
-    return torch.cat([depths[:1], depths.diff()])
-
-
-@torch.no_grad()
 def _says_blocks(model, ids, answer):
     kept = [model.tok_embeddings(ids)[-1]]
     hooks = [b.register_forward_hook(lambda _, args, out: kept.append(out[0, -1]))
@@ -1411,10 +1289,6 @@ WHO_SAYS_IT = Exercise(
             "as well, and comes first."),
         Misconception("the first token", _says(token=0),
             "These are the parts of the first token. The answer follows the last one."),
-        Misconception("divided by the length", _says(
-                divisor=lambda rows, size: rows.sum(0).norm()),
-            "Too small by one factor: the stream was divided by its length. The norm divides "
-            "by the root of the mean square."),
         Misconception("norm and weight left out", _says(
                 divisor=lambda rows, size: 1.0, weigh=False),
             "The last norm is missing altogether. It divides the whole stream by its size and "
@@ -1423,14 +1297,6 @@ WHO_SAYS_IT = Exercise(
                 divisor=lambda rows, size: rows.sum(0).pow(2).mean().sqrt()),
             "Right unless the epsilon is large: the last norm adds model.norm.eps to the mean "
             "of the squares, under the root."),
-        Misconception("epsilon outside the root", _says(
-                divisor=lambda rows, size: rows.sum(0).pow(2).mean().sqrt() + 0.2),
-            "Nearly right: the small number was added after the root. It belongs to the mean "
-            "of the squares, under the root."),
-        Misconception("size without the embedding", _says(
-                divisor=lambda rows, size: (rows[1:].sum(0).pow(2).mean() + 1e-5).sqrt()),
-            "Every part is off by the same factor: the size was taken without the embedding. "
-            "The norm divides by the size of the whole stream."),
         Misconception("parts in another order", _says_in_another_order,
             "The parts are right and their order is not: all attentions come first. Asked is "
             "block by block, attention and then feed-forward."),
@@ -1440,9 +1306,6 @@ WHO_SAYS_IT = Exercise(
         Misconception("all tokens", _says_everywhere,
             "You kept the parts of all tokens. Asked are those of the last token alone: one "
             "number for each writer."),
-        Misconception("differences of the lens", _says_lens_differences,
-            "They do sum to the logit, but every depth was normed by its own size. The last "
-            "norm divides by one number, that of the finished stream."),
     ),
     hints=(
         Hint("I do not know where to start",
