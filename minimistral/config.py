@@ -196,7 +196,8 @@ def cache_bytes_per_token(config: ModelConfig, dtype=torch.bfloat16) -> int:
     return numbers * dtype.itemsize
 
 
-def published(dim, layers, heads, kv_heads, hidden, vocab, theta, **more):
+def published(dim, layers, heads, kv_heads, hidden, vocab, theta, **more
+              ) -> ModelConfig:
     """A published configuration: head_dim is 128 in all of them."""
     return ModelConfig(dim, layers, heads, kv_heads, 128, hidden, vocab,
                        rope_theta=theta, **more)

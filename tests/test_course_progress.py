@@ -16,7 +16,8 @@ import minimistral as mm
 import minimistral.attention as attention
 from minimistral import lab
 from minimistral.course import bet, check, mine, predict, progress, reveal, swap, verdict
-from minimistral.course.pieces import load_pieces, signature_problem
+from minimistral.course.pieces import load_pieces
+from minimistral.course.swaps import signature_problem
 
 progress_module = importlib.import_module("minimistral.course.progress")
 

@@ -6,12 +6,13 @@ from .explorers import Button, Choice, Slider, Text, explore
 from .figures import show
 from .glossary import glossary
 from .ladder import ladder
-from .pieces import mine, swap
+from .pieces import mine
 from .predictions import bet, predict, reveal, verdict
 from .progress import hint, progress
 from .progress_page import progress_page
 from .search import mistakes, search
 from .soundness import verify
+from .swaps import swap
 
 __all__ = [
     "Button", "Choice", "Exercise", "Hint", "Misconception", "Slider", "Text", "bet", "check",

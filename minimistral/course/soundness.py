@@ -137,7 +137,7 @@ def _verify_function(exercise) -> list[str]:
         if o.run.restored:
             problems.append(f"the reference changes {o.run.restored}")
     if exercise.piece:
-        from .pieces import signature_problem, find_target
+        from .swaps import find_target, signature_problem
 
         holder, attribute = find_target(exercise.piece)
         problem = signature_problem(exercise.piece, getattr(holder, attribute), exercise.reference)

@@ -18,7 +18,7 @@ from minimistral.tales import parse_tale, sample_tale
 from minimistral.tales_words import GENDER
 
 from ..figures import BLACK, BLUE, GREY, ORANGE, new_figure
-from ..pieces import swap
+from ..swaps import swap
 
 # ---------------------------------------------------------------- pictures
 

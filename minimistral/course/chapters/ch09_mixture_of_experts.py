@@ -13,8 +13,8 @@ from minimistral.train import TrainConfig, validation_rows
 
 from ..figures import BLACK, BLUE, GREEN, GREY, HATCHES, MARKERS, ORANGE, PINK, new_figure
 from ..ladder import ladder
-from ..pieces import swap
 from ..results import RESULTS, read_result
+from ..swaps import swap
 from ..timing import best_seconds  # noqa: F401 (the notebooks take it from here)
 from .ch02_attention import lines_of, pieces, shown
 

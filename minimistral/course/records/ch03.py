@@ -13,7 +13,7 @@ from minimistral.model import Transformer
 from minimistral.rope import rotary_angles, rotate
 
 from ..exercises import Exercise, Hint, Misconception
-from ..pieces import swap
+from ..swaps import swap
 from .fixtures import random_tensors
 
 
