@@ -364,9 +364,9 @@ lines_chart(ax, list(range(last + 1)), guesses, xlabel="layer",
             title="In layer 0 the token decides; higher up, the language counts",
             ylabel="expert guessed right")
 ax.set(ylim=(0, 1), xticks=range(last + 1))
-first = {name: f"{values[0]:.2f}" for name, values in guesses.items()}
-show(figure, alt=f"In layer 0 knowing the token guesses the first expert far "
-     f"better than knowing the language: {first}. Higher up the language counts.",
+first = [f"knowing {name} {values[0]:.2f}" for name, values in guesses.items()]
+show(figure, alt="How often the first expert is guessed right in layer 0: "
+     f"{', '.join(first)}. Higher up the language counts.",
      data={"layer": range(last + 1), **guesses})
 nothing, language, token = guesses.values()               # a share for each layer
 assert token[0] > 0.6 and token[0] > language[0] + 0.15
@@ -538,8 +538,9 @@ early, paid = map(ch09.recorded_losses, (120, 400))       # name -> losses
 floor = ch09.recorded("quality")[-1]["floor"]
 show(ch09.quality_picture(paid, floor, "After 400 steps: better than the dense "
                           "model of equal cost"),
-     alt="After 400 steps all three seeds of the mixture lie below all three of "
-     "the dense model with equal active parameters.",
+     alt="After 400 steps all three seeds of the mixture lie below all three of the "
+     "dense model of equal cost. Medians: " + ", ".join(
+         f"{name} {middle(values):.3f}" for name, values in paid.items()) + ".",
      data={name: [round(x, 4) for x in paid[name]] for name in paid})
 
 # %%

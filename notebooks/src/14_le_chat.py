@@ -121,7 +121,7 @@ for longest in (90, 20):
 
 # %% [markdown]
 # With 20 tokens, the tale is gone. The model will answer all the same, and it will not say that it has
-# forgotten. If an assistant suddenly loses the thread in a long talk, this is one of the reasons.
+# forgotten. If an assistant suddenly no longer knows how a long talk began, this is one of the reasons.
 #
 # **In short:** a chat is a loop: history, format, stop. The model is one line of it.
 
@@ -359,7 +359,9 @@ wrong = {"not JSON": b"{broken", "no messages": {"model": NAME},
 for name, body in wrong.items():
     status, told = ch14.post(server.address, "/v1/chat/completions", body)
     error = json.loads(told)["error"]
-    print(f"{name}: {status}, {error['param']}: {error['message'][:52]}")
+    where = "" if error["message"].startswith(f"{error['param']}:") else \
+        f"{error['param'] or 'body'}: "
+    print(f"{name}: {status}, {where}{error['message'][:66]}")
     assert 400 <= status < 500
 reveal("bad", "C", "A default would answer a question that nobody asked.")
 
@@ -440,7 +442,7 @@ sizes = {"ours": ours, "3B": 3.4e9, "7B": 7.2e9, "24B": 23.6e9}
 local = [ch14.first_word(n, 100, here) for n in sizes.values()]
 cloud = [ch14.first_word(n, 100, 4e14, trip=0.05) for n in sizes.values()]
 predict("first", "A prompt of 100 tokens. Where is Mistral 7B's first word sooner?",
-        ["here: no way to go", "in the data center", "about the same"], answer="")
+        ["here: nothing travels", "in the data center", "about the same"], answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the speed of this machine
@@ -454,8 +456,9 @@ ax.set_xticks(list(sizes.values()), list(sizes), minor=False)
 ax.minorticks_off()
 border = 0.05 * here / (2 * 100)          # reading takes as long as the way
 print(f"the border on this machine: {border / 1e6:.0f} million parameters")
-show(figure, alt="Seconds to the first word against the size of the model: for "
-     "ours this machine is faster; from 3 billion parameters on, the data center.",
+seconds = [f"{name} {a:.3f} here, {b:.3f} in the data center"
+           for name, a, b in zip(sizes, local, cloud)]
+show(figure, alt=f"Seconds to the first word: {'; '.join(seconds)}.",
      data={"model": list(sizes), "here": local, "data center": cloud})
 assert local[0] < cloud[0] and local[2] > cloud[2]
 reveal("first", "B", "The way costs the same for all models. Reading does not.")

@@ -175,10 +175,10 @@ def write_all(paper, prompts, limits):
                 seated[place] = waiting.pop(0)
                 ### BEGIN SOLUTION
                 paper.forget(place)                       # was missing
-                ### STUB
-                #
-                ### END SOLUTION
                 paper.read(place, prompts[seated[place]])
+                ### STUB
+                # paper.read(place, prompts[seated[place]])
+                ### END SOLUTION
         chosen = paper.next_ids()
         for n, (place, number) in enumerate(list(seated.items())):
             ### BEGIN SOLUTION

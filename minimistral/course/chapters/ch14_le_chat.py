@@ -216,7 +216,7 @@ def batch_explorer(lengths: str, arrivals: str, places: int):
             if end - begin > last / 40:
                 ax.text((begin + end) / 2, top - place, str(i + 1), ha="center", va="center",
                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-        ax.text(0, top + 0.55, f"{name}: {told[name][0]} steps", ha="left", va="bottom")
+        ax.text(last / 120, top + 0.55, f"{name}: {told[name][0]} steps", ha="left", va="bottom")
     ticks = [-n * height - p for n in range(2) for p in range(places)]
     ax.set_yticks(ticks, [f"place {p + 1}" for _ in range(2) for p in range(places)])
     saved = told["static"][0] - told["continuous"][0]

@@ -348,26 +348,17 @@ PACK = Exercise(
             lambda numbers: _shifted(numbers)[:, 0::2] >> 4 | _shifted(numbers)[:, 1::2],
             "The first numbers are gone: they were moved to the right, out of the byte. The other "
             "arrow moves to the left."),
-        Misconception("shifted by 3",
-            lambda numbers: _shifted(numbers)[:, 0::2] << 3 | _shifted(numbers)[:, 1::2],
-            "The two halves overlap. A half is 4 bits wide, so the left one moves by 4."),
         Misconception("shifted by 7",
             lambda numbers: (numbers + 7).to(torch.uint8)[:, 0::2] << 4
             | (numbers + 7).to(torch.uint8)[:, 1::2],
             "All numbers are one too small, and -8 has no place. Add 8: zero is stored as 8."),
         Misconception("one number for each byte", lambda numbers: _shifted(numbers),
             "Each number still has a byte of its own. Join neighbours: half as many columns."),
-        Misconception("and instead of or",
-            lambda numbers: _shifted(numbers)[:, 0::2] << 4 & _shifted(numbers)[:, 1::2],
-            "Nothing is left: the two halves have no bit in common. Join them with or, or add."),
         Misconception("signed bytes",
             lambda numbers: pack(numbers).view(torch.int8),
             "The bytes are right but signed. The result is uint8."),
         Misconception("flattened", _pack_rows,
             "The rows are gone. The result has as many rows as the input and half the columns."),
-        Misconception("ten times instead of sixteen",
-            lambda numbers: _shifted(numbers)[:, 0::2] * 10 + _shifted(numbers)[:, 1::2],
-            "Two numbers up to 15 do not fit side by side in tens. The left half counts the 16s."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -454,17 +445,9 @@ UNPACK = Exercise(
         Misconception("left half not cleared of the right",
             _unpacks(_high, lambda p: p.to(torch.int8) - 8),
             "The right half still carries the left one. Keep its four bits only, with & 15."),
-        Misconception("remainder by 15", _unpacks(_high, lambda p: (p % 15).to(torch.int8) - 8),
-            "The right half is not what was packed: it is the remainder by 16, or the byte & 15."),
         Misconception("masked with 16", _unpacks(_high, lambda p: (p & 16).to(torch.int8) - 8),
             "The right half is always -8 or 8: 16 is a single bit. The four right bits together are "
             "15."),
-        Misconception("7 taken off",
-            _unpacks(lambda p: _high(p) + 1, lambda p: _low(p) + 1),
-            "All numbers are one too large. Packing added 8; take off as much."),
-        Misconception("shifted by 3",
-            _unpacks(lambda p: (p >> 3).to(torch.int8) - 8, _low),
-            "The left number carries a bit of the right one. A half is 4 bits wide."),
         Misconception("two's complement read",
             _unpacks(lambda p: ((p >> 4).to(torch.int8) ^ 8) - 8, lambda p: _low(p ^ 8)),
             "You read the halves as signed numbers, where 8 to 15 are negative. Ours are shifted by "
@@ -713,6 +696,11 @@ STORED_BYTES = Exercise(
             for _ in range(shape[0])) + 7) // 8,
     },
     misconceptions=(
+        Misconception("None as a number",
+            lambda shape, bits, group, scale_bits: -(-(shape[0] * shape[1] * bits + shape[0] * (
+                shape[1] // group) * scale_bits) // 8),
+            "The group may be None, and nothing can be divided by that. Then the whole row is one "
+            "group."),
         Misconception("scales forgotten", _bytes(scales=lambda r, c, g: 0),
             "Too few bytes: the scales are stored as well, one for each group."),
         Misconception("bits taken for bytes", _bytes(total=lambda w, n, s: w + n * s),
@@ -728,8 +716,6 @@ STORED_BYTES = Exercise(
             "Each number has a byte of its own. Packed, it takes as many bits as it has."),
         Misconception("scale bits taken for bytes", _bytes(total=lambda w, n, s: -(-w // 8) + n * s),
             "The scales are counted eight times: their size is given in bits."),
-        Misconception("scales of 16 bits", _bytes(total=lambda w, n, s: -(-(w + 16 * n) // 8)),
-            "The scales are counted with 16 bits each. Their size is an argument."),
         Misconception("scales of a single row", _bytes(scales=lambda r, c, g: c // (g or c)),
             "The scales of a single row are counted. Every row has its own."),
         Misconception("a part of a byte dropped", _bytes(total=lambda w, n, s: (w + n * s) // 8),
@@ -747,9 +733,6 @@ STORED_BYTES = Exercise(
         Misconception("without groups no scales",
             _bytes(scales=lambda r, c, g: r * c // g if g else 0),
             "Right with groups. Without them a row still has a scale: one."),
-        Misconception("without groups one for the matrix",
-            _bytes(scales=lambda r, c, g: r * c // g if g else 1),
-            "Right with groups. Without them every row has a scale, and not only the matrix."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -956,15 +939,10 @@ BUG = Exercise(
         Misconception("only the groups repaired", _only_groups_repaired,
             "The groups are right now. The numbers are still cut off, which pulls every "
             "weight towards zero."),
-        Misconception("rounded up", _trips(step=torch.ceil),
-            "Every weight goes to the step above. Take the nearest one."),
         Misconception("rounded down", _trips(step=torch.floor),
             "Every weight goes to the step below. Take the nearest one."),
         Misconception("one scale for everything", _trips(scale=lambda g: g.abs().max()),
             "All weights share one scale now. The maximum goes over the last axis only."),
-        Misconception("-8 used as well", _trips(top=lambda bits: 2 ** (bits - 1)),
-            "The largest weight is 8 steps now, which 4 bits with a sign do not hold. The largest "
-            "number is 7."),
         Misconception("largest without its sign", _trips(scale=lambda g: g.amax(-1, keepdim=True)),
             "Where the largest weight is negative, the scale is too small. The absolute value was "
             "right."),
@@ -980,10 +958,6 @@ BUG = Exercise(
         Misconception("a half added, then cut off", _trips(step=lambda s: (s + 0.5).int()),
             "Weights above zero are right, those below come out a step too high: cutting off goes "
             "towards zero. Take a function that rounds."),
-        Misconception("size and number of the groups exchanged",
-            lambda weight, bits, group: _round_trip(weight, bits, weight.shape[1] // group),
-            "The size of a group and their number are exchanged. The last axis holds the weights that "
-            "share a scale."),
         Misconception("scales in bfloat16",
             lambda weight, bits, group: dequantize(*quantize(weight, bits, group)),
             "Nearly: the library's functions round the scales to bfloat16. Here they stay as they are; "
@@ -1093,8 +1067,6 @@ CLIP = Exercise(
             "You return which share it is. Return the share itself."),
         Misconception("the error returned", _clips(give=lambda table, shares: table.amin(0)),
             "You return the smallest sum. Return the share that gave it."),
-        Misconception("the worst share", _clips(pick=lambda table: table.argmax(0)),
-            "Each row gets the share with the largest sum. Search for the smallest."),
         Misconception("chosen over the rows", _clips(pick=lambda table: table.argmin(1)),
             "There is a result for each share: the smallest sum was searched over the rows. Search "
             "over the shares."),
@@ -1110,10 +1082,6 @@ CLIP = Exercise(
             "largest."),
         Misconception("cut off", _clips(turn=torch.trunc),
             "Whole numbers were cut off, not rounded, so a large step costs more than it should."),
-        Misconception("errors of the columns",
-            lambda weight, bits, shares: _clips()(weight.T.contiguous(), bits, shares)[:len(weight)],
-            "The columns choose. A row shares one scale, so peak and error go along the last "
-            "axis."),
         Misconception("one number too many", _clips(most=lambda bits: 2 ** (bits - 1)),
             "The largest whole number is one too large: with 4 bits it is 7, as many above zero as "
             "below."),

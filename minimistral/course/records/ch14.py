@@ -487,14 +487,6 @@ def _waits_and_is_shown(text, stops):
     return shown + held, held, stopped
 
 
-def _only_at_the_end(text, stops):
-    for stop in stops:
-        if text.endswith(stop):
-            return text[:-len(stop)], "", True
-    keep = _longest(text, stops)
-    return text[:len(text) - keep], text[len(text) - keep:], False
-
-
 def _stop_by_stop(text, stops):
     for stop in stops:
         if (at := text.find(stop)) >= 0:
@@ -521,13 +513,6 @@ def _first_fit_waits(text, stops):
         for n in range(1, len(stop)):
             if text.endswith(stop[:n]):
                 return text[:-n], text[-n:], False
-    return text, "", False
-
-
-def _split_at_the_first_listed(text, stops):
-    for stop in stops:
-        if stop in text:
-            return text.split(stop)[0], "", True
     return text, "", False
 
 
@@ -600,18 +585,12 @@ CUT_AT_STOP = Exercise(
         Misconception("the first that fits waits", _first_fit_waits,
             "The first beginning that fits waits, where a longer one fits, too. Try all ends of "
             "the text, the longest first."),
-        Misconception("the first listed, and nothing waits", _split_at_the_first_listed,
-            "The beginning of a stop sequence was shown before it was clear what it becomes; and "
-            "of two stops the first in the list won."),
         Misconception("everything waits", _everything_waits,
             "Without a stop nothing is ever shown: readers would wait for the whole answer. Only "
             "an end that begins a stop waits."),
         Misconception("waits and is shown", _waits_and_is_shown,
             "What waits was shown as well, and would be shown twice. Cut it off from what may be "
             "shown."),
-        Misconception("only at the end", _only_at_the_end,
-            "A stop sequence in the middle was not seen. A piece may hold more than the stop: "
-            "look for it everywhere."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1013,7 +992,11 @@ def _client(text=_whole, lines=_lines, takes=_is_event, cut=lambda line: line[5:
 
 
 def _a_chunk_is_an_event(chunks):
-    return "".join(_client()([chunk]) for chunk in chunks)
+    said = ""
+    for chunk in chunks:
+        for line in filter(_is_event, chunk.decode().split("\n")):
+            said += "".join(map(_content, json.loads(line[5:])["choices"]))
+    return said
 
 
 def _chunks_of_one_line(chunks):
@@ -1082,10 +1065,6 @@ READ_TEXT = Exercise(
         Misconception("content demanded", _client(content=lambda choice: choice["delta"]["content"]),
             "The last delta is empty: it only tells why the text ended. Without a content there "
             "is nothing to add."),
-        Misconception("content demanded of the first choice", _client(
-            of=lambda choices: [choices[0]], content=lambda choice: choice["delta"]["content"]),
-            "Two things: a delta may have no content, and an event may have no choice or several."
-            " Go through what is there."),
         Misconception("comments read as data", _client(
             takes=lambda line: line != "" and line != "data: [DONE]"),
             "A line that does not begin with data was read as an event. Lines with a colon first "
@@ -1103,11 +1082,6 @@ READ_TEXT = Exercise(
         Misconception("always a first choice", _client(of=lambda choices: [choices[0]]),
             "An event with an empty list of choices stopped the client. The one that reports "
             "usage has none."),
-        Misconception("always a first choice, and DONE anywhere", _client(
-            takes=lambda line: line.startswith("data:") and "[DONE]" not in line,
-            of=lambda choices: [choices[0]]),
-            "Two things: an event may have no choice or several; and the text itself may say "
-            "[DONE], which ends nothing."),
         Misconception("the first choice alone", _client(of=lambda choices: choices[:1]),
             "An event had two choices, and one of them was read. Go through all of them."),
         Misconception("cut at the word data", _split_everywhere,
@@ -1487,10 +1461,6 @@ KEEP_THE_FIRST = Exercise(
             lambda messages, first: first + 2),
             "Nothing between was left to drop, and the last question was dropped. It stays, "
             "however long it is."),
-        Misconception("the end without the system message", _drops_behind_the_first(
-            lambda messages, first: 3),
-            "With a system message the last question was dropped. Three messages stay, and the "
-            "system message besides."),
         Misconception("a single question twice", _head_and_last,
             "A single question is in the result twice: it is the first and the last. With nothing"
             " to drop, return what is there."),
@@ -1502,9 +1472,6 @@ KEEP_THE_FIRST = Exercise(
         Misconception("the given list was cut", _in_place,
             "The list that was given has lost its messages: the page above would forget them, "
             "too. Work on a copy."),
-        Misconception("answer before question", _trim(start=1),
-            "The first question has lost its own answer. Keep both, and drop from the next "
-            "question on."),
     ),
     hints=(
         Hint("What may be dropped at all?",
@@ -1642,10 +1609,6 @@ def _all_numbers_at_once(logits, temperatures, generators):
         for i, (row, t) in enumerate(zip(logits, temperatures))])
 
 
-def _floats(logits, temperatures, generators):
-    return choose_each(logits, temperatures, generators).float()
-
-
 def _global_chance(logits, temperatures, generators):
     chosen = []
     for row, temperature in zip(logits, temperatures):
@@ -1705,9 +1668,6 @@ CHOOSE_EACH = Exercise(
         Misconception("no softmax", _row_by_row(lambda logits, t: logits / t),
             "The numbers drawn from are logits: they may be negative, and their sum is not one. "
             "A softmax makes them probabilities."),
-        Misconception("tokens as floats", _floats,
-            "The tokens are numbers with a point. They are places in the vocabulary, so whole "
-            "numbers are wanted."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1781,9 +1741,6 @@ NEAREST = Exercise(
         Misconception("squared length", _nearest(lambda q, v: v @ q / (v * v).sum(-1)),
             "Short vectors win: products were divided by the square of the length. The length is "
             "its root."),
-        Misconception("the first left out", lambda query, vectors, k: (
-            _cosine(query, vectors).argsort(descending=True)[1:k + 1].tolist()),
-            "The nearest row was left out. The query is not one of the rows here."),
         Misconception("all of them", lambda query, vectors, k: (
             _cosine(query, vectors).argsort(descending=True).tolist()),
             "All rows came back, in the right order. Only the first k are wanted."),
