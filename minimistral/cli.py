@@ -192,7 +192,8 @@ def _slides(arguments: argparse.Namespace) -> None:
 def _add_copies(commands) -> None:
     parser = commands.add_parser("copies", help="the course twice, for students and for the instructor")
     parser.add_argument("out", metavar="OUT", help="the folder that gets student/ and instructor/")
-    parser.add_argument("--chapters", type=int, nargs="+", default=(), metavar="NN", help="only these (default: all)")
+    parser.add_argument("--chapters", type=int, nargs="+", default=(), metavar="NN",
+                        help="only these and chapter 0 (default: all)")
     parser.set_defaults(run=_copies)
 
 

@@ -18,7 +18,7 @@ from minimistral.lab import course_folder
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("class")
-    return {folder.name: folder for folder in make_copies(out, [0, 2])}
+    return {folder.name: folder for folder in make_copies(out, [2])}
 
 
 def files(folder: Path) -> set[str]:

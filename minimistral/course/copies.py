@@ -45,8 +45,8 @@ in `work/`; nothing here is changed.
 
 1. Read the story in `notebooks/`: guess, run, be surprised, write the piece.
 2. Then do the exercises of the same name in `exercises/`. `check` says what is wrong, `hint("name")` helps.
-3. Lost? `minimistral progress` names the next step, `minimistral search WORDS` and `minimistral glossary WORD`
-   find things (in a notebook: `search("...")`, `glossary("...")`).
+3. Lost? `.venv/bin/minimistral progress` (on Windows `.venv\\Scripts\\minimistral progress`) names the next step,
+   `search WORDS` and `glossary WORD` in its place find things; in a notebook: `search("...")`, `glossary("...")`.
 
 There are no solutions in this copy. The checks know the answers, so they are somewhere in the package; looking
 them up saves an hour and costs what you came for.
@@ -75,11 +75,13 @@ Not for students: this copy has the solutions.
 def make_copies(out: Path, numbers: Sequence[int] = (), root: Path | None = None) -> list[Path]:
     """Write both copies below ``out``, of some chapters or of all; the two folders.
 
+    Chapter 0 is always among them: JupyterLab opens it, and it says whether the machine has all.
+
     Raises FileExistsError if one is there already, ValueError for an exercise notebook that shows a
     passed check.
     """
     root = root or course_folder()
-    chosen = [chapter(n) for n in sorted(set(numbers))] or list(CHAPTERS)
+    chosen = [chapter(n) for n in sorted({0, *numbers})] if numbers else list(CHAPTERS)
     student, instructor = out / "student", out / "instructor"
     for folder in (student, instructor):
         if folder.exists():

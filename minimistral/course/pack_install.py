@@ -100,7 +100,7 @@ def main(arguments):
         return 2
     if set_up(pack, folder) != 0:
         return 1
-    print("Ready in {:.0f} seconds. Now: cd {} and {} run.py lab".format(
+    print('Ready in {:.0f} seconds. Now: cd "{}" and {} run.py lab'.format(
         time.monotonic() - start, folder, "py" if os.name == "nt" else "python3"))
     return 0
 
