@@ -137,7 +137,7 @@ class Parse:
 
 def parse_tale(text: str) -> Parse:
     """The one derivation that a text can have, and what in it cannot be true."""
-    sentences, _, error_at = read(text)
+    sentences, error_at = read(text)
     if error_at is not None:
         return Parse(False, error_at, events=tuple(sentences))
     reader = Reader(sentences)

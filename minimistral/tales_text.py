@@ -97,22 +97,21 @@ def meant(before: dict) -> list[str]:
     return clear + before.get("people", [])
 
 
-def read(text: str) -> tuple[list[dict], list[int], int | None]:
-    """The sentences of a tale, where each starts, and where it stops being a tale."""
+def read(text: str) -> tuple[list[dict], int | None]:
+    """The sentences of a tale, and the character at which it stops being one, if it does."""
     for language in LANGUAGES:
         if found := read_sentence(language, "title", text, 0, {}):
             break
     else:
-        return [], [], 0
-    sentences, starts, (sentence, end) = [], [], found
+        return [], 0
+    sentences, (sentence, end) = [], found
     sentence["language"], start, people = language, 0, []
     while True:
         sentences.append(sentence)
-        starts.append(start)
         if sentence["kind"] in ENDINGS:
-            return sentences, starts, None if end == len(text) else end
+            return sentences, None if end == len(text) else end
         if text[end:end + 1] != ("\n" if start == 0 else " "):
-            return sentences, starts, end
+            return sentences, end
         start = end + 1
         told = len(sentences)
         people = [sentence[s] for s in ("who", "whom") if s in sentence] + people
@@ -121,4 +120,4 @@ def read(text: str) -> tuple[list[dict], list[int], int | None]:
         found = (read_sentence(language, kind, text, start, before) for kind in expected)
         sentence, end = next(filter(None, found), (None, start))
         if sentence is None:
-            return sentences, starts, start
+            return sentences, start

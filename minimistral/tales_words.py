@@ -333,8 +333,7 @@ def look_and_noun(language: str, noun: str, look: str) -> str:
     adjective = LOOKS[look][language][gender == "f"]
     if language == "fr" and look == "old" and gender == "m" and word[0] in "aeiou":
         adjective = "vieil"
-    before = {"fr": ("old", "small"), "it": ("old", "small"), "es": ("old", "small")}
-    first = look in before[language]
+    first = look in ("old", "small")  # in the Romance languages these stand before the noun
     return f"{adjective} {word}" if first else f"{word} {adjective}"
 
 
