@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -236,7 +237,8 @@ class Ladder:
         if not rows:
             lines.append("No row yet.")
         shown = rows[marked] if marked is not None else (rows[-1] if rows else None)
-        code = f"{shown[0].name} writes:\n{shown[0].sample}" if shown else ""
+        told = shown[0].sample.split("\n") if shown else []
+        code = "\n".join([f"{shown[0].name} writes:", *(textwrap.fill(t, 84) for t in told)]) if shown else ""
         return Panel("The ladder", lines, table=(header, table), marked_row=marked, code=code)
 
     def record(self, row: Row, command: str, path: Path = RECORDED) -> None:

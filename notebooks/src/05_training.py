@@ -101,7 +101,7 @@ for step in range(40):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-new = mm.generate(copier, row[:3].tolist(), 12)            # after "Anna found"
+new = mm.generate(copier, row[:3].tolist(), 10)            # after "Anna found"
 print(f"loss {loss.item():.2f}, and it writes: {tokenizer.decode(new)!r}")
 assert loss < 1 and len(set(new)) <= 6
 reveal("noshift", "C", "The answer stands in the input, so copying is enough. The "
@@ -196,8 +196,8 @@ for name, optimizer, rate in (("SGD", torch.optim.SGD, 0.5),
     model = ch05.tiny_model()
     losses[name] = plain_loop(model, optimizer(model.parameters(), lr=rate))
 show(ch05.compare_picture(losses, "AdamW is far ahead after 60 steps"),
-     alt="The loss of AdamW falls quickly; that of SGD stays far above it.",
-     data=losses)
+     alt=f"After 60 steps the loss of AdamW is {losses['AdamW'][-1]:.1f}, that of SGD "
+     f"still {losses['SGD'][-1]:.1f}.", data=ch05.curve_table(losses))
 
 # %%
 assert losses["AdamW"][-1] < losses["SGD"][-1] - 1
@@ -256,7 +256,7 @@ runs = {run["name"]: run["loss"] for run in ch05.runs_of("warm-up")}
 ends = {name: sum(losses[-20:]) / 20 for name, losses in runs.items()}
 show(ch05.compare_picture(runs, "Twenty gentle steps decide the next two hundred"),
      alt=f"With a warm-up the loss ends at {ends['warm-up of 20 steps']:.2f}, "
-     f"without it at {ends['no warm-up']:.2f}.", data=runs)
+     f"without it at {ends['no warm-up']:.2f}.", data=ch05.curve_table(runs))
 assert ends["no warm-up"] > ends["warm-up of 20 steps"] + 0.7
 reveal("warm", "C", "The wild first steps push the weights to a place from which "
        "the way back is long. (Two recorded runs at rate 0.05.)")
@@ -292,7 +292,8 @@ rates = {name: [learning_rate(step, plan) for step in range(200)]
          for name, plan in plans.items()}
 show(ch05.schedule_picture(rates, "Slow at first, bold, then careful"),
      alt="Both rates rise in a straight line and fall along half a cosine, one to "
-     "a tenth of the highest rate, one to zero.", data=rates)
+     "a tenth of the highest rate, one to zero.",
+     data={"step": range(0, 200, 10), **{n: r[::10] for n, r in rates.items()}})
 
 # %% [markdown]
 # Third pass: *clipping*. Now and then a batch has a huge gradient: a broken document, a rare event. With SGD its
@@ -396,7 +397,7 @@ show(ch05.compare_picture({"training loss": record.losses},
                           floor=floor),
      alt=f"The loss falls from {record.losses[0]:.1f} to about "
      f"{record.losses[-1]:.1f} nats per token; the floor is at {floor:.2f}.",
-     data={"step": range(1, 121), "loss": record.losses})
+     data=ch05.curve_table({"training loss": record.losses}))
 assert floor + 0.2 < sum(record.losses[-10:]) / 10 < 2
 assert record.losses[0] - record.losses[30] > 0.6 * (record.losses[0] - floor)
 predict("below", "We let a model learn for very long. Where may its loss on NEW "
@@ -956,8 +957,9 @@ for name in ("adamw", "muon"):
     run = mm.train(ch05.tiny_model(), ladder.tokens, plan, progress=False)
     both[name] = run.losses
 show(ch05.compare_picture(both, "The same rate, steps and text, another optimiser"),
-     alt="Training loss of 80 steps with AdamW and with Muon on the matrices.",
-     data=both)
+     alt=f"After 20 steps the loss is {both['adamw'][19]:.1f} with AdamW and "
+     f"{both['muon'][19]:.1f} with Muon; after 80 steps {both['adamw'][-1]:.1f} and "
+     f"{both['muon'][-1]:.1f}.", data=ch05.curve_table(both))
 
 # %% tags=["try"]
 # Which rate is best for each? Try 5e-3 and 5e-2 above before you rank them.

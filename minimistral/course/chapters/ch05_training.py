@@ -257,6 +257,13 @@ def runs_of(use: str) -> list[dict]:
     return [run for run in recorded("curves")["runs"] if run["use"] == use]
 
 
+def curve_table(runs: dict[str, Sequence[float]], *, width: int = 5) -> dict[str, Sequence[float]]:
+    """What ``compare_picture`` draws, as columns, for runs of one length."""
+    columns = {name: smooth(losses, width) for name, losses in runs.items()}
+    steps, _ = next(iter(columns.values()))
+    return {"training step": steps, **{name: means for name, (_, means) in columns.items()}}
+
+
 def compare_picture(runs: dict[str, Sequence[float]], title: str, *, width: int = 5,
                     floor: float | None = None):
     """Training losses of several runs, smoothed, above their floor if there is one."""

@@ -110,29 +110,14 @@ def _nats_naive_times_mask(logits, targets):
     return -(picked * counted).sum()
 
 
-def _nats_without_log(logits, targets):
-    picked, counted = _gathered(logits, targets, logits.softmax(-1))
-    return (1 - picked)[counted].sum()
-
-
 def _nats_over_positions(logits, targets):
     picked, counted = _gathered(logits, targets, logits.log_softmax(1))
     return -picked[counted].sum()
 
 
-def _nats_by_row(logits, targets):
-    picked, counted = _gathered(logits, targets)
-    return -(picked * counted).sum(-1)
-
-
 def _nats_other_ignored(logits, targets):
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0,
                            reduction="sum")
-
-
-def _nats_of_all_pairs(logits, targets):
-    counted = targets != IGNORE
-    return -logits.log_softmax(-1)[counted][:, targets[counted]].sum()
 
 
 def _nats_reshaped(logits, targets):
@@ -182,28 +167,18 @@ NATS = Exercise(
         Misconception("softmax twice", _entropy(change=lambda logits: logits.softmax(-1)),
             "The softmax was done twice: cross-entropy wants the logits themselves and takes "
             "its own softmax."),
-        Misconception("no logarithm", _nats_without_log,
-            "You added up one minus the probability. The price of a token is minus the natural "
-            "logarithm of its probability."),
         Misconception("sign", lambda logits, targets: -next_token_nats(logits, targets),
             "The sign is turned round: logarithms of probabilities are negative, and the loss "
             "is minus their sum. Training would make the model worse."),
-        Misconception("bits", lambda logits, targets: next_token_nats(logits, targets) / math.log(2),
-            "These are bits, with a logarithm to base 2. Nats use the natural logarithm."),
         Misconception("softmax over the positions", _nats_over_positions,
             "The softmax runs over the positions of the text. The tokens of the vocabulary "
             "compete with each other: the last axis."),
-        Misconception("one sum for each row", _nats_by_row,
-            "There is one sum for each row. One number for the whole batch is wanted."),
         Misconception("vocabulary axis by reshape", _nats_reshaped,
             "Reshaping to bring the vocabulary to the middle mixes the scores of different "
             "positions. Flatten the first two axes, or exchange axes."),
         Misconception("another value ignored", _nats_other_ignored,
             "A value other than IGNORE was left out, so -100 was looked up as if it were a "
             "token. Say that IGNORE does not count."),
-        Misconception("every position pays for all targets", _nats_of_all_pairs,
-            "Every position was charged for the targets of all positions. Each position has one "
-            "right token: take one number from each row."),
         Misconception("a plain number", lambda logits, targets: next_token_nats(logits, targets).item(),
             "The result is a plain number without a way back. A loss must stay a tensor, or "
             "nothing can be learned from it."),
@@ -289,6 +264,11 @@ RATE = Exercise(
         Misconception("begins at zero", _schedule(rise=lambda s, c: c.lr * s / c.warmup_steps),
             "The first step has rate 0 and teaches nothing. Steps count from 0, so the first "
             "one gets one part of the rise already."),
+        Misconception("begins at zero and ends late", _schedule(
+                rise=lambda s, c: c.lr * s / c.warmup_steps,
+                done=lambda s, c: (s - c.warmup_steps) / (c.steps - c.warmup_steps)),
+            "Both ends are off by one: the first step has rate 0, the last misses the lowest "
+            "rate. Steps count from 0 to steps minus 1."),
         Misconception("one part too few",
             _schedule(rise=lambda s, c: c.lr * (s + 1) / (c.warmup_steps + 1)),
             "The warm-up ends below the highest rate. Its last step, number warmup_steps minus "
@@ -323,19 +303,10 @@ RATE = Exercise(
                 fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * math.cos(math.pi * p))),
             "The rate becomes negative: a cosine runs from 1 to minus 1. Lift it by 1 and halve "
             "it, so that it runs from 1 to 0."),
-        Misconception("quarter of a wave", _schedule(
-                fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * math.cos(math.pi * p / 2))),
-            "The rate ends its fall at its steepest. Half a wave is wanted, flat at both ends: "
-            "the angle runs to pi."),
         Misconception("straight fall", _schedule(
                 fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * (1 - p))),
             "The fall is a straight line. After the warm-up the rate follows half a cosine, flat "
             "at both ends."),
-        Misconception("the fall turned round", _schedule(
-                fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr)
-                                          * (1 - math.cos(math.pi * p)) / 2)),
-            "After the warm-up the rate rises from the lowest to the highest. The cosine begins "
-            "at 1, so it is added, not taken off."),
         Misconception("without pi", _schedule(
                 fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * (1 + math.cos(p)) / 2)),
             "The fall stops halfway: the angle ends at 1. Half a cosine runs from angle 0 to pi."),
@@ -344,11 +315,6 @@ RATE = Exercise(
                 if c.steps - 1 > c.warmup_steps else 1.0),
             "A run with one step after the warm-up gives it the lowest rate. It begins the fall, "
             "so it has the full rate."),
-        Misconception("degrees", _schedule(
-                fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr)
-                                          * (1 + math.cos(180 * p)) / 2)),
-            "The angle is in degrees. The cosine of Python counts in radians, where half a turn "
-            "is pi."),
         Misconception("no room after the warm-up", _schedule(
                 done=lambda s, c: (s - c.warmup_steps) / (c.steps - 1 - c.warmup_steps)),
             "Only one step is left after the warm-up, and you divided by 0. That step has the "
@@ -417,12 +383,6 @@ def _grouped(decides, rest=True):
         groups = [{"params": decays, "weight_decay": weight_decay}]
         return groups + [{"params": stays, "weight_decay": 0.0}] * rest
     return parameter_groups
-
-
-def _one_group_each(model, weight_decay):
-    return [{"params": [w], "weight_decay": weight_decay if w.dim() == 2
-             and not name.startswith("tok_embeddings") else 0.0}
-            for name, w in model.named_parameters()]
 
 
 def _by_modules(model, weight_decay):
@@ -521,13 +481,6 @@ GROUPS = Exercise(
                 model, weight_decay)[::-1],
             "Every weight has its decay, but the order is turned round. The library takes the "
             "first group for the matrices."),
-        Misconception("a group for each weight", _one_group_each,
-            "Every weight has its decay, but there is one group for each. Two are asked for: the "
-            "matrices first, then everything else."),
-        Misconception("axes turned round", _grouped(
-                lambda name, w: w.dim() == 1 and "embeddings" not in name),
-            "The test for the axes is turned round: the norms decay, the matrices do not. A "
-            "matrix has two axes."),
         Misconception("embeddings in no group", _without_the_embeddings,
             "The embeddings are in no group, so they would never be trained. Everything that "
             "does not decay belongs to the second group."),
@@ -708,9 +661,6 @@ ACCUMULATE = Exercise(
                     (batch[1][-1:] != IGNORE).sum())[0].detach())[1],
             "The gradients are right, but the loss returned is that of the last part alone. "
             "Add up the parts' losses."),
-        Misconception("share of the last part", _processes(loss="last"),
-            "The gradients are right, but only the last part's share of the loss is returned. "
-            "Add up the shares of all parts."),
         Misconception("loss divided by the parts", _processes(loss="mean"),
             "The gradients are right, but the loss was divided by the number of parts. Shares of "
             "the whole batch are added up, no more."),
@@ -730,10 +680,6 @@ ACCUMULATE = Exercise(
             "memory. Go backward with each part."),
         Misconception("no backward", _processes(backward="never"),
             "The loss is right, but there is no gradient. Every part has to go backward."),
-        Misconception("no backward, a loss with its graph", _processes(
-                backward="never", loss="kept"),
-            "There is no gradient yet: the loss was returned with its graph. Go backward with each "
-            "part, and return numbers only."),
         Misconception("a loss with its graph", _processes(loss="kept"),
             "The loss still carries its gradient, which keeps every part in memory. Return it "
             "without."),
@@ -825,13 +771,6 @@ SHIFT = Exercise(
                 part.masked_fill(part == start, IGNORE) for part in (rows[:, :-1], rows[:, 1:])),
             "The inputs lost their begin tokens, too. Only a target may be ignored; the model "
             "reads the inputs as they are."),
-        Misconception("a fixed begin token", lambda rows, start: (
-                rows[:, :-1], rows[:, 1:].masked_fill(rows[:, 1:] == 1, IGNORE)),
-            "The begin token is a number of your own. Which token begins a document is given: "
-            "start."),
-        Misconception("hidden with 0", _cut(fill=0),
-            "Ignored targets became token 0, which is a token like any other. The value that "
-            "counts in no loss is IGNORE."),
         Misconception("hidden with -1", _cut(fill=-1),
             "The sign for an ignored target is not minus 1 here: use IGNORE, the value that the "
             "loss knows."),
@@ -979,6 +918,10 @@ CLIP = Exercise(
                 lambda gs, limit: limit / max(_norm(gs).item(), 1e-12)),
             "A short gradient was stretched to the limit. Gradients below the limit stay as they "
             "are."),
+        Misconception("joined as they are", _clipped(
+                lambda gs, limit: limit / torch.cat(gs).norm().item()),
+            "The tensors have different numbers of axes, so they cannot be joined as they are. "
+            "Flatten each first, or add up the sums of squares."),
         Misconception("lengths added up", _clipped(lambda gs, limit: min(
                 1.0, limit / max(sum(g.norm().item() for g in gs), 1e-12))),
             "The lengths of the tensors were added. The length of all together is the root of the "
@@ -992,10 +935,6 @@ CLIP = Exercise(
         Misconception("the largest number", _clipped(lambda gs, limit: min(
                 1.0, limit / max(max(g.abs().max().item() for g in gs), 1e-12))),
             "The largest single number decided. The length is the root of the sum of all squares."),
-        Misconception("the mean of the squares", _clipped(lambda gs, limit: min(1.0, limit / max(
-                torch.cat([g.flatten() for g in gs]).square().mean().sqrt().item(), 1e-12))),
-            "You took the root of the mean square. The length uses the sum: it grows with the "
-            "number of weights."),
         Misconception("divided by zero", _clipped(
                 lambda gs, limit: (limit / _norm(gs)).clamp(max=1.0) if _norm(gs) > 0
                 else torch.tensor(float("nan"))),
@@ -1008,26 +947,10 @@ CLIP = Exercise(
                 lambda gs, limit: limit / math.sqrt(sum(g.square().sum().item() for g in gs))),
             "A short gradient was stretched, and a gradient of zeros would be divided by 0. Only "
             "a length above the limit is changed."),
-        Misconception("to length 1", _clipped(
-                lambda gs, limit: 1 / _norm(gs).item() if _norm(gs) > limit else 1.0),
-            "The long gradient came back with length 1. Its length has to become the limit that "
-            "is given."),
-        Misconception("sums before squares", _clipped(lambda gs, limit: min(
-                1.0, limit / max(math.sqrt(sum(g.sum().item() ** 2 for g in gs)), 1e-12))),
-            "The numbers of a tensor were added before they were squared, so opposite signs "
-            "cancel. Square every number first."),
         Misconception("always, and 0 over 0 in tensors", _clipped(
                 lambda gs, limit: limit / _norm(gs)),
             "A short gradient was stretched to the limit, and zeros became NaN. Only a length "
             "above the limit is changed."),
-        Misconception("absolute values", _clipped(lambda gs, limit: min(
-                1.0, limit / max(sum(g.abs().sum().item() for g in gs), 1e-12))),
-            "Absolute values were added up. The length is the root of the sum of all squares: of "
-            "3 and 4 it is 5."),
-        Misconception("one long vector", lambda gradients, limit: torch.cat(
-                [g.flatten() for g in gradients]) * _right_factor(gradients, limit),
-            "One long vector came back. The tensors keep their shapes, in a list like the one you "
-            "were given."),
         Misconception("written into", _clip_in_place,
             "The values are right, but the gradients you were given have changed. Return new "
             "tensors."),
@@ -1144,17 +1067,9 @@ ADAMW = Exercise(
         Misconception("betas exchanged", _adamw(b1=0.95, b2=0.9),
             "The two memories are exchanged: the mean of the gradients keeps 0.9, that of the "
             "squares 0.95."),
-        Misconception("one memory for both", _adamw(b2=0.9),
-            "The mean of the squares has the memory of the other mean, 0.9. It keeps 0.95 of "
-            "itself."),
-        Misconception("gradient not squared", _adamw(squared=False),
-            "The second mean is one of plain gradients. It is the mean of their squares, or its "
-            "root may not exist."),
         Misconception("the usual second beta", _adamw(b2=0.999),
             "The memory of the squares is PyTorch's default, 0.999. This course uses 0.95, as the "
             "text of the exercise says."),
-        Misconception("no memory of the mean", _adamw(memory=False),
-            "The new mean is the gradient alone. Nine tenths of the old mean belong into it."),
         Misconception("old means used", _adamw(old=True),
             "The step was taken with the means from before. First update both with this gradient, "
             "then step."),
@@ -1164,9 +1079,6 @@ ADAMW = Exercise(
         Misconception("decay after the step", _adamw(decay="last"),
             "The decay came last and shrank the step as well. The share is taken from the weight "
             "as it was before the step."),
-        Misconception("decay with the wrong sign", _adamw(decay="upwards"),
-            "The decay makes the weight larger. Look at the sign of the share, and at the sign "
-            "before its bracket."),
         Misconception("corrected means returned", _adamw(decay="corrected"),
             "The weight is right, but the corrected means are returned. The next step goes on "
             "from the uncorrected ones."),
@@ -1176,12 +1088,6 @@ ADAMW = Exercise(
         Misconception("one step too few", _adamw(late=-1),
             "The correction counts one step too few, so the first step divides by 0. The given "
             "step counts from 1."),
-        Misconception("old and new shares exchanged", _adamw(b1=0.1, b2=0.05),
-            "The shares are exchanged: 0.9 and 0.95 belong to the old means, the small rest to "
-            "the new gradient."),
-        Misconception("mean and square exchanged", lambda *given: tuple(
-                _adamw()(*given)[i] for i in (0, 2, 1)),
-            "Mean and square came back in the wrong order. It is weight, mean, square."),
         Misconception("step uphill",
             lambda w, g, m, s, step, rate, decay: (
                 2 * w * (1 - rate * decay) - _adamw()(w, g, m, s, step, rate, decay)[0],
@@ -1295,19 +1201,10 @@ EVALUATE = Exercise(
                 * len(rows.inputs.split(batch_size)),
             "The batches' means were added up. Add nats and targets instead, and divide once, at "
             "the end."),
-        Misconception("divided by the batches, too", lambda model, rows, batch_size:
-                _evaluated()(model, rows, batch_size) / len(rows.inputs.split(batch_size)),
-            "After the division by all targets you divided by the number of batches as well. One "
-            "division is enough."),
         Misconception("perplexity", lambda model, rows, batch_size:
                 math.exp(_evaluated()(model, rows, batch_size)),
             "The exponential of the loss came back, which is called perplexity. Nats per target "
             "are asked for."),
-        Misconception("divided by rows", lambda model, rows, batch_size:
-                _evaluated()(model, rows, batch_size)
-                * int((rows.targets != IGNORE).sum()) / len(rows.inputs),
-            "These are nats for each row. The question is about tokens: divide by the number of "
-            "counted targets."),
     ),
     hints=(
         Hint("I see no slip",
@@ -1507,8 +1404,6 @@ DECONTAMINATE = Exercise(
                 len(set(d.casefold().split()) & set(h.casefold().split())) >= n for h in held)),
             "Documents went that only use the same words. A run is n words in the same order, "
             "side by side."),
-        Misconception("one word is enough", _without(lambda d, held, n: _meets(d, held, 1)),
-            "One common word was enough, and nearly everything went. It takes n in a row."),
         Misconception("last run missing", _without(lambda d, held, n: any(
                 {tuple(d.casefold().split()[i:i + n]) for i in range(len(d.split()) - n)}
                 & {tuple(h.casefold().split()[i:i + n]) for i in range(len(h.split()) - n)}
@@ -1518,39 +1413,12 @@ DECONTAMINATE = Exercise(
             "Only runs of n + 1 words counted. Check where your slices end."),
         Misconception("runs one shorter", _without(lambda d, held, n: _meets(d, held, n - 1)),
             "Runs of n - 1 words were enough, so too much went. Check where your slices end."),
-        Misconception("equal documents once", lambda documents, held_out, n: [
-                d for d in dict.fromkeys(documents) if not _meets(d, held_out, n)],
-            "Of equal documents only one came back. Only those that share a run go; all others "
-            "stay, in their order."),
-        Misconception("kept the wrong ones", lambda documents, held_out, n: [
-                d for d in documents if _meets(d, held_out, n)],
-            "You kept exactly the documents that must go."),
-        Misconception("only the first held-out text", _without(
-                lambda d, held, n: _meets(d, held[:1], n)),
-            "Not every held-out text was compared. Each of them may have a twin in the training "
-            "text."),
         Misconception("blocks instead of runs", _without(_side_by_side),
             "The texts were cut into blocks of n words. A run may begin at any word, not only at "
             "every n-th one."),
-        Misconception("all held-out texts at once", _without(lambda d, held, n: all(
-                _runs(d, n) & _runs(h, n) for h in held)),
-            "A document went only if it shares a run with every held-out text. One of them is "
-            "enough."),
-        Misconception("n shared runs", _without(lambda d, held, n: len(
-                _runs(d, n) & {run for h in held for run in _runs(h, n)}) >= n),
-            "You asked for n shared runs. The number n is the length of a run in words; one "
-            "shared run is enough."),
-        Misconception("in small letters", lambda documents, held_out, n: [
-                d.casefold() for d in documents if not _meets(d, held_out, n)],
-            "The right documents came back in small letters. Compare changed copies, and return "
-            "the documents as they are."),
         Misconception("removed in the loop", _removed_in_the_loop,
             "Documents were removed from the list while the loop went through it, so the next "
             "one was skipped. Build a new list."),
-        Misconception("texts joined", _without(lambda d, held, n: _meets(
-                d, [" ".join(held)], n)),
-            "The held-out texts were joined, so a run across the border of two texts counted. "
-            "Take each text by itself."),
         Misconception("inside a string", _without(_inside_the_string),
             "A run was found inside longer words, or across the border of two texts. Compare "
             "whole words, one text at a time."),
@@ -1746,31 +1614,20 @@ BEST_RATE = Exercise(
         Misconception("NaN is not infinite", _searched(nan=False),
             "A loss that is not a number compares as neither smaller nor larger, so the choice "
             "went wrong. Treat it as infinite."),
-        Misconception("the largest loss", _searched(pick=max, edge=False),
-            "This rate has the largest loss. The smallest one wins."),
         Misconception("a broken run ends everything", _searched(broken=False, edge=False),
             "ValueError of a broken run ended the search. Such a rate is infinitely bad; note "
             "that and go on."),
         Misconception("a broken run is the best", _searched(worst=0.0),
             "A run that broke was taken for the best one. Its loss is infinite, not 0."),
-        Misconception("the loss instead of the rate", _searched(answer="loss"),
-            "The smallest loss came back. The rate that gave it is asked for."),
         Misconception("one step beyond the edge", _searched(most=1),
             "The search stopped one step beyond the edge. Go on as long as the new rate is "
             "better."),
-        Misconception("a few steps beyond the edge", _searched(most=3),
-            "The search gave up after a few steps, though it was still getting better. Let the "
-            "losses end it, not a count."),
         Misconception("the last rate tried", _searched(answer="last"),
             "The rate that was run last came back. It was worse than the one before: that one is "
             "the best."),
         Misconception("beyond a valley", lambda run, rates: _everywhere(run, rates, None, None),
             "New rates were run although the best one stood in the middle. Runs are expensive: go "
             "on only from an edge."),
-        Misconception("the ends of the list", lambda run, rates: _everywhere(
-                run, rates, lambda r: r[0], lambda r: r[-1]),
-            "The ends of the list were taken for the lowest and the highest rate. Rates come in "
-            "any order: compare their sizes."),
         Misconception("compared by running again", _compared_again,
             "Rates were run again to compare their losses. Runs are expensive: keep each loss "
             "beside its rate."),
