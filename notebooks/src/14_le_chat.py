@@ -12,6 +12,7 @@
 
 # %%
 import json
+import textwrap
 
 import minimistral as mm
 from minimistral.chat import Talk
@@ -361,7 +362,7 @@ for name, body in wrong.items():
     error = json.loads(told)["error"]
     where = "" if error["message"].startswith(f"{error['param']}:") else \
         f"{error['param'] or 'body'}: "
-    print(f"{name}: {status}, {where}{error['message'][:66]}")
+    print(f"{name}: {status}, {where}{textwrap.shorten(error['message'], 64)}")
     assert 400 <= status < 500
 reveal("bad", "C", "A default would answer a question that nobody asked.")
 
