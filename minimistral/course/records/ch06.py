@@ -961,17 +961,17 @@ CACHED_LOOP = Exercise(
         Misconception("stop token kept", "5 before 4",
             "The stop token gets into the result before anybody looks at it. First ask whether it "
             "ends the text."),
-        Misconception("read before it is kept and asked", "6 before 4",
-            "It works, but the stop token is read for nothing. Ask first, then keep, then read."),
-        Misconception("read after asking, then kept", "6 before 5",
-            "It works, but in this exercise the token is kept first and read last, so that "
-            "nothing stands between reading and the next choice."),
         Misconception("prompt read before the cache", "1 before 0",
             "The prompt is read into a cache that is not there yet. Which line makes it?"),
         Misconception("prompt read in the loop", "2 before 1",
             "The loop begins before the prompt is read. The prompt is read once, ahead of it."),
         Misconception("chosen above the loop", "3 before 2",
             "An indented line belongs to the loop, so it stands below the loop's first line."),
+        Misconception("read before it is kept and asked", "6 before 4",
+            "It works, but the stop token is read for nothing. Ask first, then keep, then read."),
+        Misconception("read after asking, then kept", "6 before 5",
+            "It works, but in this exercise the token is kept first and read last, so that "
+            "nothing stands between reading and the next choice."),
     ),
     hints=(
         Hint("I do not know which line is first",

@@ -682,8 +682,8 @@ MIXTURE_IN_ORDER = Exercise(
             "The best scores are used before they are chosen. Among these lines, the choice comes "
             "first."),
         Misconception("zeros for every expert", "5 before 4",
-            "The sum begins anew with each expert, so only the last one's answers survive. Make "
-            "the zeros once, before the loop."),
+            "The zeros come after the loop has begun, so answers that were added are wiped out. "
+            "Make them once, before the loop."),
         Misconception("weights in the loop", "5 before 3",
             "The loop begins before the weights are made. They are made once, for all experts."),
         Misconception("indented above the loop", "6 before 5",
