@@ -537,7 +537,7 @@ TUNING_IN_ORDER = Exercise(
         Misconception("no adapter at all", "without 1",
             "No adapter was added, so the whole model learned and there is none to save."),
         Misconception("made trainable and frozen again", "6 before 1",
-            "One line lets all parameters learn, and the next freezes them again. It has no use "
+            "One line lets all parameters learn, and a later one freezes them again. It has no use "
             "here."),
         Misconception("everything made trainable", "with 6",
             "After the model was frozen, one line lets all of it learn again. Only the adapter is "
