@@ -35,6 +35,13 @@ AGAINST = [
     ("Reading 16,384 tokens, S, beside chunks of 512", "prefill-S-16384", "engine",
      "transformers, chunks of 512"),
 ]
+FIRST = {  # the rows that stand open; all others are folded
+    "Writing, S (7M parameters), float32", "Writing, S, the plain page", "Writing, M (125M parameters), float32",
+    "Writing, M, bfloat16", "Writing, M in 4 bits, beside float32", "Writing, X (8 experts), float32",
+    "Reading 16,384 tokens, S, beside the default", "Reading 16,384 tokens, S, beside chunks of 512",
+    "Writing, M, float32, below the window", "Training, S, 8 x 256, float32",
+    "Tiny Shakespeare, beside nanoGPT's recipe for a CPU", "Everything on a GPU",
+}
 TRAINING = [("Training, S, 8 x 256, float32", "S-float32"),
             ("Training, S, 8 x 256, bfloat16 products", "S-bfloat16"),
             ("Training, X, 4 x 256, float32, not compiled", "X-float32")]
@@ -173,15 +180,19 @@ def elsewhere(row: dict, rows: dict) -> str:
 
 
 def table() -> str:
+    """The rows of FIRST, then all others, folded."""
     rows = load("inference.json").get("rows", {})
     about = rows.get("decode-S", {}).get("provenance", {})
-    head = ["| What | minimistral | transformers | times | `python benchmarks/...` |",
-            "|---|---|---|---|---|"]
+    head = ["| What, and `python benchmarks/...` | minimistral | transformers | times |",
+            "|---|---|---|---|"]
     where = (f"Measured on {about['name']}, torch {about['torch']}, transformers "
              f"{about['transformers']}, {about['date'][:10]}." if about else NO)
-    body = [f"| {what} | {ours} | {theirs} | {times} | `{command}` |"
-            for what, ours, theirs, times, command in lines()]
-    return "\n".join([*head, *body, "", where])
+    body = {what: f"| {what}<br>`{command}` | {ours} | {theirs} | {times} |"
+            for what, ours, theirs, times, command in lines()}
+    first = [row for what, row in body.items() if what in FIRST]
+    others = [row for what, row in body.items() if what not in FIRST]
+    return "\n".join([*head, *first, "", f"<details>\n<summary>{len(others)} more</summary>\n", *head, *others,
+                      "\n</details>", "", where])
 
 
 def bars() -> list[tuple[str, float]]:

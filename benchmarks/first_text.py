@@ -103,8 +103,8 @@ def sentence() -> str:
             f"`git clone` to the first words of the tale {seconds['first start']['first text']:.0f} seconds, "
             f"{network / 1e6:.0f} MB to download (at 50 Mbit/s that is another {network * 8 / 50e6:.0f} seconds), "
             f"{disk / 1e9:.1f} GB of disk. A second start takes {seconds['second start']['first text']:.1f} seconds to "
-            f"the tale (`benchmarks/first_text.py`, {known['date'][:10]}). PyTorch's usual build on Linux adds some 3 GB; "
-            "how to avoid that stands below.")
+            f"the tale (`benchmarks/first_text.py`, {known['date'][:10]}). PyTorch's usual build on Linux adds some "
+            "3 GB.")
 
 
 def write_readme() -> None:

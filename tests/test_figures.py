@@ -37,6 +37,10 @@ def test_a_row_without_a_record_is_said_to_be_not_measured(tmp_path, monkeypatch
     assert figures.table().endswith(figures.NO)
 
 
+def test_the_rows_that_stand_open_exist():
+    assert figures.FIRST <= {what for what, *_ in figures.lines()}
+
+
 def test_every_command_names_a_script_and_a_row_that_exist():
     known = (ROOT / "benchmarks" / "inference.py").read_text(encoding="utf-8")
     for *_, command in figures.lines():

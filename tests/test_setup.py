@@ -401,7 +401,10 @@ def test_readmes_links_lead_somewhere():
 
 
 def test_readmes_examples_run(capsys):
-    example, in_a_notebook = re.findall(r"```python\n(.*?)```", README, re.S)
+    checked, example, in_a_notebook = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(checked, "<a cell>", "exec"), {})
+    answer = README.split(f"{checked}```\n\n```\n")[1].split("```")[0]
+    assert answer.split() == capsys.readouterr().out.split()
     exec(compile(in_a_notebook, "README.md", "exec"), {})
     capsys.readouterr()
     exec(compile(example, "README.md", "exec"), {})

@@ -76,7 +76,8 @@ def test_what_needs_a_kernel_says_so(small):
 def test_formulas_are_mathml_and_code_and_folds_stay(small):
     page = html(small, STORY)
     assert "<math" in page and "$$" not in page
-    assert page.count("Show what the next cell imports") == 2
+    folded = (ROOT / STORY).read_text(encoding="utf-8").count('"imports"')
+    assert page.count("Show what the next cell imports") == folded > 0
     assert "within_window" in page
 
 

@@ -20,7 +20,7 @@
   });
 
   const reachable = () => {
-    for (const box of document.querySelectorAll(".wide, .panel, .formula, .pst-scrollable-table-container, article pre, .cell_output .output")) {
+    for (const box of document.querySelectorAll(".wide, article p:has(> img), .panel, .formula, .pst-scrollable-table-container, article pre, .cell_output .output")) {
       const scrolls = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
       if (scrolls) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
