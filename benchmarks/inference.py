@@ -162,7 +162,8 @@ def decode_row(name: str, dtype=torch.float32, new: int = 256, rounds: int = 5,
     if bits:
         quantize_model(model, bits, None if bits == 8 else 128)
         use_kernels(model, output=True)
-    engine = Engine(model, progress=False)
+    moved = copy.deepcopy(model)          # an engine moves weights; the plain page's stay put
+    engine = Engine(moved, progress=False)
     prompt, found = some_ids(config, min(64, config.vocab_size)), writers(model, theirs, engine)
     texts = {way: write(prompt, new) for way, write in found.items()
              if not (bits and way.startswith("transformers"))}
@@ -174,7 +175,7 @@ def decode_row(name: str, dtype=torch.float32, new: int = 256, rounds: int = 5,
         texts["plain"] = generate(exact, prompt, new)
     agreed = gate(model, prompt, texts, exact=dtype == torch.float32 and not bits)
     if not bits:
-        eager = Engine(model, compile=False)
+        eager = Engine(moved, compile=False)
         found["engine, not compiled"] = eager.generate
     seconds = take_turns({way: lambda w=write: w(prompt, new) for way, write in found.items()},
                          rounds)
@@ -192,7 +193,7 @@ def position_row(name: str, places=(1024, 8192, 32768), new: int = 24, rounds: i
     config = CONFIGS[name]
     model = lively(config)
     theirs = in_transformers(model)
-    engine = Engine(model, progress=False)
+    engine = Engine(copy.deepcopy(model), progress=False)
     text = some_ids(config, places[-1] + len(places) * (WARM_UP + rounds) * new)
     cache = KVCache(config)
     contestants = {"plain": lambda part, at: model(torch.tensor([part]), cache),
@@ -232,7 +233,7 @@ def prefill_row(name: str, length: int, rounds: int, whole_rounds: int | None = 
     config = CONFIGS[name]
     model = lively(config)
     theirs = in_transformers(model)
-    engine = Engine(model, compile=False)             # reading is not compiled
+    engine = Engine(copy.deepcopy(model), compile=False)      # reading is not compiled
     text = some_ids(config, length)
     last = {}
 

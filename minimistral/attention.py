@@ -99,6 +99,10 @@ def fast_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
     q: (B, T, H, D), k and v: (B, S, K, D) with K dividing H -> (B, T, H, D)
     """
+    if q.shape[1] == 1 and q.shape[2] > k.shape[2]:
+        # One query: heads that share a key head look together, as queries of one.
+        rows = q.reshape(len(q), k.shape[2], -1, q.shape[3]).transpose(1, 2)
+        return fast_attend(rows, k, v, mask).transpose(1, 2).reshape(q.shape)
     blind = ~mask.any(dim=-1, keepdim=True)          # queries that see nothing
     opened = (mask | blind).view(-1, 1, *mask.shape[-2:])   # softmax needs one key
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

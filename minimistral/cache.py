@@ -6,6 +6,7 @@ depends on the order of the slots (Mistral 7B, section 2, "rolling buffer cache"
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FIRST_SLOTS = 64                        # of a cache that grows by doubling
@@ -31,25 +32,30 @@ class LayerCache:
         Into a ring, a chunk of several tokens is written after it is read: its
         first queries still need keys that its last tokens overwrite.
         """
-        part = slice(self.used)                 # views: what is written shows in them
-        seen = self.keys[:, part], self.values[:, part], self.positions[:, part]
+        n = self.used
         if self.ring and positions.shape[1] > 1:
+            before = self.keys[:, :n], self.values[:, :n], self.positions[:, :n]
             seen = tuple(torch.cat(pair, dim=1)
-                         for pair in zip(seen, (k, v, positions)))
+                         for pair in zip(before, (k, v, positions)))
+            self.write(k, v, positions)
+            return seen
         self.write(k, v, positions)
-        return seen
+        return self.keys[:, :n], self.values[:, :n], self.positions[:, :n]
 
     def write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
         """Put each real token into slot position mod S; of a chunk longer than the
         buffer only the last S. Padding (position -1) is never written."""
         slots = self.keys.shape[1]
-        newest = positions.amax(dim=1, keepdim=True)
-        keep = (positions >= 0) & (positions > newest - slots)
-        row, column = torch.where(keep)
-        slot = positions[row, column] % slots
-        self.keys[row, slot] = k.detach()[row, column].to(self.keys.dtype)
-        self.values[row, slot] = v.detach()[row, column].to(self.values.dtype)
-        self.positions[row, slot] = positions[row, column]
+        row = torch.arange(len(positions), device=positions.device)[:, None]
+        slot = positions % slots
+        if positions.shape[1] > 1 or positions.min() < 0:       # else all are kept
+            newest = positions.amax(dim=1, keepdim=True)
+            keep = (positions >= 0) & (positions > newest - slots)
+            row, col = torch.where(keep)
+            k, v, positions, slot = (x[row, col] for x in (k, v, positions, slot))
+        self.keys[row, slot] = k.detach().to(self.keys.dtype)
+        self.values[row, slot] = v.detach().to(self.values.dtype)
+        self.positions[row, slot] = positions
 
     def make_room(self, end: int) -> None:
         """Prepare for positions below `end`: a ring rolls, another buffer grows."""
@@ -60,13 +66,10 @@ class LayerCache:
 
     def grow(self, slots: int) -> None:
         """Lengthen the buffer to this many slots, the contents kept."""
-        batch, old = self.positions.shape
-        wide = torch.zeros(batch, slots - old, *self.keys.shape[2:],
-                           device=self.keys.device, dtype=self.keys.dtype)
-        self.keys = torch.cat((self.keys, wide), dim=1)
-        self.values = torch.cat((self.values, wide), dim=1)
-        empty = self.positions.new_full((batch, slots - old), -1)
-        self.positions = torch.cat((self.positions, empty), dim=1)
+        more = slots - self.keys.shape[1]
+        self.keys, self.values = (
+            F.pad(kept, (0, 0, 0, 0, 0, more)) for kept in (self.keys, self.values))
+        self.positions = F.pad(self.positions, (0, more), value=-1)
 
 
 class KVCache:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimistral import onednn
+from minimistral import large_pages, onednn
 from minimistral.attention import may_attend
 from minimistral.moe import MoE, chosen_experts, route
 from minimistral.quantize import Int4Linear, QuantizedLinear
@@ -56,6 +56,39 @@ def product(x: Tensor, weight: Tensor, parts: int) -> Tensor:
     return F.linear(x, weight)
 
 
+class AllCores:
+    """A context in which the model's linear layers share one float32 row on the CPU
+    among all cores, as `product` does. The sums are the same, and so is the text.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.ways = [(layer, shared_forward(layer.weight))
+                     for layer in model.modules() if type(layer) is nn.Linear
+                     and layer.bias is None and "forward" not in vars(layer)
+                     and layer.weight.dtype == torch.float32
+                     and layer.weight.device.type == "cpu"]
+
+    def __enter__(self) -> None:
+        for layer, forward in self.ways:
+            vars(layer)["forward"] = forward
+
+    def __exit__(self, *_) -> None:
+        for layer, _ in self.ways:
+            vars(layer).pop("forward", None)             # the class's again
+
+
+def shared_forward(weight: Tensor):
+    """F.linear(x, weight) as a function of x, one row shared among all cores."""
+    parts = math.gcd(len(weight), torch.get_num_threads())
+    matrices = weight.view(parts, -1, weight.shape[1]).transpose(1, 2)
+
+    def forward(x: Tensor) -> Tensor:
+        if x.numel() > x.shape[-1]:
+            return F.linear(x, weight)
+        return torch.bmm(x.expand(parts, 1, -1), matrices).view(*x.shape[:-1], -1)
+    return forward
+
+
 def join_weights(layers: Sequence[nn.Module]) -> Tensor:
     """The weights of layers that read the same input, one below the other in one
     tensor: (out of all, in). The layers' own weights become parts of it, so that no
@@ -69,10 +102,11 @@ def join_weights(layers: Sequence[nn.Module]) -> Tensor:
                      == first.untyped_storage().data_ptr())
         offset += weight.numel()
     rows = [len(weight) for weight in weights]
-    if together:
-        shape = sum(rows), first.shape[1]
+    shape = sum(rows), first.shape[1]
+    if together and not large_pages.wanted(first):
         return first.detach().as_strided(shape, first.stride())
-    joint = torch.cat([weight.detach() for weight in weights])
+    joint = large_pages.empty_like(first, shape)
+    torch.cat([weight.detach() for weight in weights], out=joint)
     for weight, part in zip(weights, joint.split(rows)):
         weight.data = part
     return joint

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from minimistral.cache import KVCache
+from minimistral.fast_model import AllCores
 from minimistral.model import Transformer, check_ids
 from minimistral.sampling import check_sampling, draw, next_distribution
 
@@ -63,6 +64,7 @@ def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: fl
     generators = [row_generator(seed, row) for row in range(len(prompts))]
     cache = KVCache(model.config, len(prompts), device=model.device,
                     dtype=model.tok_embeddings.weight.dtype)
+    shared = AllCores(model)                                         # chapter 11
     logits = read_prompts(model, prompts, cache, prefill_chunk)          # (B, V)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     for step in range(max_new_tokens):
@@ -73,7 +75,7 @@ def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: fl
             return
         # A row that has ended becomes padding: position -1, written nowhere.
         positions = cache.length.masked_fill(ended.to(model.device), -1)[:, None]
-        with torch.no_grad():
+        with torch.no_grad(), shared:                                # chapter 11
             logits = model(tokens.to(model.device)[:, None], cache,
                            positions if ended.any() else None)[:, -1]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import minimistral.engine as engine_module
-from minimistral import devices, onednn
+from minimistral import devices, large_pages, onednn
 from minimistral.config import ModelConfig, MoEConfig
 from minimistral.engine import Engine
 from minimistral.attention import plain_attend
-from minimistral.fast_model import (FastExperts, FastModel, attend_to_slots,
+from minimistral.fast_model import (AllCores, FastExperts, FastModel, attend_to_slots,
                                     gathered_experts, join_weights, product, stacked_experts)
 from minimistral.generate import generate
 from minimistral.model import Transformer
@@ -161,6 +161,41 @@ def test_joined_weights_add_no_memory_and_stay_the_models():
     state["layers.0.attention.wk.weight"] += 1
     model.load_state_dict(state)
     assert torch.equal(joint[60:80], before[1] + 1)                    # H * D = 60 rows before
+
+
+@pytest.mark.skipif(not large_pages.THERE, reason="a matter of Linux")
+def test_large_weights_move_to_large_pages_once():
+    first, second = torch.nn.Linear(256, 300, bias=False), torch.nn.Linear(256, 20, bias=False)
+    small = torch.nn.Linear(8, 8, bias=False)
+    before, there = torch.cat((first.weight, second.weight)).detach(), small.weight.data_ptr()
+    joint = join_weights([first, second])
+    assert torch.equal(joint, before) and torch.equal(second.weight, before[300:])
+    assert joint.data_ptr() == first.weight.data_ptr() and not large_pages.wanted(joint)
+    assert join_weights([first, second]).data_ptr() == joint.data_ptr()
+    assert join_weights([small]).data_ptr() == there
+    more = [large_pages.empty_like(joint, (n, 1001)).fill_(n) for n in (17, 9000, 30)]
+    assert torch.equal(joint, before)
+    for n, weight in zip((17, 9000, 30), more):               # none lies on another
+        assert bool((weight == n).all()) and weight.data_ptr() % 64 == 0
+
+
+def test_all_cores_give_one_row_the_same_sums():
+    model, ids = lively(), torch.tensor([[3], [5]])
+    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            alone, both, shared = model(ids[:1]), model(ids), AllCores(model)
+            with shared:
+                assert all("forward" in vars(layer) for layer in layers)
+                assert not AllCores(model).ways                   # they are taken
+                torch.testing.assert_close(model(ids[:1]), alone)
+                assert torch.equal(model(ids), both)
+    finally:
+        torch.set_num_threads(threads)
+    assert not any("forward" in vars(layer) for layer in layers)
+    assert not AllCores(model.to(torch.bfloat16)).ways
 
 
 def test_attention_to_slots_is_plain_attention():

@@ -108,6 +108,9 @@ def test_shared_heads_are_repeated_heads(heads, kv_heads):
     whole = attend(q, k.repeat_interleave(n, 2), v.repeat_interleave(n, 2), mask)
     close(plain_attend(q, k, v, mask), whole)
     close(fast_attend(q, k, v, mask), whole)
+    one = torch.stack((mask[:1], torch.zeros_like(mask[:1])))       # the second sees nothing
+    close(fast_attend(q[:, :1], k, v, one), plain_attend(q[:, :1], k, v, one))
+    close(fast_attend(q[:, :1], k, v, mask[:1]), whole[:, :1])
     for head in range(heads):
         assert torch.equal(repeat_heads(k, n)[:, :, head], k[:, :, head // n])
 

@@ -286,7 +286,8 @@ DEFINITIONS: dict[str, dict[str, int]] = {
         "describe_device": 11, "processor_name": 11, "memory_explained": 11,
     },
     "fast_model": {
-        "product": 11, "join_weights": 11, "Joint": 11, "is_plain": 11, "Visit": 11, "Ring": 11,
+        "product": 11, "AllCores": 11, "shared_forward": 11, "join_weights": 11, "Joint": 11,
+        "is_plain": 11, "Visit": 11, "Ring": 11,
         "attend_to_slots": 11, "attend_to_many": 11, "FastBlock": 11, "FastSwiGLU": 11, "FastExperts": 11,
         "gathered_experts": 11, "one_expert": 11, "stacked_experts": 11, "FastModel": 11,
         "as_it_stands": 11, "by_rows": 11, "product_in_8_bits": 11, "OpaqueLayer": 11,

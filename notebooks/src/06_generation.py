@@ -20,6 +20,7 @@ import minimistral as mm
 from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
                                 mine, predict, reveal, show, verdict)
 from minimistral.course.chapters import ch06_generation as ch06
+from minimistral.course.panel import wrapped
 
 # %% [markdown]
 # ## The headline
@@ -84,7 +85,7 @@ start = [tokenizer.bos_id]
 tales = {tokenizer.decode(write_rereading(start, 40, torch.argmax))
          for _ in range(3)}
 assert len(tales) == 1
-print(*tales)
+print(wrapped(*tales))
 reveal("greedy", "C", "The largest of the same numbers is the same each time.")
 
 # %% [markdown]
@@ -211,7 +212,7 @@ def write(n, **options):
 
 
 fair = write(48, temperature=1.0)
-print(fair[0])
+print(wrapped(fair[0]))
 share = ch06.judged(fair)[0]
 predict("bold", f"At temperature 1 the grammar accepts {share:.0%} of 48 tales. "
         "And at 1.5?", ["about as many", "two thirds", "not even half"], answer="")
@@ -221,7 +222,7 @@ bold = write(48, temperature=1.5)
 shares = {"t = 1": ch06.judged(fair)[0], "t = 1.5": ch06.judged(bold)[0]}
 tokens = sum(len(tokenizer.encode(text)) for text in fair) / len(fair)
 print({name: round(share, 2) for name, share in shares.items()})
-print(next(text for text in bold if not ch06.judged([text])[0]))
+print(wrapped(next(text for text in bold if not ch06.judged([text])[0])))
 assert shares["t = 1"] > 0.85 and shares["t = 1.5"] < 0.5
 reveal("bold", "C", f"A tale has some {tokens:.0f} tokens, and one slip spoils it.")
 
@@ -406,7 +407,7 @@ assert any(max(g) - min(g) >= 2 for g in map(ch06.in_groups, written.values()))
 onward = write_rereading(start, 100, torch.argmax)
 end = onward.index(tokenizer.eos_id)
 assert end < 95
-print(tokenizer.decode(onward[:end]))
+print(wrapped(tokenizer.decode(onward[:end])))
 predict("after", "The next tokens come after </s>, without <s> and a title. What "
         "are they?", ["the model repeats </s>", "a new tale, well formed",
                       "something it never learned to write"], answer="")
@@ -605,8 +606,8 @@ my_model
 rereading = ch06.operations(model, torch.tensor([onward[:100]]))
 weights = sum(w.numel() for n, w in model.named_parameters()
               if w.dim() == 2 and "emb" not in n)
-print(f"tales-dense: {weights:,} weights in matrices; token 100 costs {ours:,}",
-      f"operations with the cache, and {rereading // ours} times as many without")
+print(f"tales-dense: {weights:,} weights in matrices; token 100 costs {ours:,}")
+print(f"operations with the cache, and {rereading // ours} times as many without")
 for name in ("mistral-7b-v0.1", "llama-2-13b", "mixtral-8x7b-v0.1"):
     count = mm.count_parameters(mm.MODELS[name])
     print(f"{name:18} {count.total / 1e9:5.1f} billion weights,",
@@ -746,7 +747,8 @@ assert together == alone
 # %% [markdown]
 # And this is the loop of the library. It does for a batch what we did for one text: read the prompts into a
 # cache, then choose and read one token for each row, until all have stopped. (Its cache, `KVCache`, keeps
-# its memory in place instead of copying it; chapter 8 builds it, where it also learns to forget.)
+# its memory in place instead of copying it; chapter 8 builds it, where it also learns to forget. Skip the two
+# lines marked for chapter 11: they let all cores of the processor share a product, with the same result.)
 
 # %%
 # minimistral/generate.py

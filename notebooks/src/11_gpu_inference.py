@@ -313,8 +313,9 @@ found = {name: [seconds(steps[name, B], rounds=5, warm_up=1) for B in batches]
 for name, times in found.items():
     print(f"{name:15}", *(f"{1000 * t:6.1f}" for t in times), " ms measured")
 show(ch11.measured_picture(batches, expected, found),
-     alt="The mixture's step grows with each of the first texts, the dense model's "
-     "much less; measured times lie above the predicted ones.",
+     alt="Milliseconds of a step for 1, 8 and 64 texts: " + "; ".join(
+         f"{name} " + ", ".join(f"{1000 * times[n]:.0f}" for n in (0, 3, 6))
+         for name, times in found.items()) + ". Most lie above the prediction.",
      data={"texts": batches} | {f"{name}, ms": [round(1000 * t, 1) for t in times]
                                 for name, times in found.items()})
 
@@ -465,9 +466,9 @@ rows = {row: ch11.recorded(row) for row in ("decode-S", "decode-X", "decode-M")}
 faster = {f"{row['bytes_of_weights_per_token'] / 1e6:.0f} MB": {
     way: row["median"][way] / row["median"]["transformers"]
     for way in ("plain", "engine")} for row in rows.values()}
-show(ch11.speeds_picture(faster), alt="Against transformers the engine gains most "
-     "where a token reads 22 MB and less where it reads 139 or 400 MB; the plain "
-     "model is about as fast as transformers.",
+show(ch11.speeds_picture(faster), alt="Times as fast as transformers: " + "; ".join(
+         f"{size}, plain {f['plain']:.1f}, engine {f['engine']:.1f}"
+         for size, f in faster.items()) + ".",
      data={"read": list(faster), **{way: [round(f[way], 2) for f in faster.values()]
                                     for way in ("plain", "engine")}})
 about = rows["decode-S"]["provenance"]
@@ -635,8 +636,9 @@ ways = {"p": p, "the draft's q": q,
         "accept": ch11.tally(speculative.accept, drawn, q, p, 4000),
         "mistake": ch11.tally(from_p, drawn, q, p, 4000)}
 table = {name: [round(x, 2) for x in w.tolist()] for name, w in ways.items()}
-show(ch11.draws_picture(tokens, table), alt="The shares after accept are those of "
-     "p; those of the mistake lie between p and the draft's q.",
+shares = [f"{name} {', '.join(map(str, row))}" for name, row in table.items()]
+show(ch11.draws_picture(tokens, table), alt=f"Shares of a, b, c: {'; '.join(shares)}. "
+     "Those after accept are p's; the mistake's lie between p and the draft's q.",
      data={"token": tokens, **table})
 assert (ways["accept"] - p).abs().max() < 0.03 < (ways["mistake"] - p).abs().max()
 
@@ -780,12 +782,22 @@ assert mm.describe_device("cpu")["dtype"] == "float32"
 #
 # Query, key and value of a token are products of the same input. One below the other they are one matrix, one start instead of
 # three. And on a CPU a product of a single row goes to one core only; cut into parts it goes to all. Many rows go to oneDNN, the
-# second of the two libraries in PyTorch that multiply float32 matrices: on AMD's processors it computes more numbers at once than
-# the first, which PyTorch would take.
+# second of the two libraries in PyTorch that multiply float32 matrices: on AMD's processors with AVX-512 it computes more numbers at
+# once than the first, which PyTorch would take.
 
 # %%
 # minimistral/fast_model.py
 # show: product, join_weights
+
+# %% [markdown]
+# The plain model gets this, too, while `mm.generate` runs a step: each layer of it computes the same sums, but with all cores.
+#
+# `large_pages` is plumbing: a processor finds memory page by page, and reads ahead only as far as a page reaches. Linux has pages of
+# 2 MB instead of 4 kB for a program that asks.
+
+# %%
+# minimistral/fast_model.py
+# show: AllCores, shared_forward
 
 # %%
 # minimistral/fast_model.py
