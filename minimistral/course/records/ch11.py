@@ -518,10 +518,6 @@ ACCEPT = Exercise(
         Misconception("one more token after a rejection", _one_more,
             "After a rejection comes a token too many: the last row of p is for the case that all "
             "were accepted."),
-        Misconception("greedy at all places", _accepts(
-                pick=_likeliest, bonus=lambda kept, q, p, g: [int(p[-1].argmax())]),
-            "The added token is always the likeliest. It has to be drawn, after a rejection and at the "
-            "end."),
         Misconception("chance of its own", _global_chance,
             "The same generator gives other tokens each time. All chance has to come from the generator "
             "that is handed in."),

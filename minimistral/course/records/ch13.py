@@ -462,10 +462,6 @@ CHAT_IDS = Exercise(
         Misconception("space after [INST]", _chat(lambda t, a, b, text, n: [a, *t.encode(" " + text), b]),
             "A space was put before the question. This tokenizer gets the text as it is; the other "
             "kind adds its space by itself."),
-        Misconception("spaces on both sides",
-            _chat(lambda t, a, b, text, n: [a, *t.encode(f" {text} "), b]),
-            "The question has a space on both sides, as in v1. With Tekken there is none beside the "
-            "marks."),
         Misconception("space before the answer", _chat(answer=lambda text: " " + text.rstrip(" ")),
             "A space was put before the answer. The answer begins right after the mark."),
         Misconception("marks as plain text",
@@ -476,6 +472,9 @@ CHAT_IDS = Exercise(
             "Answers do not end. After each of them comes the end token."),
         Misconception("end as plain text", _chat(answer=lambda text: text.rstrip(" ") + "</s>", closed=False),
             "The end became letters of plain text. It is a token with a number of its own."),
+        Misconception("a mark is no list", _chat(lambda t, a, b, text, n: a + t.encode(text) + b),
+            "A mark is one number, and the text a list of them: they cannot be added. Put the marks "
+            "into the list."),
         Misconception("a list inside the list",
             _chat(lambda t, a, b, text, n: [a, t.encode(text), b]),
             "There is a list inside the list. The ids of the text have to stand between the marks one by "
@@ -490,16 +489,11 @@ CHAT_IDS = Exercise(
         Misconception("answers stripped of more", _chat(answer=lambda text: text.strip()),
             "An answer lost more than the spaces at its end: its line break, or a space before it. All of "
             "these stay."),
-        Misconception("answers stripped at both ends", _chat(answer=lambda text: text.strip(" ")),
-            "An answer lost the space at its beginning. Only those at its end are taken off."),
         Misconception("answers' line breaks lost", _chat(answer=lambda text: text.rstrip()),
             "An answer lost the line break at its end. Only spaces are taken off there."),
         Misconception("questions stripped, too",
             _chat(lambda t, a, b, text, n: [a, *t.encode(text.strip()), b]),
             "The question lost its spaces and line breaks. It stays as it is; only the ends of answers change."),
-        Misconception("questions' last spaces lost",
-            _chat(lambda t, a, b, text, n: [a, *t.encode(text.rstrip(" ")), b]),
-            "The question lost the spaces at its end. Only an answer loses them."),
         Misconception("end after the question",
             _chat(lambda t, a, b, text, n: [a, *t.encode(text), b, t.eos_id]),
             "There is an end token after the question. Then the answer would begin a new text."),
@@ -830,6 +824,10 @@ ANSWER_NATS = Exercise(
         Misconception("prompt counted in sum and number", _nats(keep="all", mean="columns"),
             "Ignored targets count like token 0, in the sum as well as in the number. Leave them out of "
             "both."),
+        Misconception("IGNORE looked up", lambda logits, targets: -logits.log_softmax(-1).gather(
+                -1, targets[..., None])[..., 0].sum(-1),
+            "IGNORE is -100, and no vocabulary has such a place. Look up a legal number there, and "
+            "leave it out of the sum."),
         Misconception("token 0 left out", lambda logits, targets: _nats()(
                 logits, targets.masked_fill(targets == 0, IGNORE)),
             "Token 0 is left out as if it were IGNORE. It is a token like any other."),
