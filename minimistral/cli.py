@@ -40,7 +40,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Names the default of an option where there is one to name."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        unsaid = action.default is None or action.default is False
+        unsaid = action.default is None or action.default is False or action.default == ""
         return action.help if unsaid else super()._get_help_string(action)
 
 
@@ -86,7 +86,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _add_check(commands) -> None:
-    parser = commands.add_parser("check", help="run your notebooks in work/ and say what passes")
+    parser = commands.add_parser("check", help="run your notebooks in work/ and say what passes",
+                                 formatter_class=_Help)
     parser.add_argument("chapter", nargs="?", type=int, help="its number (default: all chapters)")
     parser.add_argument("--seconds", type=float, default=180, metavar="S", help="limit for a notebook")
     parser.set_defaults(run=_check)
