@@ -11,7 +11,7 @@ import pytest
 
 from minimistral.course.copies import make_copies
 from minimistral.course.slides import formula, make_slides, markdown, page, taught, write_slides
-from minimistral.course.syllabus import chapter
+from minimistral.course.syllabus import CHAPTERS, chapter
 from minimistral.lab import course_folder
 
 
@@ -137,10 +137,10 @@ def test_the_page_asks_for_nothing(slides):
 
 
 def test_every_formula_of_the_stories_becomes_a_picture():
-    from minimistral.course.sections import stories
+    from minimistral.course.sections import read_sections
     from minimistral.course.slides import MATH
 
-    wanted = [(m[1] or m[2]).strip() for s in stories() for p in s.parts if p.kind == "markdown"
+    wanted = [(m[1] or m[2]).strip() for c in CHAPTERS for s in read_sections(c) for p in s.parts if p.kind == "markdown"
               for m in MATH.finditer(p.text)]
     assert len(wanted) > 40
     assert [tex for tex in dict.fromkeys(wanted) if not formula(tex, display=True).startswith("<img")] == []

@@ -123,3 +123,20 @@ def test_every_public_name_is_defined_where_the_table_says():
         module = importlib.import_module(f"minimistral.{home}")
         assert getattr(mm, name) is getattr(module, name)
         assert getattr(getattr(mm, name), "__module__", module.__name__) == module.__name__
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_every_import_is_used(path):
+    """But for those of a package's __init__, which are there for others, and those that say noqa."""
+    text = path.read_text(encoding="utf-8")
+    tree, lines = ast.parse(text), text.splitlines()
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    said = " ".join(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    unused = [
+        alias.asname or alias.name
+        for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
+        if getattr(node, "module", "") != "__future__" and "noqa" not in lines[node.lineno - 1]
+        for alias in node.names
+        if (name := (alias.asname or alias.name).split(".")[0]) not in names and name not in said
+    ]
+    assert path.name == "__init__.py" or not unused, f"{path.name} imports {unused} for nothing"

@@ -16,6 +16,8 @@ import time
 import minimistral as mm
 from minimistral.chat import Talk
 
+from .explorers import told_box
+
 SHOWN_EVERY = 0.05  # seconds between two pictures of a growing answer
 ENTER_WAITS = 0.5  # seconds after which Enter sends a message that had reached the kernel before
 LOG = "white-space:pre-wrap;line-height:1.45;border:1px solid #767676;padding:6px 12px"
@@ -50,8 +52,8 @@ class ChatPanel:
         self.send.on_click(lambda _: self._submit())
         self.stop.on_click(lambda _: self.stopping.set())
         self.new.on_click(lambda _: self.reset())
-        self.box = _box([self.log, self.message, ipywidgets.HBox([self.send, self.stop, self.new]),
-                         self.temperature, self.system, self.status], self)
+        self.box = told_box([self.log, self.message, ipywidgets.HBox([self.send, self.stop, self.new]),
+                             self.temperature, self.system, self.status], self)
         self._show("")
         self._say("Nothing was said yet.")
 
@@ -146,16 +148,6 @@ class ChatPanel:
     def __repr__(self) -> str:
         said = [f"{'You' if turn['role'] == 'user' else self.name}: {turn['content']}" for turn in self.talk.turns]
         return "\n".join(said) or f"a chat with {self.name}: nothing was said yet"
-
-
-def _box(children, panel: ChatPanel):
-    import ipywidgets
-
-    class Box(ipywidgets.VBox):
-        def __repr__(self):  # the default would hold the whole conversation as HTML
-            return repr(panel)
-
-    return Box(children)
 
 
 def chat(model="tales-chat", tokenizer=None, *, system: str = "", temperature: float = 0.7,

@@ -138,7 +138,7 @@ class Explorer:
                 widget.observe(lambda change, name=name: self._moved(name, change["new"]), names="value")
             self.widgets[name] = widget
         self.page, self.sentence = ipywidgets.HTML(), ""
-        self.box = _box([*self.widgets.values(), self.page], self)
+        self.box = told_box([*self.widgets.values(), self.page], self)
         self._draw()
 
     def set(self, **values) -> str:
@@ -169,12 +169,13 @@ class Explorer:
         return f"explorer: {values}"
 
 
-def _box(children, explorer):
+def told_box(children: Sequence, owner):
+    """Widgets one below the other, which a terminal tells as their owner tells itself."""
     import ipywidgets
 
     class Box(ipywidgets.VBox):
-        def __repr__(self):  # the default would hold the whole picture
-            return repr(explorer)
+        def __repr__(self):  # the default would hold all of the widgets' HTML
+            return repr(owner)
 
     return Box(children)
 

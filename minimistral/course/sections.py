@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minimistral.lab import course_folder
 
-from .syllabus import CHAPTERS, NOTEBOOKS, Chapter
+from .syllabus import NOTEBOOKS, Chapter
 
 HEADING = re.compile(r"^(#{1,4}) +(.+?) *$", re.M)
 
@@ -94,12 +94,6 @@ def _parts(cells: list[dict]) -> Iterator[Part]:
         for start, end in zip([0, *cuts], [*cuts, len(text)]):
             if piece := text[start:end].strip():
                 yield Part("markdown", piece, number, tags)
-
-
-def stories(root: Path | None = None) -> Iterator[Section]:
-    """Every section of every story, in the order of the course."""
-    for chapter in CHAPTERS:
-        yield from read_sections(chapter, root=root)
 
 
 def section_of(name: str, chapter: Chapter, root: Path | None = None) -> Section | None:

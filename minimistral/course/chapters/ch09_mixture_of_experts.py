@@ -108,13 +108,6 @@ def held_out_rows(tokenizer=None, documents: Sequence[str] | None = None, longes
     return validation_rows(ids, min(longest, max(map(len, ids))))
 
 
-def usage(model: nn.Module, rows=None) -> list[Tensor]:
-    """The share of each expert on held-out text, layer by layer: (E,) each."""
-    rows = held_out_rows() if rows is None else rows
-    n_experts = model.config.moe.num_experts
-    return [shares(c, n_experts) for c in choices(model, rows.inputs, rows.positions)]
-
-
 @torch.no_grad()
 def kept_by_the_chosen(model: nn.Module, rows) -> list[float]:
     """How much of a softmax over all experts the chosen ones have, on average, layer by layer."""
