@@ -334,7 +334,7 @@ def experts_explorer(model: nn.Module, told: dict[str, list[int]], tokenizer) ->
     return draw
 
 
-def shares_picture(runs: dict[str, list[list[float]]], k: int = CHOSEN):
+def shares_picture(runs: dict[str, list[list[float]]]):
     """Shares of the experts, sorted, for some models: one panel for each layer.
 
     runs: name -> layers of shares that sum to 1
