@@ -1,12 +1,16 @@
-"""How tales-chat was made: python -m minimistral.chat_recipe --steps 5000 --out tales-chat
+"""How tales-chat was made:
+
+    python -m minimistral.chat_recipe --steps 5000 --out first
+    python -m minimistral.chat_recipe --steps 2000 --start first --out tales-chat
 
 Questions about new tales are drawn, tales-dense learns to answer them, and what it answers to
 questions it never saw is scored. An adapter learns; with --full all parameters do, from the
 same questions in the same order. --join NAME FOLDER puts the record of another run into that
 in --out.
 
-The shipped model is the adapter. Its record holds three shorter runs as well: "lora", the
-adapter after 600 steps; "full" and "full_long", all parameters after 600 and 3,000.
+The shipped model is the adapter. Its record holds other runs as well: "first", the one that it
+went on from; "lora", an adapter after 600 steps; "full" and "full_long", all parameters after
+600 and 3,000. Which of the two long runs ships, 1,200 other questions decided ("chosen_by").
 """
 
 import argparse

@@ -85,7 +85,7 @@ reveal("base", "B", "A question inside a tale is followed by more tale. That is 
 # `[INST]`, what you say, `[/INST]`, then the answer, then `</s>`.
 
 # %%
-talk = [*question.conversation, {"role": "user", "content": "Who has the map?"},
+talk = [*question.conversation, {"role": "user", "content": "Who has the hat?"},
         {"role": "assistant", "content": "..."}]
 ids, learned = instruct.encode_chat(tokenizer, talk)
 show(ch13.tokens_picture(tokenizer, ids, learned, "Two questions, two answers"),
@@ -423,24 +423,28 @@ curves = {"adapter": record["lora"]["losses"], "all parameters": run["losses"]}
 late = {name: [sum(c["nats_per_token"][i:i + 10]) / 10 for i in (70, 90)]
         for name, c in curves.items()}                    # of 100 points
 show(ch13.curves_picture(curves, "The same lessons, step by step"),
-     alt="Two falling losses. The adapter's stays above, and still falls.",
+     alt="Nats per token of an answer, in the eighth tenth of the steps and in the "
+     "last: " + "; ".join(
+         f"{name} {a:.3f}, {b:.3f}" for name, (a, b) in late.items()),
      data={"": list(late),
            "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
            "the last tenth": [f"{b:.3f}" for _, b in late.values()]})
 assert late["adapter"][0] > late["adapter"][1] > 2 * late["all parameters"][1]
-long = {"adapter": record, "all parameters": record["full_long"]}
-for name, facts in long.items():
-    print(f"{facts['training']['steps']:,} steps, {name}: "
+for name, key in (("adapter", "first"), ("adapter", ""), ("all", "full_long")):
+    facts = record[key] if key else record
+    print(f"{ch13.steps_of(facts):,} steps, {name}: "
           f"{facts['after']['all']['share']:.3f} right, loss on tales "
           f"{facts['after']['tales_nats_per_byte']:.2f} nats per byte")
-assert record["after"]["all"]["share"] > shares["all parameters"]
+after, first, best = (facts["after"]["all"]["share"] for facts in (
+    record, record["first"], record["full_long"]))
+assert after >= first > shares["all parameters"] and after / best > 0.95
 
 # %% [markdown]
-# After 600 steps the adapter answers a little more than half, and its loss is still falling. Is it too narrow,
-# or only slow? After 5,000 steps it answers more than all parameters did after 600. **That adapter is tales-chat**:
-# a file of 60 kB, which `load_model` merges into tales-dense. All parameters, given 3,000 steps, answer nearly
-# every question, and have forgotten the tales. So the adapter is slower: with rank 4 only four
-# directions of a matrix can change. (Our explanation, not a measurement.)
+# After 600 steps the adapter answers about half, and its loss still falls. Too narrow,
+# or only slow? After 5,000 it answers more than all parameters did after 600. With 2,000 more, at half
+# the rate, **it is tales-chat**: 60 kB, which `load_model` merges into tales-dense. All parameters,
+# after 3,000, answer nearly every question, and have forgotten the tales. The adapter gets above 95% of
+# their right answers, in more than twice the steps: only four directions of a matrix can change (we guess).
 #
 # An adapter inside the layers cannot teach the output layer new tokens. (*Further* counts some.)
 #
@@ -588,21 +592,22 @@ for n, one in enumerate(rounds):
         name: tuple(r[e] for e in exams) for name, r in one["right"].items()})
     honest, knew = one["right"].values()
     gains.append(knew["this examination"] - honest["this examination"])
-    assert knew["a new one"] < 15
-    a, b = (r["this examination"] for r in (honest, knew))
-    assert ch13.clearly_ahead(a, b, 30) == "-"
-print("ahead by", gains, "in the examination that it learned by heart")
+    assert knew["this examination"] == 30 and knew["a new one"] < 15
+n = sum(gains)
+print(f"they differ in {n} of {30 * len(rounds)} answers, and all go one way")
+print(f"a coin that falls {n} times on the same side: 1 in {2 ** (n - 1)}")
 rows = {name: [(sum(one["right"][name][e] for one in rounds), 30 * len(rounds))
                for e in exams] for name in rounds[0]["right"]}
 show(ch13.shares_picture(rows, exams, "Learned by heart: right here only"),
      alt=ch13.shares_text(rows, exams), data=ch13.shares_data(rows, exams))
-assert ch13.clearly_ahead(*(row[0][0] for row in rows.values()), 120) != "-"
-assert 0 < min(gains) < max(gains)
+assert ch13.clearly_ahead(*(row[0][0] for row in rows.values()), 120) == "-"
+assert min(gains) > 0 and 2 ** (1 - n) < 0.05
 
 # %% [markdown]
-# In this examination the contaminated model is ahead each time. How far depends on the questions that we drew:
-# in no single round are the intervals apart, in all four together they are. With new questions it falls
-# far behind. Contamination looks like skill; only new questions tell.
+# In this examination the contaminated model is ahead each time, although the intervals overlap: above a model that
+# answers nearly all there is little room. But both were asked the same questions. Then we may count
+# those in which they differ. All go one way, and a coin seldom does that. With new questions the contaminated model
+# falls far behind. Contamination looks like skill; only new questions tell.
 #
 # **In short:** a score belongs to a model, its questions, their wording, the shots and the rule. Say all
 # five, and the interval.
@@ -614,7 +619,7 @@ assert 0 < min(gains) < max(gains)
 print(f"a manner of answering: rank 2, {size / 1e3:.0f} kB beside",
       f"{ch13.base_bytes() / 1e3:.0f} kB, {score} of 40 right")
 for way in (run, record):
-    result, steps = way["after"], way["training"]["steps"]
+    result, steps = way["after"], ch13.steps_of(way)
     print(f"to answer at all, {way['parameters']['share']:.1%} of the parameters, "
           f"{steps:,} steps: {result['all']['share']:.3f} right, "
           f"loss on tales {result['tales_nats_per_byte']:.3f}")
@@ -628,7 +633,7 @@ display(verdict(16, "true with a condition", "A new manner is cheap. A new skill
 # %% [markdown]
 # Both headlines leave out what would make them checkable. A careful writer would have written: *On a laptop an
 # adapter with about a hundredth of the parameters changed a model's manner within seconds. For a new skill, with
-# thousands of exact examples, 600 steps of all parameters were enough, and a small adapter got there in 5,000;
+# thousands of exact examples, 600 steps of all parameters were enough, and a small adapter got there in thousands;
 # and then the model was worse at what it did before.*
 #
 # And: *Mistral's own measurement puts 7B ahead of all open models up to 13B, in these benchmarks, with these shots
@@ -715,6 +720,17 @@ print("and in the record of tales-chat:", record["shared_with_examination"])
 assert record["shared_with_examination"] == 0
 
 # %% [markdown]
+# It is worth little, too, if it chooses among models: the one that was lucky here would win. We had two
+# adapters, of 5,000 steps and of 2,000 more. So 1,200 other questions chose (closely:
+# the intervals overlap), and the examination is for the chosen one.
+
+# %%
+choice = record["chosen_by"]
+for name in ("first", "went on"):
+    low, high = instruct.score_interval(choice[name], choice["asked"])
+    print(f"{name:8} {choice[name]} of {choice['asked']}: {low:.3f} to {high:.3f}")
+
+# %% [markdown]
 # ## Further: requests with many right answers
 #
 # Each of these questions has one right answer. Two requests have many. *In the end?* asks how the tale ends, and
@@ -731,7 +747,7 @@ assert record["shared_with_examination"] == 0
 # show: is_right, facts
 
 # %%
-from minimistral.tales import sample_tale
+from minimistral.tales import parse_tale, sample_tale
 
 tale = sample_tale(Random(30), "en")
 wishes = {kind: questions.ask_about(tale, kind, Random(0))
@@ -746,6 +762,44 @@ for old, new in (("laissa", "laissa"), ("Un matin, Hugo", "Hugo"), ("Anna", "Nor
                  ("un petit anneau", "un anneau")):
     said = wishes["retell"].answer.replace(old, new)
     print(questions.is_right(wishes["retell"], said), old, "->", new)
+
+# %% [markdown]
+# Can our small model learn to do that? All parameters of tales-dense learned from interviews with all six kinds, and
+# so did tales-chat's adapter, from where it stood; 1,500 steps each (`--all-kinds`, with `--full` and with
+# `--start`).
+
+# %%
+predict("six", "Tales retold rightly in French, of 60 new ones?",
+        ["most of them, by both", "some by all parameters, none by the adapter",
+         "none by either"], answer="")
+
+# %%
+attempts = {"all parameters": record["full_all_kinds"]["after"],
+            "adapter": record["lora_all_kinds"]["after"]}
+rows = ch13.by_kind(attempts)
+show(ch13.shares_picture(rows, list(attempts), "To retell is beyond this adapter"),
+     alt=ch13.shares_text(rows, list(attempts)),
+     data=ch13.shares_data(rows, list(attempts)))
+(whole, asked), (narrow, _) = rows["retell"]
+assert 0.2 * asked < whole < 0.6 * asked and narrow == 0
+assert rows["end"][0][0] > 0.9 * asked > 0.75 * asked > rows["end"][1][0]
+reveal("six", "B", "And what the adapter writes is French.")
+
+# %%
+kept = {}
+for name, attempt in attempts.items():
+    asked_for, said = attempt["samples"][-2]
+    told, heard = (questions.facts(parse_tale(text).events) for text in (
+        asked_for.rpartition("\n")[0], said))
+    kept[name] = sum(fact in told for fact in heard)
+    print(f"{name}, {kept[name]} of {len(told)} sentences:\n{said}\n")
+print(asked_for)
+assert kept["adapter"] < kept["all parameters"] < len(told)
+
+# %% [markdown]
+# Both write French, and each writes a tale. All parameters kept most of what was told and lost their way in the middle;
+# the adapter tells a tale of its own. Fluent and untrue: an exact score finds it, a reader in a hurry may not.
+# Whether more steps would do, we did not try. So tales-chat is the adapter that learned four kinds.
 
 # %% [markdown]
 # ## Further: conversations, checked and answered

@@ -160,6 +160,9 @@ def test_the_record_says_what_was_measured():
     assert run["shared_with_examination"] == 0 == run["lora"]["shared_with_examination"]
     assert run["before"]["all"]["share"] < 0.1
     assert run["after"]["all"]["share"] >= 0.9 <= run["full"]["after"]["all"]["share"]
+    assert run["after"]["all"]["share"] >= 0.95 * run["full_long"]["after"]["all"]["share"]
+    assert ch13.steps_of(run) == 7000 and ch13.steps_of(run["first"]) == 5000
+    assert run["chosen_by"]["went on"] > run["chosen_by"]["first"] > 1000
     assert run["parameters"]["share"] <= 0.02
     assert run["lora"]["parameters"]["share"] <= 0.02
     for part in (run["before"], run["after"], run["lora"]["after"]):

@@ -24,9 +24,14 @@ GREY = "#767676"
 
 
 def record() -> dict:
-    """How tales-chat was made and what it scores; under "lora" the same after fewer steps, under
-    "full" and "full_long" for all parameters."""
+    """How tales-chat was made and what it scores; under "first" the run that it went on from, under
+    "lora" the same after fewer steps, under "full" and "full_long" for all parameters."""
     return json.loads((SHIPPED / "tales-chat" / "record.json").read_text(encoding="utf-8"))
+
+
+def steps_of(run: dict) -> int:
+    """How many steps a run took, those of the run from which it went on among them."""
+    return run["training"]["steps"] + (steps_of(run["first"]) if "first" in run else 0)
 
 
 def recorded(part: str, path: Path = RECORDED) -> dict:
