@@ -65,6 +65,7 @@ from nbformat import NotebookNode
 from minimistral.course.notebook_compare import VIEW, difference, read_rules
 from minimistral.course.notebook_library import ROOT
 from minimistral.course.notebook_source import SourceError, read_source
+from minimistral.course.sections import joined
 from minimistral.files import write_whole
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -191,6 +192,7 @@ def run(notebook: NotebookNode, folder: Path, after_cell: Callable[[int], None] 
 def _tidy(cell: NotebookNode) -> None:
     if cell.cell_type != "code":
         return
+    cell.outputs = joined(cell.outputs)
     raises = "raises-exception" in cell.metadata.get("tags", [])
     if raises and not any(o.output_type == "error" for o in cell.outputs):
         raise RuntimeError(f"a cell tagged raises-exception does not raise:\n{cell.source}")

@@ -361,8 +361,8 @@ def _kind(error: BaseException | None) -> str:
 
 
 def _unordered(error: BaseException | None) -> tuple[str, list[str]]:
-    """What an error says, whichever of two sizes it names first."""
-    text = _error(error)
+    """What an error says, whichever of two sizes it names first, or whichever index is out of bounds."""
+    text = re.sub(r"index -?\d+ is out", "index is out", _error(error))
     return re.sub(r"\d+", "#", text), sorted(re.findall(r"\d+", text))
 
 

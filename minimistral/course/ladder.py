@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from minimistral.files import write_whole
 
-from .panel import Panel
+from .panel import Panel, wrapped
 from .progress import load_progress, update_progress
 
 RECORDED = Path(__file__).parent.parent / "assets" / "ladder.json"
@@ -237,8 +236,7 @@ class Ladder:
         if not rows:
             lines.append("No row yet.")
         shown = rows[marked] if marked is not None else (rows[-1] if rows else None)
-        told = shown[0].sample.split("\n") if shown else []
-        code = "\n".join([f"{shown[0].name} writes:", *(textwrap.fill(t, 84) for t in told)]) if shown else ""
+        code = f"{shown[0].name} writes:\n{wrapped(shown[0].sample)}" if shown else ""
         return Panel("The ladder", lines, table=(header, table), marked_row=marked, code=code)
 
     def record(self, row: Row, command: str, path: Path = RECORDED) -> None:

@@ -7,6 +7,7 @@ light and dark themes; the coloured edge only repeats what the words say.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,11 @@ class Panel:
         box = BOX.format(edge=EDGES[self.tone])
         body = "\n".join(parts) + self.extra_html
         return f'<div role="status" style="{box}">{body}</div>'
+
+
+def wrapped(text: str) -> str:
+    """A text whose long lines are broken between words; a page would break them anywhere."""
+    return "\n".join(textwrap.fill(line, 84) for line in text.split("\n"))
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,6 @@ import linecache
 import math
 import re
 import sys
-import textwrap
 import types
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from minimistral.files import write_whole
 from minimistral.lab import from_here
 
 from .exercises import Exercise, all_exercises
+from .panel import wrapped
 from .progress import work_folder
 from .source import source_of
 from .swaps import swap
@@ -230,8 +230,7 @@ def _with_pieces(base: type) -> type:
                     self, ids, max_new_tokens, temperature=temperature, seed=seed,
                     stop_ids=(tokenizer.eos_id,), **options,
                 )
-            lines = (prompt + tokenizer.decode(new)).split("\n")
-            return "\n".join(textwrap.fill(line, 84) for line in lines)
+            return wrapped(prompt + tokenizer.decode(new))
 
         def __repr__(self) -> str:
             state = "running on the library's code: no piece of yours yet"

@@ -86,9 +86,9 @@ check("cached_loop_in_order", order)
 # Difficulty: easy · importance: useful · 7 minutes
 #
 # Top-p looks at a sum. Another cut, known as min-p, compares each token with the likeliest one: a token stays
-# if its probability is at least `share` times the largest of its row. What is left is scaled to sum to
-# 1. `share` lies between 0 and 1. Example: `[[0.5, 0.3, 0.2]]` with a share of 0.5 keeps the first two and
-# gives `[[0.625, 0.375, 0]]`.
+# if its probability is at least `share`, from 0 to 1, times the largest of its row. What is left is
+# scaled so that each row sums to 1 again. Example: `[[0.5, 0.3, 0.2]]` with a share of 0.5 keeps the first
+# two and gives `[[0.625, 0.375, 0]]`.
 
 
 # %%

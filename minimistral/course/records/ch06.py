@@ -104,10 +104,6 @@ DRAW = Exercise(
         Misconception("no running sum", _drawn(lambda p, r, u: (p > u).long().argmax(-1)),
             "You compared the number with single probabilities. The pieces lie one after the "
             "other, so compare it with their running sum."),
-        Misconception("nearest probability",
-            _drawn(lambda p, r, u: (p - u).abs().argmin(-1)),
-            "You took the token whose probability is nearest to the number. The number is a place "
-            "on the line from 0 to 1."),
         Misconception("nearest running sum", _drawn(lambda p, r, u: (r - u).abs().argmin(-1)),
             "You took the nearest running sum, above or below. It must be the first one that "
             "is greater than the number."),
@@ -143,10 +139,6 @@ DRAW = Exercise(
                 r > u[0] * r[:, -1:]).long().argmax(-1)),
             "All rows used the first number. Each row has its own; give the numbers a second axis, "
             "so that row meets row."),
-        Misconception("all tokens alike", _drawn(lambda p, r, u: (
-                u[:, 0] * p.shape[-1]).long()),
-            "The number was turned into an index as if all tokens were equally likely. The pieces "
-            "of the line are as long as the probabilities."),
         Misconception("sorted first", _drawn(lambda p, r, u: p.sort(-1, descending=True)[1].gather(
                 -1, (p.sort(-1, descending=True)[0].double().cumsum(-1) > u * r[:, -1:]
                      ).long().argmax(-1, keepdim=True))[:, 0]),
@@ -171,17 +163,6 @@ DRAW = Exercise(
                 r > u[:, 0] * r[:, -1]).long().argmax(-1)),
             "A row of B numbers cannot be compared with B rows of sums. Give every number a row of "
             "its own: a second axis of size 1."),
-        Misconception("scaled by the first row", _drawn(lambda p, r, u: torch.searchsorted(
-                r, u * r[0, -1], right=True)[:, 0]),
-            "All numbers were multiplied by the last sum of the first row. Each row has its own "
-            "last sum; keep the axis when you take it."),
-        Misconception("every place passed", _drawn(lambda p, r, u: (
-                r > u * r[:, -1:]).nonzero()[:, 1]),
-            "You listed all places at which the sum is greater. Only the first of each row is "
-            "the token."),
-        Misconception("not whole numbers", _drawn(lambda p, r, u: (
-                r > u * r[:, -1:]).long().argmax(-1).float()),
-            "The tokens are right, but they came as fractions. A token is a whole number, int64."),
         Misconception("every axis of size 1 dropped", _drawn(lambda p, r, u: torch.searchsorted(
                 r, u * r[:, -1:], right=True).squeeze()),
             "With one text only, its axis vanished as well: every axis of size 1 was dropped. Drop "
@@ -304,23 +285,11 @@ KEEP_TOP_K = Exercise(
         Misconception("written into the input", _in_place,
             "The values are right, but the logits that you were given are changed as well, and "
             "somebody may still need them. Work on a copy."),
-        Misconception("the smallest", lambda logits, k: torch.full_like(logits, -INF).scatter(
-                -1, (i := logits.topk(min(k, logits.shape[-1]), largest=False)[1]),
-                logits.gather(-1, i)),
-            "The smallest logits are kept and the largest are gone. A large logit means: likely."),
-        Misconception("largest in size",
-            lambda logits, k: torch.full_like(logits, -INF).scatter(
-                -1, (i := logits.abs().topk(min(k, logits.shape[-1]))[1]), logits.gather(-1, i)),
-            "Strongly negative logits are kept. Compare the logits with their sign: the most "
-            "negative is the least likely."),
         Misconception("zeros instead of minus infinity",
             lambda logits, k: torch.zeros_like(logits).scatter(
                 -1, (i := logits.topk(min(k, logits.shape[-1]))[1]), logits.gather(-1, i)),
             "What is cut has the logit 0, an ordinary score that still gets probability. Only "
             "minus infinity becomes 0 in the softmax."),
-        Misconception("the cut ones only",
-            lambda logits, k: logits.scatter(-1, logits.topk(min(k, logits.shape[-1]))[1], -INF),
-            "The other way round: the k largest were set to minus infinity and the rest kept."),
         Misconception("values only", lambda logits, k: logits.topk(min(k, logits.shape[-1]))[0],
             "Only the k values came back, without their places. The result has the shape of the "
             "logits, so that each token keeps its place."),
@@ -332,6 +301,11 @@ KEEP_TOP_K = Exercise(
                 torch.full_like(s[:, k:], -INF)], 1),
             "The kept logits moved to the front. A token is its place in the row; every kept logit "
             "stays where it was."),
+        Misconception("one limit for the batch",
+            lambda logits, k: logits.masked_fill(
+                logits < logits.topk(min(k, logits.shape[-1]))[0].min(), -INF),
+            "The lowest limit was used for all rows, so some keep more than k. Each row has its own k "
+            "largest."),
         Misconception("one cut for the batch",
             lambda logits, k: logits.masked_fill(
                 logits < logits.flatten().topk(min(k, logits.numel()))[0][-1], -INF),
@@ -347,11 +321,6 @@ KEEP_TOP_K = Exercise(
                 -1, logits.topk(min(k, logits.shape[-1]))[1], logits),
             "The places are right, the logits in them are those of the first tokens. Write the "
             "values that belong to the places."),
-        Misconception("wrong logits, k not limited",
-            lambda logits, k: torch.full_like(logits, -INF).scatter(
-                -1, logits.topk(k)[1], logits),
-            "The logits written are those of the first tokens, not of the places that topk named; "
-            "and a k above V stops it."),
         Misconception("k not limited", lambda logits, k: torch.full_like(logits, -INF).scatter(
                 -1, (i := logits.topk(k)[1]), logits.gather(-1, i)),
             "It stops when k is larger than the vocabulary. Then all tokens are kept: take the "
@@ -366,29 +335,14 @@ KEEP_TOP_K = Exercise(
                 logits, logits.topk(min(k, logits.shape[-1]))),
             "The places were taken for row numbers. topk counts places within each row; scatter "
             "along the last axis writes there."),
-        Misconception("places as rows, k not limited", lambda logits, k: _rows_at(
-                logits, logits.topk(k)),
-            "The places were taken for row numbers, but they count within each row: scatter along "
-            "the last axis. And limit k to V."),
         Misconception("places of all rows", lambda logits, k: _columns_at(
                 logits, logits.topk(min(k, logits.shape[-1]))),
             "Every row was written at the places of all rows. Each has its own k places: scatter "
-            "along the last axis keeps the rows apart."),
-        Misconception("places of all rows, k not limited", lambda logits, k: _columns_at(
-                logits, logits.topk(k)),
-            "Every row was written at the places of all rows, and a k above V stops it. scatter "
             "along the last axis keeps the rows apart."),
         Misconception("a threshold, k not limited", lambda logits, k: logits.masked_fill(
                 logits < logits.topk(k)[0][:, -1:], -INF),
             "With equal logits more than k are kept, and a k above V stops it. Keep the places "
             "that topk names, at most V of them."),
-        Misconception("a sorted threshold, k not limited", lambda logits, k: logits.masked_fill(
-                logits < logits.sort(-1, descending=True)[0][:, k - 1, None], -INF),
-            "The k-th value as a limit keeps more than k where several are equal, and there is "
-            "none where k is above V. Keep places instead."),
-        Misconception("ones", lambda logits, k: torch.full_like(logits, -INF).scatter(
-                -1, logits.topk(min(k, logits.shape[-1]))[1], 1.0),
-            "The places are right, but a 1 stands in each. Write the logits that belong there."),
         Misconception("nothing kept", lambda logits, k: torch.full_like(logits, -INF),
             "Everything is minus infinity. If you used scatter: it gives a new tensor and leaves "
             "the old one as it was. Return the new one."),
@@ -397,10 +351,6 @@ KEEP_TOP_K = Exercise(
                                       logits.gather(-1, i)),
             "A very negative number stands for what is cut. Minus infinity was asked for: only "
             "that is 0 after every softmax."),
-        Misconception("an empty threshold", lambda logits, k: logits.masked_fill(
-                logits < logits.sort(-1, descending=True)[0][:, k - 1 : k], -INF),
-            "A limit keeps more than k where several are equal; and for a k above V there is no "
-            "k-th value to be the limit. Keep places instead."),
         Misconception("a limit without its axis", lambda logits, k: logits.masked_fill(
                 logits < logits.topk(min(k, logits.shape[-1]))[0][:, -1], -INF),
             "The limits, one for each row, lost their axis and cannot meet the rows. Besides, a "
@@ -483,16 +433,6 @@ def _p_shifted(probabilities, p):
     mask = torch.zeros_like(out).scatter(-1, order, out)
     kept = probabilities.masked_fill(mask, 0.0)
     return kept / kept.sum(-1, keepdim=True)
-
-
-def _p_count(count):
-    """As many tokens kept in every row."""
-    def keep_top_p(probabilities, p):
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        needed = (ordered.cumsum(-1) - ordered <= p).sum(-1)
-        kept = ordered * (torch.arange(ordered.shape[-1]) < count(needed))
-        return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
-    return keep_top_p
 
 
 def _p_columns(probabilities, p):
@@ -587,9 +527,6 @@ KEEP_TOP_P = Exercise(
         Misconception("the rest of p", _nucleus(cut=lambda o, p: o.cumsum(-1) - o > 1 - p),
             "You kept until the sum passes 1 - p. With p = 0.9 nearly everything should be kept, "
             "not a tenth."),
-        Misconception("softmax again", _nucleus(source=lambda x: x.softmax(-1)),
-            "A softmax was applied to probabilities, which makes them nearly level. They are "
-            "probabilities already; sort them as they are."),
         Misconception("softmax to scale", lambda probabilities, p: _nucleus(scale=False)(
                 probabilities, p).softmax(-1),
             "A softmax gives every token something, the cut ones too. To scale, divide each row by "
@@ -605,12 +542,6 @@ KEEP_TOP_P = Exercise(
                             *probabilities.sort(0, descending=True)),
             "Sorted and summed down the columns, from text to text. Each row is one distribution; "
             "its tokens are the last axis."),
-        Misconception("tokens counted", lambda probabilities, p: (
-                lambda kept: kept / kept.sum(-1, keepdim=True))(probabilities.where(
-                    probabilities.argsort(-1, descending=True).argsort(-1)
-                    < math.ceil(p * probabilities.shape[-1]), torch.tensor(0.0))),
-            "You kept a share p of the tokens. It is their probability that must reach p, be it in "
-            "one token or in many."),
         Misconception("the sum without its axis", _p_axis_lost,
             "A sum of each row is a list of B numbers and cannot divide B rows. Keep the axis: "
             "keepdim leaves it with size 1."),
@@ -620,15 +551,6 @@ KEEP_TOP_P = Exercise(
         Misconception("order as rows", _p_rows,
             "The order was used to choose rows. It holds places within each row: scatter along the "
             "last axis writes there."),
-        Misconception("the first row's count", _p_count(lambda needed: needed[0]),
-            "All rows keep as many tokens as the first. Each row has its own number: compare "
-            "each row's own sums with p."),
-        Misconception("the largest count", _p_count(lambda needed: needed.max()),
-            "All rows keep as many tokens as the one that needs most. A sure row needs fewer: "
-            "compare each row's own sums."),
-        Misconception("the smallest count", _p_count(lambda needed: needed.min()),
-            "All rows keep as few tokens as the surest one. An open row needs more: compare each "
-            "row's own sums."),
         Misconception("the last sum came round", _p_rolled,
             "The likeliest token was cut. You moved the sums along by one, and the last came round "
             "to the front; before the first token the sum is 0."),
@@ -717,16 +639,11 @@ REMEMBER = Exercise(
         Misconception("only the new", lambda kept, k, v, positions: (k, v, positions),
             "Only the newest tokens are left; a query would see nothing of its past. Append them "
             "to what was kept."),
-        Misconception("only the old", _appended(lambda kept, new: kept),
-            "The new tokens are missing: the memory stays as it was after the first call."),
         Misconception("along the batch", _appended(lambda kept, new: (
                 torch.cat([kept[0], new[0]], 0), torch.cat([kept[1], new[1]], 0),
                 torch.cat([kept[2], new[2]], 0))),
             "You joined along the axis of the texts. A text grows along its own axis: the second, "
             "number 1."),
-        Misconception("along the last axis", _appended(lambda kept, new: _cat(kept, new, -1)),
-            "You joined along the last axis, which for keys is the size of a head. The tokens lie "
-            "along axis 1."),
         Misconception("along the heads", _appended(lambda kept, new: (
                 torch.cat([kept[0], new[0]], 2), torch.cat([kept[1], new[1]], 2),
                 torch.cat([kept[2], new[2]], 1))),
@@ -758,10 +675,6 @@ REMEMBER = Exercise(
                 torch.cat([kept[2], new[2]], 1))),
             "Keys and values changed places on the way. They come in and go out in the same "
             "order: keys, values, positions."),
-        Misconception("added up", _appended(lambda kept, new: tuple(
-                a[:, :1] + b for a, b in zip(kept, new))),
-            "Old and new were added as numbers. They have to stand side by side: join them along "
-            "axis 1."),
         Misconception("None not expected", lambda kept, k, v, positions: _cat(
                 kept, (k, v, positions)),
             "The first call gives None: nothing is kept yet. Then what is new is all there is."),
@@ -843,9 +756,6 @@ WITH_TEMPERATURE = Exercise(
                 lambda p: p / p.sum(-1, keepdim=True))(x.softmax(-1) / t)),
             "The dial does nothing: the temperature is left out, or it divides probabilities that "
             "are scaled again afterwards. Divide the logits, before the softmax."),
-        Misconception("probabilities divided, not scaled",
-            _dial(warm=lambda x, t: x.softmax(-1) / t),
-            "The rows no longer sum to 1. Temperature belongs to the logits, before the softmax."),
         Misconception("softmax of divided probabilities",
             _dial(warm=lambda x, t: (x.softmax(-1) / t).softmax(-1)),
             "Two softmaxes: the second one treats probabilities as scores, and everything becomes "
@@ -854,10 +764,6 @@ WITH_TEMPERATURE = Exercise(
                 lambda e: e / e.sum(-1, keepdim=True))((x / t).exp())),
             "NaN: at a low temperature the scores become large and their exponentials infinite. "
             "The library's softmax takes care of that."),
-        Misconception("exponentials over all rows", _dial(warm=lambda x, t: (
-                lambda e: e / e.sum())((x / t).exp())),
-            "All rows together sum to 1, and large scores become infinite. Each row is one "
-            "distribution; the library's softmax along the last axis does both."),
         Misconception("down the columns", _dial(warm=lambda x, t: (x / t).softmax(-2)),
             "The columns sum to 1. Each row is one distribution; the tokens are the last axis."),
         Misconception("no case for zero",
@@ -871,16 +777,9 @@ WITH_TEMPERATURE = Exercise(
                 x.argmax(), x.numel()).reshape(x.shape).to(x.dtype)),
             "At temperature 0 only one row of all got its 1. Each row has a likeliest token of its "
             "own: look for it along the last axis."),
-        Misconception("largest of all rows", _dial(cold=lambda x: (x == x.max()).to(x.dtype)),
-            "At temperature 0 you looked for the largest logit of all rows. Each row has its own, "
-            "and of equal ones only the first counts."),
         Misconception("no softmax", _dial(warm=lambda x, t: x / t),
             "These are the divided logits. The last step is missing: a softmax makes them "
             "probabilities."),
-        Misconception("every equal one gets 1",
-            _dial(cold=lambda x: (x == x.amax(-1, keepdim=True)).float()),
-            "At temperature 0 a row with equal logits sums to 2. Only the first of them gets "
-            "probability 1."),
         Misconception("the token at zero", _dial(cold=lambda x: x.argmax(-1)),
             "At temperature 0 you return the token. Wanted is a distribution as always: 1 at that "
             "token, 0 elsewhere."),
@@ -888,10 +787,6 @@ WITH_TEMPERATURE = Exercise(
                 x == x.amax(-1, keepdim=True), torch.tensor(0.0))),
             "At temperature 0 the row holds logits. It should hold probabilities: 1 at the "
             "likeliest token, 0 elsewhere."),
-        Misconception("whole numbers", _dial(cold=lambda x: F.one_hot(
-                x.argmax(-1), x.shape[-1])),
-            "At temperature 0 the result is made of whole numbers. Probabilities have the dtype of "
-            "the logits."),
         Misconception("softmax at zero", _dial(cold=lambda x: x.softmax(-1)),
             "At temperature 0 you give the plain softmax. Zero is the end of the dial where the "
             "likeliest token gets everything."),
@@ -909,10 +804,6 @@ WITH_TEMPERATURE = Exercise(
         Misconception("always axis 1", _dial(warm=lambda x, t: (x / t).softmax(1)),
             "With three axes, number 1 is no longer the vocabulary's. The tokens are always the "
             "last axis."),
-        Misconception("size of the vocabulary missing, whole numbers", _dial(
-                cold=lambda x: F.one_hot(x.argmax(-1))),
-            "At temperature 0 the rows are too short, and made of whole numbers. Tell one_hot the "
-            "size of the vocabulary, and return the dtype of the logits."),
     ),
     hints=(
         Hint("I do not know what zero means",
@@ -1062,22 +953,6 @@ KEEP_MIN_P = Exercise(
             "the row."),
         Misconception("the others kept", _min_p(_of_the_best, keep=lambda p, limit: p < limit),
             "The unlikely tokens are kept and the likely ones cut. Keep what reaches the limit."),
-        Misconception("a share of the sum", _min_p(
-                lambda p, share: share * p.mean(-1, keepdim=True)),
-            "The limit is a share of the mean. It should be a share of the row's largest "
-            "probability."),
-        Misconception("subtracted from the best",
-            _min_p(lambda p, share: p.amax(-1, keepdim=True) - share),
-            "You subtracted the share from the largest probability. A share of it means a "
-            "product."),
-        Misconception("the rest of the best",
-            _min_p(lambda p, share: (1 - share) * p.amax(-1, keepdim=True)),
-            "The limit is too high: one minus the share. With a share of 0.2 everything from a "
-            "fifth of the best stays."),
-        Misconception("only the best", lambda probabilities, share: F.one_hot(
-                probabilities.argmax(-1), probabilities.shape[-1]).float(),
-            "Only the likeliest token is left in every row. Others that reach the share stay as "
-            "well."),
         Misconception("the nucleus", lambda probabilities, share: keep_top_p(probabilities, share),
             "That is top-p: a limit on the sum. Here each token is compared with the likeliest "
             "one."),
@@ -1191,12 +1066,6 @@ def _stop_by_text(ids, stops):
     return [int(i) for i in (text[: min(ends)] if ends else text).split()]
 
 
-def _stop_by_digits(ids, stops):
-    text = " ".join(map(str, ids))
-    ends = [at for stop in stops if (at := text.find(" ".join(map(str, stop)))) >= 0]
-    return [int(i) for i in (text[: min(ends)] if ends else text).split()]
-
-
 UNTIL_STOP = Exercise(
     name="until_stop", chapter=6, kind="function", entry="until_stop",
     title="Stop at several tokens", difficulty="medium", importance="useful", minutes=10,
@@ -1210,8 +1079,6 @@ UNTIL_STOP = Exercise(
         Misconception("stop kept", _stop(_whole, cut=lambda ids, i, stop: ids[: i + len(stop)]),
             "The stop sequence is still in the result. Everything from its first token on is left "
             "out."),
-        Misconception("first token kept", _stop(_whole, cut=lambda ids, i, stop: ids[: i + 1]),
-            "The first token of the stop sequence is still there. Cut before it."),
         Misconception("any of its tokens", _stop(lambda ids, i, stop: ids[i] in stop),
             "A single token of a stop sequence ended the text. The whole sequence must stand there, "
             "in order."),
@@ -1229,8 +1096,6 @@ UNTIL_STOP = Exercise(
         Misconception("first in the list", _stop(_whole, choose=None),
             "You cut at the first sequence of the list that occurs. Of all sequences, the one that "
             "begins earliest ends the text."),
-        Misconception("latest of all", _stop(_whole, choose=max),
-            "Of several sequences you took the one that comes last. The earliest ends the text."),
         Misconception("half a sequence", _stop(
                 lambda ids, i, stop: ids[i:] != [] and stop[: len(ids) - i] == ids[i : i + len(stop)]),
             "Half a sequence at the end was taken for a whole one. The rest might never come: keep "
@@ -1250,9 +1115,6 @@ UNTIL_STOP = Exercise(
                 lambda ids, i, stop: i > 0 and _whole(ids, i, stop)),
             "A sequence at the very beginning was missed. Place 0 is a place, even though it counts "
             "as false."),
-        Misconception("in any order", _stop(
-                lambda ids, i, stop: sorted(ids[i : i + len(stop)]) == sorted(stop)),
-            "The same tokens in another order ended the text. Compare them one by one, in order."),
         Misconception("the one that ends first", _stop_that_ends_first,
             "You cut at the sequence that is complete first. A longer one had begun before it; "
             "the text ends where that one begins."),
@@ -1266,11 +1128,6 @@ UNTIL_STOP = Exercise(
                  if all(ids[i + j] == s[j] for j in range(len(s)))), ids),
             "Near the end the comparison reads beyond the list. A slice is only shorter there, "
             "and then not equal."),
-        Misconception("the place", lambda ids, stops: len(_stop(_whole)(ids, stops)),
-            "You returned the place where the text ends. Wanted are the ids before it."),
-        Misconception("digits compared", _stop_by_digits,
-            "Written as text, 1 is found inside 31, and the text ended there. Compare whole ids, "
-            "as numbers."),
         Misconception("given up at the first place", lambda ids, stops: (
                 ids[:0] if stops and _whole(ids, 0, stops[0]) else ids),
             "You returned everything at the first place that does not fit. Only when every place "
@@ -1405,12 +1262,6 @@ WRITE_CACHED = Exercise(
         Misconception("prompt's last token lost", _cached(first=lambda prompt: prompt[:-1]),
             "The last token of the prompt is never read, so even the first choice differs. Only "
             "the positions in the loop are wrong."),
-        Misconception("one token too few", _cached(steps=lambda n: n - 1),
-            "One token is missing at the end. The number of steps was right; look at the "
-            "positions."),
-        Misconception("prompt in the result",
-            lambda model, prompt, n: prompt + _cached()(model, prompt, n),
-            "The prompt stands in front of the result. Only the new tokens are asked for."),
         Misconception("only the new counted", _cached(position=lambda prompt, step: step + 1),
             "The position counts the new tokens only. The prompt stands before them: its length "
             "belongs to the sum."),
@@ -1535,28 +1386,9 @@ WORK_OF_WRITING = Exercise(
                 else _pairs(P, n, c)),
             "With the cache you counted the look of the prompt's last token twice. Each new token "
             "that is read looks at one key more than the one before."),
-        Misconception("prompt free with a cache", _work(
-                lambda P, n, c: n - 1 if c else _tokens(P, n, c),
-                lambda P, n, c: sum(P + i for i in range(1, n)) if c else _pairs(P, n, c)),
-            "With the cache the prompt costs nothing in your count. It has to be read once as "
-            "well, before the first choice."),
-        Misconception("one look for each step", _work(_tokens,
-                lambda P, n, c: sum(P + i for i in range(n))),
-            "You counted only the look of the last token at each step. Every token that is read "
-            "looks, those of the prompt too."),
         Misconception("one token looks at one", _work(_tokens, _tokens),
             "The second number equals the first. A token makes a pair with each key that it may "
             "see, so the pairs grow faster."),
-        Misconception("exchanged", _work(_pairs, _tokens),
-            "The two numbers are exchanged: first the tokens that are read, then the pairs."),
-        Misconception("only the tokens",
-            lambda prompt, new, cached: _tokens(prompt, new, cached),
-            "Only one number came back. Two are asked for: tokens read, and pairs of query and "
-            "key."),
-        Misconception("new times text", _work(
-                lambda P, n, c: P + n - 1 if c else n * (P + n), _pairs),
-            "Without a cache you count the final length at every step. The text grows: it is "
-            "shorter at the beginning."),
         Misconception("square without a cache", _work(_tokens,
                 lambda P, n, c: _pairs(P, n, c) if c else sum((P + i) ** 2 for i in range(n))),
             "Without a cache you counted every pair of two tokens. A token makes a pair only with "
@@ -1666,14 +1498,6 @@ def _beam_by_tensors(next_logs, start, width, steps):
     return ids[totals.argmax(), len(start):].tolist()
 
 
-def _exhaustive(next_logs, start, width, steps):
-    beams = [(0.0, list(start))]
-    for _ in range(steps):
-        beams = [(t + log, ids + [i]) for t, ids in beams
-                 for i, log in enumerate(next_logs(ids).tolist())]
-    return max(beams)[1][len(start):]
-
-
 def _greedy(next_logs, start, width, steps):
     ids = list(start)
     for _ in range(steps):
@@ -1745,25 +1569,12 @@ BEAM = Exercise(
         Misconception("greedy", _greedy,
             "That is the greedy text: one beginning is kept, or copies of one. Start with a single "
             "one, and keep several continuations, also some that look worse."),
-        Misconception("every text tried", _exhaustive,
-            "You tried every text there is; it found a likelier one, but with 960 tokens it would "
-            "never end. Keep the best few after each step."),
         Misconception("only the last step counts", _beam(join=lambda old, new: new),
             "Beginnings are ranked by their newest token alone. What counts is the whole text: the "
             "sum of all its logarithms."),
-        Misconception("logarithms multiplied",
-            _beam(join=lambda old, new: new if old == 0 else old * new),
-            "Logarithms were multiplied. The probabilities of a text multiply, so their logarithms "
-            "add."),
-        Misconception("probabilities added", _beam(join=lambda old, new: old + math.exp(new)),
-            "Probabilities were added up. The probability of a text is their product, the sum of "
-            "the logarithms."),
         Misconception("never cut", _beam(cross=False),
             "You keep the best continuations of each beginning, but never cut the whole list, so "
             "it grows without end. Of all together only the best few stay."),
-        Misconception("the worst kept", _beam(pick=min),
-            "The least likely beginnings are kept. Logarithms of probabilities are negative: the "
-            "largest is the one nearest to 0."),
         Misconception("start returned", _beam(whole=True),
             "The start stands in front of the result. Return the new tokens alone."),
         Misconception("one step too few", lambda next_logs, start, width, steps: _beam()(
@@ -1795,9 +1606,6 @@ BEAM = Exercise(
         Misconception("all of them returned", _beam_kept(_best, last=lambda beams, start: [
                 ids[len(start):] for _, ids in beams]),
             "All beginnings came back. Return the likeliest alone."),
-        Misconception("the sum as well", _beam_kept(
-                _best, last=lambda beams, start: (beams[0][0], beams[0][1][len(start):])),
-            "Its sum came back beside the text. Return the new ids alone."),
         Misconception("the pair as it is", _beam_kept(_best, last=lambda beams, start: beams[0]),
             "The whole pair came back, sum and start included. Return the new ids alone."),
         Misconception("the least likely at the end", _beam_kept(
@@ -1882,8 +1690,6 @@ SHARE_AND_ERROR = Exercise(
         Misconception("one over root of n", _share(lambda s, n: 1 / math.sqrt(n)),
             "The error ignores the share. When all texts are accepted it has to be 0 by this "
             "formula."),
-        Misconception("one half over root of n", _share(lambda s, n: 0.5 / math.sqrt(n)),
-            "That is the error for a share of one half. Use the share that was found."),
         Misconception("counted", lambda accepted: (
                 sum(accepted), math.sqrt(len(accepted) * _share(_root)(accepted)[0]
                                          * (1 - _share(_root)(accepted)[0]))),
@@ -1893,22 +1699,12 @@ SHARE_AND_ERROR = Exercise(
                 sum(accepted), math.sqrt(sum(accepted) * (1 - sum(accepted)) / len(accepted))),
             "Something negative stands under the root: you used the number of accepted texts. The "
             "formula wants their share, between 0 and 1."),
-        Misconception("percent", lambda accepted: tuple(
-                100 * x for x in _share(_root)(accepted)),
-            "The numbers are in percent. A share lies between 0 and 1."),
-        Misconception("the refused", lambda accepted: (lambda s, e: (1 - s, e))(
-                *_share(_root)(accepted)),
-            "You counted the refused texts. The share of the accepted ones is asked for."),
         Misconception("divided by n - 1", _share(lambda s, n: math.sqrt(s * (1 - s) / (n - 1))),
             "Nearly: you divided by n - 1. The formula here has n; for many texts it makes no "
             "difference."),
-        Misconception("only the share", lambda accepted: sum(accepted) / len(accepted),
-            "Only the share came back. Return its standard error beside it."),
         Misconception("two errors", _share(lambda s, n: 2 * _root(s, n)),
             "That is twice the standard error. Return it once; the doubling comes when you "
             "compare."),
-        Misconception("squared", _share(lambda s, n: (s * (1 - s) / n) ** 2),
-            "The error was squared. A square root is asked for."),
         Misconception("brackets missing", _share(lambda s, n: math.sqrt(s * 1 - s / n)),
             "Brackets are missing: the product is that of the share and of one minus the share, "
             "and all of it is divided by n."),
@@ -1916,14 +1712,8 @@ SHARE_AND_ERROR = Exercise(
                 x.mean().item(), x.std().item()))(torch.tensor(accepted).double()),
             "That is the spread of single texts. The error of their mean is smaller, by the root "
             "of n."),
-        Misconception("rounded", lambda accepted: (lambda s, e: (s, round(e, 4)))(
-                *_share(_root)(accepted)),
-            "The error was rounded. Return the number as it is; round it when you print it."),
         Misconception("error first", lambda accepted: _share(_root)(accepted)[::-1],
             "The two numbers are exchanged: first the share, then its error."),
-        Misconception("both rounded", lambda accepted: (lambda s, e: (round(s, 2), round(e, 4)))(
-                *_share(_root)(accepted)),
-            "Both numbers were rounded. Return them as they are; round them when you print."),
     ),
     hints=(
         Hint("I do not know where to start",

@@ -79,10 +79,6 @@ REPEAT_HEADS = Exercise(
         Misconception("no axis named", lambda x, n: x.repeat_interleave(n),
             "The result is one long row: without an axis everything is flattened first. Name "
             "the axis of the heads."),
-        Misconception("every number repeated, then cut",
-            lambda x, n: _cut(x.repeat_interleave(n, dim=3), x),
-            "The shape is right, but inside a head each number is there n times in a row. A "
-            "head must stay whole."),
         Misconception("a new axis left open",
             lambda x, n: x[:, :, :, None].expand(*x.shape[:3], n, x.shape[3]),
             "There is one axis too many: the copies have an axis of their own. Join it with "
@@ -209,12 +205,6 @@ def _fused(q, k, v, mask):
     return out.masked_fill(blind, 0.0).transpose(1, 2)
 
 
-def _mean_queries(q, k, v, mask, again=True):
-    n = _group_size(q, k)
-    out = attend(q.unflatten(2, (-1, n)).mean(3), k, v, mask)
-    return out.repeat_interleave(n, 2) if again else out
-
-
 PLAIN_ATTEND = Exercise(
     name="plain_attend", chapter=7, kind="piece", piece="attention.plain_attend",
     entry="plain_attend", title="A look with shared heads", difficulty="medium",
@@ -256,20 +246,11 @@ PLAIN_ATTEND = Exercise(
             lambda q, k, v, mask: attend(q, repeat_heads(k, _group_size(q, k)), v, mask),
             "H heads meet K heads. Keys and values both have to serve their whole group: which of "
             "them still has K heads?"),
-        Misconception("keys in the place of values",
-            lambda q, k, v, mask: attend(q, repeat_heads(k, _group_size(q, k)),
-                                         repeat_heads(k, _group_size(q, k)), mask),
-            "The keys are handed over in the place of the values. Keys are for finding; what "
-            "is mixed are the values."),
         Misconception("keys and values exchanged",
             lambda q, k, v, mask: attend(q, repeat_heads(v, _group_size(q, k)),
                                          repeat_heads(k, _group_size(q, k)), mask),
             "Keys and values have changed places. The order of the arguments is queries, "
             "keys, values, mask."),
-        Misconception("queries repeated",
-            lambda q, k, v, mask: attend(repeat_heads(q, _group_size(q, k)), k, v, mask),
-            "You repeated the queries, of which there are more already. Keys and values are "
-            "the ones that are too few."),
         Misconception("queries repeated as well",
             lambda q, k, v, mask: attend(*(repeat_heads(x, _group_size(q, k))
                                            for x in (q, k, v)), mask),
@@ -282,18 +263,6 @@ PLAIN_ATTEND = Exercise(
         Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
             "It works while all texts have one mask. With a mask for each text, its first "
             "axis met an axis of heads: it needs two new axes after the first."),
-        Misconception("one query for a group", _mean_queries,
-            "All heads of a group give the same: their queries were averaged. Only keys and "
-            "values are shared; each head keeps its own query."),
-        Misconception("fewer query heads",
-            lambda q, k, v, mask: _mean_queries(q, k, v, mask, again=False),
-            "The result has as many heads as there are shared ones. It must have H: every "
-            "query head looks for itself."),
-        Misconception("first shared head for all",
-            lambda q, k, v, mask: attend(q, k[:, :, :1].expand(-1, -1, q.shape[2], -1),
-                                         v[:, :, :1].expand(-1, -1, q.shape[2], -1), mask),
-            "Every query head reads key/value head 0. Each group has a key/value head of its "
-            "own."),
         Misconception("mask forgotten",
             lambda q, k, v, mask: plain_attend(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight: the mask was not handed on. It is the same for all "
@@ -302,9 +271,6 @@ PLAIN_ATTEND = Exercise(
             _grouped(join=lambda out: out.transpose(2, 3).flatten(2, 3)),
             "Each look is right, but stands in the place of another head. Join the axes in "
             "the order in which you cut them: group, then member."),
-        Misconception("no scale", _grouped(scale=lambda q: 1.0),
-            "The weights are too sharp: the scores were not divided by the root of D, as in "
-            "chapter 2."),
         Misconception("NaN where nothing may be seen",
             _grouped(hide=-torch.inf, soften=lambda s, hidden: s.softmax(-1)),
             "A query that may see nothing gives NaN. As in chapter 2, its result is zeros."),
@@ -388,8 +354,6 @@ CACHE_BYTES = Exercise(
         Misconception("one layer", _bytes(
                 lambda c, s, b, z: 2 * c.n_kv_heads * c.head_dim * s * b * z),
             "That is the cache of one layer. Every layer has keys and values of its own."),
-        Misconception("one head", _bytes(lambda c, s, b, z: 2 * c.n_layers * c.head_dim * s * b * z),
-            "That is the cache of a single key/value head in each layer. How many are there?"),
         Misconception("one text", _bytes(
                 lambda c, s, b, z: _right_bytes(c, s, 1, z)),
             "That is enough for one text. Each text of the batch has keys and values of its "
@@ -399,25 +363,14 @@ CACHE_BYTES = Exercise(
         Misconception("numbers, not bytes", _bytes(lambda c, s, b, z: _right_bytes(c, s, b, 1)),
             "You counted numbers. Each takes several bytes in memory; the last argument says "
             "how many."),
-        Misconception("bytes counted twice", _bytes(
-                lambda c, s, b, z: _right_bytes(c, s, b, z) * z),
-            "The bytes of a number were counted twice. The first line counts numbers; the "
-            "second turns them into bytes."),
         Misconception("GiB", _bytes(lambda c, s, b, z: _right_bytes(c, s, b, z) / 2**30),
             "That is the size in GiB. Bytes are asked for; the 4 GiB of the example only say "
             "how much it is."),
-        Misconception("queries kept as well", _bytes(
-                lambda c, s, b, z: (c.n_heads + 2 * c.n_kv_heads) * c.n_layers * c.head_dim * s * b * z),
-            "You counted the queries as well. A query is used once, by its own token, and is "
-            "never kept."),
         Misconception("group size for the number of groups", _bytes(
                 lambda c, s, b, z: _right_bytes(c, s, b, z) // c.n_kv_heads * (
                     c.n_heads // c.n_kv_heads)),
             "You used how many query heads share one. What counts is how many key/value heads "
             "there are."),
-        Misconception("width for each head", _bytes(
-                lambda c, s, b, z: 2 * c.n_layers * c.n_kv_heads * c.dim * s * b * z),
-            "Every head was given the width of the model. A head has its own, smaller size."),
         Misconception("head size from the width", _bytes(
                 lambda c, s, b, z: 2 * c.n_layers * c.n_kv_heads * (c.dim // c.n_heads) * s * b * z),
             "The size of a head was taken as the width over the number of heads. It need not "
@@ -600,15 +553,6 @@ def _run_watched(work, q, k, v, mask):
     return {"look": out, "copies of the keys or values": "yes" if copied else "no"}
 
 
-def _by_broadcast_matmul(q, k, v, mask):
-    groups = q.unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)     # (B, K, n, T, D)
-    keys, values = (x.transpose(1, 2).unsqueeze(2) for x in (k, v))      # (B, K, 1, S, D)
-    scores = groups @ keys.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    hidden = ~mask.unsqueeze(-3).unsqueeze(-3)
-    weights = scores.masked_fill(hidden, -1e30).softmax(-1)
-    return (weights @ values).permute(0, 3, 1, 2, 4).flatten(2, 3)
-
-
 def _by_folded_matmul(q, k, v, mask):
     """The heads of a group are rows of one matrix product."""
     (B, T, H, D), K = q.shape, k.shape[2]
@@ -706,16 +650,10 @@ WITHOUT_COPIES = Exercise(
         Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
             "The mask met the axes of the heads instead of those of text, query and key. It "
             "needs two new axes after the first."),
-        Misconception("no scale", _grouped(scale=lambda q: 1.0),
-            "The weights are too sharp: the scores were not divided by the root of D."),
         Misconception("mask ignored",
             lambda q, k, v, mask: _grouped()(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight. The mask needs an axis for the groups and one for their "
             "members."),
-        Misconception("softmax over the queries",
-            _grouped(hide=-torch.inf, soften=lambda s, hidden: s.softmax(-2)),
-            "The weights of one query do not sum to 1: the softmax ran over the queries. It "
-            "runs over the keys, the last axis of the scores."),
         Misconception("scores multiplied by the mask", _scores_times_mask,
             "Hidden keys get weight: a score of 0 is not a weight of 0. Hide scores before the "
             "softmax, so that their weights vanish."),
@@ -725,15 +663,6 @@ WITHOUT_COPIES = Exercise(
         Misconception("mask one axis short", _grouped(room=lambda mask: mask.unsqueeze(-3)),
             "The mask got one new axis. The scores have two axes of heads, group and member, "
             "so it needs two, after that of the texts."),
-        Misconception("mask turned round",
-            lambda q, k, v, mask: _grouped(
-                hide=-torch.inf, soften=lambda s, hidden: s.softmax(-1))(q, k, v, ~mask),
-            "The mask is turned round: what may be seen was hidden. True means may attend, so "
-            "hide where it is False."),
-        Misconception("heads before positions at the end",
-            _grouped(join=lambda out: out.flatten(2, 3).transpose(1, 2)),
-            "The looks are right, but the heads stand before the positions. The result is "
-            "text, position, head, number."),
         Misconception("positions and heads mixed at the end",
             _grouped(join=lambda out: out.permute(0, 2, 3, 1, 4).reshape(
                 out.shape[0], out.shape[1], -1, out.shape[4])),
@@ -825,16 +754,6 @@ def _keep_and_append_joined(q, k, v, kept):
     return _look_at(q, keys, values)
 
 
-def _keep_too_late(q, k, v, kept):
-    keys, values = (torch.cat(parts, dim=1) for parts in zip(*kept))
-    kept.append((k, v))
-    return _look_at(q, keys, values)
-
-
-def _keep_nothing(q, k, v, kept):
-    return _look_at(q, *(torch.cat(parts, dim=1) for parts in zip(*kept, (k, v))))
-
-
 LOOK_AND_KEEP = Exercise(
     name="look_and_keep", chapter=7, kind="bug", entry="look_and_keep",
     title="A cache that shares nothing", difficulty="medium", importance="essential",
@@ -862,9 +781,6 @@ LOOK_AND_KEEP = Exercise(
         Misconception("only the values moved",
             _keeping(before=repeat_heads, after=_same, values_after=(_same, repeat_heads)),
             "The values are kept once now; the keys are still repeated before they are kept."),
-        Misconception("in turn", _keeping(after=lambda x, n: x.repeat(1, 1, n, 1)),
-            "The list is small now, but the looks changed: the heads come in turn. Copies of "
-            "one head stand side by side."),
         Misconception("not repeated at all", _keeping(after=_same),
             "The list is small now, but no shared head reaches its group: keys with K heads "
             "meet queries with H. Repeat what comes out of the list."),
@@ -886,12 +802,6 @@ LOOK_AND_KEEP = Exercise(
             _keeping(before=repeat_heads, after=repeat_heads),
             "Keys and values are repeated twice on the way to the look. Keep them as they "
             "come, and repeat once, after the list."),
-        Misconception("joined before the new pair is in", _keep_too_late,
-            "The list is joined before the new pair is in it. At the first token it is still "
-            "empty; append first."),
-        Misconception("never kept", _keep_nothing,
-            "The list is empty after the look, so a new token sees only itself. What is kept "
-            "must stay, with K heads."),
         Misconception("only the new keys are looked at",
             lambda q, k, v, kept: (kept.append((k, v)), plain_attend(q, k, v, _seen(q, k)))[1],
             "Everything is kept, but the look uses the new keys and values alone. Join the "
@@ -1013,11 +923,6 @@ REORDER_QUERIES = Exercise(
                 wo.reshape(H, -1, wo.shape[1])[_side_by_side(H, K)].flatten(0, 1)),
             "The rows of wo were cut into heads, and there are not H heads in them. Head h "
             "enters wo by its columns."),
-        Misconception("wo cut like wq", lambda wq, wo, H, K: (
-                _reordered(_side_by_side)(wq, wo, H, K)[0],
-                wo.reshape(H, len(wq) // H, -1)[_side_by_side(H, K)].flatten(0, 1)),
-            "wo has come out in the shape of wq: it was cut as if heads were its rows. Its "
-            "heads are blocks of columns."),
         Misconception("heads not joined", lambda wq, wo, H, K: (
                 wq.unflatten(0, (H, -1))[_side_by_side(H, K)],
                 wo.unflatten(1, (H, -1))[:, _side_by_side(H, K)]),
@@ -1030,15 +935,6 @@ REORDER_QUERIES = Exercise(
             _reordered(lambda H, K: torch.arange(H) // (H // K)),
             "Some heads are there several times and others are lost: the order holds numbers "
             "of key/value heads. Every old query head must appear once."),
-        Misconception("remainders taken for query heads",
-            _reordered(lambda H, K: torch.arange(H) % K),
-            "Only the first K heads are there, again and again: the order holds numbers of "
-            "key/value heads. Every old query head must appear once."),
-        Misconception("output moved the other way",
-            lambda wq, wo, H, K: (_reordered(_side_by_side)(wq, wo, H, K)[0],
-                                  _reordered(_inverse)(wq, wo, H, K)[1]),
-            "wq and wo were moved in opposite directions. Row block h of wq and column block h "
-            "of wo belong to the same head."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1108,9 +1004,6 @@ POOL_HEADS = Exercise(
         Misconception("sum", _pooled(lambda heads: heads.sum(1)),
             "The heads of a group were added up, so keys and values become too large. An "
             "average divides by their number."),
-        Misconception("divided by the new heads", lambda w, K, new: _pooled(
-                lambda heads: heads.sum(1) / new)(w, K, new),
-            "The sums were divided by the number of new heads. A group has K / new members."),
         Misconception("slices of the wrong length", lambda w, K, new: torch.cat(
                 [w.unflatten(0, (K, -1))[g * new:(g + 1) * new].mean(0) for g in range(new)]),
             "As many heads were averaged as new ones are wanted. A group has K / new members, "
@@ -1121,10 +1014,6 @@ POOL_HEADS = Exercise(
         Misconception("first head of each group", _pooled(lambda heads: heads[:, 0]),
             "Only the first head of each group was kept. The task is the average of the "
             "group; the cell below compares the two."),
-        Misconception("the first heads", lambda w, K, new: w.unflatten(
-                0, (K, -1))[:new].flatten(0, 1),
-            "The first heads were kept and the others thrown away. Each new head is the "
-            "average of its group."),
         Misconception("a group averaged to one row",
             lambda w, K, new: w.unflatten(0, (new, -1)).mean(1),
             "Each group became a single row: the average ran over heads and their numbers. A "
@@ -1137,23 +1026,11 @@ POOL_HEADS = Exercise(
             lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(0).flatten(0, 1),
             "The average ran across the groups instead of inside them. After cutting into "
             "groups, members and rows, it is the members that are averaged."),
-        Misconception("one average for all",
-            lambda w, K, new: w.unflatten(0, (K, -1)).mean(0).repeat(new, 1),
-            "All new heads are equal: the average ran over every head. Each group has an "
-            "average of its own."),
-        Misconception("rows averaged", lambda w, K, new: w.unflatten(
-                0, (-1, K // new)).mean(1),
-            "Neighbouring rows inside a head were averaged. A head is a block of D rows: "
-            "average row 0 with row 0 of the other heads."),
         Misconception("kept as many heads",
             lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(
                 1, keepdim=True).expand(-1, K // new, -1, -1).flatten(0, 2),
             "The averages are right, but each is still there several times. The new matrix "
             "has fewer rows: one block for each new head."),
-        Misconception("new and group size exchanged",
-            lambda w, K, new: w.unflatten(0, (K // new, new, -1)).mean(1).flatten(0, 1),
-            "The number of new heads is wrong: you made groups of that size. The number of "
-            "groups is what was asked for."),
         Misconception("averaged over the rows of each head",
             lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(2).flatten(0, 1),
             "Each head became a single row: the average ran over the rows of a head. It runs "
