@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from minimistral.config_files import (
-    FOREIGN_KEYS, HARMLESS_KEYS, config_to_params, moe_from_json, read_json,
-    window_from_json)
+    FOREIGN_KEYS, HARMLESS_KEYS, check_config, config_to_params, moe_from_json,
+    read_json, window_from_json)
 
 
 @dataclass(frozen=True)
@@ -85,40 +85,6 @@ class ModelConfig:
         if path is not None:
             Path(path).write_text(text, encoding="utf-8", newline="\n")
         return text
-
-
-def check_config(config: ModelConfig) -> None:
-    """Raise ValueError for numbers that no model can have."""
-    for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim",
-                 "hidden_dim", "vocab_size"):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number from 1 up")
-    if config.n_heads % config.n_kv_heads:
-        slip = ("did you swap n_heads and n_kv_heads?"
-                if config.n_kv_heads > config.n_heads
-                else "each key/value head serves the same number of query heads")
-        raise ValueError(f"n_heads={config.n_heads} is not a multiple of "
-                         f"n_kv_heads={config.n_kv_heads}: {slip}")
-    if config.head_dim % 2:
-        raise ValueError(
-            f"head_dim={config.head_dim} must be even, as rotary positions turn "
-            f"pairs; {config.dim} / {config.n_heads} is "
-            f"{config.dim / config.n_heads:g}: did you swap n_layers and n_heads?")
-    for name in ("norm_eps", "rope_theta"):
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"{name}={value!r} must be a positive number")
-    windows = config.sliding_window
-    windows = windows if isinstance(windows, tuple) else (windows,)
-    if not windows or config.n_layers % len(windows):
-        raise ValueError(f"sliding_window has {len(windows)} entries, which must "
-                         f"divide n_layers={config.n_layers} to be tiled over them")
-    for window in windows:
-        if window is not None and (isinstance(window, bool)
-                                   or not isinstance(window, int) or window < 1):
-            raise ValueError(f"sliding_window={window!r} must be None or at least "
-                             f"1: it counts the query's own position")
 
 
 def config_from_params(params: dict) -> ModelConfig:

@@ -213,8 +213,8 @@ TEACHING_MODULES = (
 # module -> {definition: chapter that shows it}
 DEFINITIONS: dict[str, dict[str, int]] = {
     "config": {
-        "MoEConfig": 9, "ModelConfig": 4, "check_config": 4, "config_from_params": 10,
-        "ParameterCount": 10, "count_parameters": 10, "weight_bytes": 10,
+        "MoEConfig": 9, "ModelConfig": 4, "config_from_params": 10, "ParameterCount": 10,
+        "count_parameters": 10, "weight_bytes": 10,
         "cache_bytes_per_token": 10, "published": 10, "MODELS": 10,
     },
     "tokenizer": {

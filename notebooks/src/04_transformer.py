@@ -420,13 +420,9 @@ my_model
 # minimistral/config.py
 # show: ModelConfig
 
-# %%
-# minimistral/config.py
-# show: check_config
-
 # %% [markdown]
 # Such numbers are easily swapped, and most swaps still build *some* model, of another kind than
-# you meant. So `check_config` refuses what no model can be and names the likely slip. Which of these
+# you meant. So `ModelConfig` refuses what no model can be and names the likely slip. Which of these
 # three does it let through? Change them and see.
 
 # %% tags=["try"]
