@@ -747,6 +747,8 @@ for name in ("first", "went on"):
 # show: is_right, facts
 
 # %%
+import textwrap
+
 from minimistral.tales import parse_tale, sample_tale
 
 tale = sample_tale(Random(30), "en")
@@ -757,8 +759,10 @@ for said in ("The ring is still in the mill.",
              "It was raining. In the end the ring stayed in the mill.",
              "The ring is still in the garden.", "Now Anna has the ring."):
     print(questions.is_right(wishes["end"], said), said)
-print("\n" + wishes["retell"].answer, "\n")
-for old, new in (("laissa", "laissa"), ("Un matin, Hugo", "Hugo"), ("Anna", "Nora"),
+print()
+print(*(textwrap.fill(line, 84) for line in wishes["retell"].answer.split("\n")),
+      "", sep="\n")
+for old, new in (("Un matin, Hugo", "Hugo"), ("Anna", "Nora"), ("jardin", "moulin"),
                  ("un petit anneau", "un anneau")):
     said = wishes["retell"].answer.replace(old, new)
     print(questions.is_right(wishes["retell"], said), old, "->", new)
@@ -792,9 +796,10 @@ for name, attempt in attempts.items():
     told, heard = (questions.facts(parse_tale(text).events) for text in (
         asked_for.rpartition("\n")[0], said))
     kept[name] = sum(fact in told for fact in heard)
-    print(f"{name}, {kept[name]} of {len(told)} sentences:\n{said}\n")
-print(asked_for)
-assert kept["adapter"] < kept["all parameters"] < len(told)
+    print(f"{name}, {kept[name]} of {len(told)} sentences:")
+    print(*(textwrap.fill(line, 84) for line in said.split("\n")), "", sep="\n")
+print(*(textwrap.fill(line, 84) for line in asked_for.split("\n")), sep="\n")
+assert kept["adapter"] < len(told) / 2 < kept["all parameters"] < len(told)
 
 # %% [markdown]
 # Both write French, and each writes a tale. All parameters kept most of what was told and lost their way in the middle;
