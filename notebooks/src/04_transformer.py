@@ -187,8 +187,9 @@ reveal("growth", "C", "Each layer multiplies: what it reads is larger, so it "
 # %%
 x = torch.tensor([3.0, 4.0])
 mean_square = x.pow(2).mean()
+divided = (x / mean_square.sqrt()).tolist()
 print("mean of the squares:", mean_square.item())
-print("divided by its root:", [round(n, 3) for n in (x / mean_square.sqrt()).tolist()])
+print("divided by its root:", [round(n, 3) for n in divided])
 predict("ten", "And the token (30, 40)?", ["(8.49, 11.31)", "(0.85, 1.13)",
                                            "(0.08, 0.11)"], answer="")
 
