@@ -165,11 +165,28 @@ def test_the_record_says_what_was_measured():
     assert run["chosen_by"]["went on"] > run["chosen_by"]["first"] > 1000
     assert run["parameters"]["share"] <= 0.02
     assert run["lora"]["parameters"]["share"] <= 0.02
-    for part in (run["before"], run["after"], run["lora"]["after"]):
+    for part in (run["before"], run["after"], run["first"]["after"], run["lora"]["after"],
+                 run["full_all_kinds"]["after"], run["lora_all_kinds"]["before"], run["lora_all_kinds"]["after"]):
         counted = part["all"]
         assert sum(kind["right"] for kind in part["kinds"].values()) == counted["right"]
         assert sum(tongue["asked"] for tongue in part["languages"].values()) == counted["asked"]
         assert counted["interval"] == pytest.approx(score_interval(counted["right"], counted["asked"]))
+
+
+def test_the_runs_with_requests_had_the_same_examination():
+    whole, narrow = (ch13.record()[name] for name in ("full_all_kinds", "lora_all_kinds"))
+    same = set(whole["recipe"]) - {"seed"}
+    assert {name: whole["recipe"][name] for name in same} == {name: narrow["recipe"][name] for name in same}
+    assert whole["recipe"]["kinds"] == [*KINDS, *REQUESTS] and narrow["parameters"]["share"] <= 0.02
+    assert whole["training"]["steps"] == narrow["training"]["steps"]
+    asked = examination(ALL_KINDS)
+    assert asked[:240] == examination() and len(asked) == whole["after"]["all"]["asked"] == 360
+    for run in (whole, narrow):
+        assert run["shared_with_examination"] == 0
+        by_prompt = {q.prompt: q for q in asked}
+        assert all(prompt in by_prompt for prompt, _ in run["after"]["samples"])
+        retold = [is_right(by_prompt[prompt], said) for prompt, said in run["after"]["samples"][-2:]]
+        assert retold == [False, False]                                    # as chapter 13 tells
 
 
 def test_the_shipped_model_answers_as_its_record_says(tokenizer):
