@@ -207,7 +207,8 @@ for x in (torch.tensor([30.0, 40.0]), torch.tensor([300.0, 400.0])):
     careless = half / half.pow(2).mean().sqrt()
     careful = (x / x.pow(2).mean().sqrt()).half()
     rounded = [[round(v, 3) for v in norm.tolist()] for norm in (careless, careful)]
-    print(f"{x.tolist()!s:16} squares in float16: {rounded[0]}, in float32: {rounded[1]}")
+    print(f"{x.tolist()!s:16} squares in float16: {rounded[0]}, "
+          f"in float32: {rounded[1]}")
 assert careless.tolist() == [0, 0] and abs(careful[0] - 0.8486) < 1e-3
 reveal("ten", "B", "Ten times the token, the same direction, the same norm.")
 
