@@ -10,7 +10,9 @@ in --out.
 
 The shipped model is the adapter. Its record holds other runs as well: "first", the one that it
 went on from; "lora", an adapter after 600 steps; "full" and "full_long", all parameters after
-600 and 3,000. Which of the two long runs ships, 1,200 other questions decided ("chosen_by").
+600 and 3,000; "full_all_kinds" and "lora_all_kinds", with requests among the questions. Which of
+the two long runs of the adapter ships, 1,200 other questions decided ("chosen_by"), after as many
+of the 240 of the second examination were right with both: --choose FOLDER FOLDER asks them.
 """
 
 import argparse
@@ -127,6 +129,17 @@ def measure(model: nn.Module, tokenizer: Tokenizer, recipe: TuningRecipe) -> dic
             "samples": [[q.prompt, text] for q, text in list(zip(asked, said))[::30]]}
 
 
+def choose(folders: list[str], recipe: TuningRecipe = replace(RECIPE, each=300), seed: int = 79
+           ) -> dict[str, int]:
+    """How many questions, drawn for the choice alone, each model answers rightly."""
+    right = {}
+    for folder in folders:
+        model, tokenizer = load_model(folder, dtype=torch.float32), load_tokenizer(folder)
+        right[folder] = sum(examine(model, tokenizer, recipe, seed)[2])
+        say(f"{folder}: {right[folder]} of {recipe.each * len(recipe.kinds) * len(recipe.languages)}")
+    return right
+
+
 def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False,
          start: Path | None = None) -> dict:
     """Train, measure, and write: the adapter with its tokenizer and record, or, for `full`,
@@ -211,7 +224,7 @@ def join(out: Path, name: str, other: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minimistral.chat_recipe", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--out", type=Path, help="folder for what is made")
     parser.add_argument("--full", action="store_true", help="train the whole model")
     parser.add_argument("--steps", type=int, default=TRAINING.steps, help="of the training")
     parser.add_argument("--all-kinds", action="store_true", help="questions and requests")
@@ -219,10 +232,16 @@ def main() -> None:
                         help="add the record of another run to that in --out")
     parser.add_argument("--start", type=Path, help="folder of an adapter to go on from, with "
                                                    "other questions and half the rate")
+    parser.add_argument("--choose", nargs="+", metavar="FOLDER",
+                        help="score models with questions of their own, to choose one")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    if chosen.join:
+    if chosen.choose:
+        choose(chosen.choose)
+    elif not chosen.out:
+        parser.error("--out FOLDER is needed")
+    elif chosen.join:
         join(chosen.out, chosen.join[0], Path(chosen.join[1]))
     else:
         longer = {"steps": chosen.steps, "warmup_steps": max(20, chosen.steps // 50)}

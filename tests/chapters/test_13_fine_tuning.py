@@ -10,7 +10,7 @@ from safetensors.torch import load_file as load_tensors
 from torch import nn
 
 import minimistral as mm
-from minimistral.chat_recipe import ALL_KINDS, RECIPE, examination, interviews, join, tune
+from minimistral.chat_recipe import ALL_KINDS, RECIPE, choose, examination, interviews, join, tune
 from minimistral.course import judge, verify
 from minimistral.course.chapters import ch13_fine_tuning as ch13
 from minimistral.course.records.ch13 import EXERCISES
@@ -150,6 +150,7 @@ def test_a_run_goes_on_from_an_adapter_and_joins_its_record(tmp_path):
     assert set(after) == set(before) and any((after[name] != before[name]).any() for name in after)
     assert all((after[name] - before[name]).abs().max() < 0.05 for name in after)      # it went on
     assert "before" not in tune(tmp_path / "all", small, full=True)
+    assert set(choose([str(first)], replace(RECIPE, each=1)).values()) <= {0, 1, 2, 3, 4}
     join(first, "everything", tmp_path / "all")
     kept = json.loads((first / "record.json").read_text(encoding="utf-8"))
     assert kept["everything"]["parameters"]["share"] == 1 and "recipe" not in kept["everything"]
