@@ -145,6 +145,13 @@ def beside(name: str, samples: int) -> dict:
         theirs.config.use_cache = False
         adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-3, betas=(0.9, 0.95), fused=True)
         steps[f"transformers, {words}"] = steps_of(theirs, ids, bfloat16, adamw, compiled)
+        if bfloat16:
+            theirs = in_transformers(base).requires_grad_(True).train()
+            theirs.config.use_cache = False
+            adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-3, betas=(0.9, 0.95),
+                                      fused=True)
+            steps[f"float32 in transformers, {words}"] = steps_of(theirs, ids, False, adamw,
+                                                                  compiled)
     seconds, failed = {}, {}
     for way in list(steps):
         try:
@@ -155,9 +162,13 @@ def beside(name: str, samples: int) -> dict:
             failed[way] = f"{type(error).__name__}: {str(error)[:200]}"
     for _ in range(samples):
         for way in seconds:
-            begun = time.perf_counter()
-            steps[way]()
-            seconds[way].append(round(time.perf_counter() - begun, 4))
+            memory = (train_run.kept_memory() if way.startswith("minimistral.train") else
+                      contextlib.nullcontext())        # as train_run.py does
+            with memory:
+                steps[way]()                           # the one before it was another's
+                begun = time.perf_counter()
+                steps[way]()
+                seconds[way].append(round(time.perf_counter() - begun, 4))
     median = {way: statistics.median(times) for way, times in seconds.items()}
     theirs = min(m for way, m in median.items() if way.startswith("transformers"))
     return {"what": f"{name}: one step of {batch} x 256 tokens", "unit": "tokens/s",

@@ -3,6 +3,7 @@ the progress line. What is being trained, and how, is in train.py."""
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
@@ -85,6 +86,8 @@ class Run:
             self.old_handler = signal.signal(signal.SIGINT, self.on_interrupt)
         self.line = ProgressLine(self) if self.show else None
         self.quick = contextlib.ExitStack()
+        if self.model.device.type == "cpu":
+            self.quick.enter_context(kept_memory())
         if self.config.compile:
             if self.model.device.type == "cpu":
                 self.quick.enter_context(matmul_attention())
@@ -263,6 +266,26 @@ def matmul_attention() -> Iterator[None]:
         yield
     finally:
         attention.fast_attend = fused
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep freed memory for the next step. By itself glibc gives each block above 32 MB, as
+    logits are, back to Linux, which fills it with zeros for the next step, page by page."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):                   # not Linux, or another libc
+        yield
+        return
+    trim, threshold, blocks = -1, -3, -4                           # malloc.h
+    mallopt(blocks, 0)
+    mallopt(trim, 2**31 - 1)
+    try:
+        yield
+    finally:                                                       # where glibc itself ends up
+        mallopt(blocks, 65536)
+        mallopt(threshold, 2**25)
+        mallopt(trim, 2**26)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Training: the order of the data, the loss, the optimiser, the schedule, the loop."""
 
+import ctypes
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,7 @@ from minimistral.train import (IGNORE, TrainConfig, Tokens, accumulate_gradients
                                encode_documents, evaluate, join_documents, learning_rate,
                                make_optimizers, next_token_nats, parameter_groups, train,
                                training_batch, validation_rows)
-from minimistral.train_run import masked_matmul
+from minimistral.train_run import kept_memory, masked_matmul
 
 CONFIG = ModelConfig(dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=40,
                      vocab_size=50)
@@ -252,6 +254,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_move():
         train(model, TOKENS, QUICK, progress=False)
     assert torch.equal(model.output.weight, before)
     assert attention.fast_attend is not masked_matmul
+
+
+def test_memory_is_kept_between_steps_and_given_back_after_them():
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("a matter of glibc")
+    import resource
+
+    def new_pages() -> int:
+        """Pages that Linux hands out while a tensor of 64 MB is filled."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with kept_memory():
+        new_pages()
+        assert new_pages() < 20
+    new_pages()                                           # the first gives back what was kept
+    assert new_pages() > 30                               # even where all have 2 MB
 
 
 @pytest.mark.parametrize("settings, message", [
