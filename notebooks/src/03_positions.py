@@ -267,7 +267,8 @@ lines_chart(ax, range(61), {"score": scores}, ylabel="score",
             title="One arrow comes round: distance 47 looks like distance 3")
 ax.plot([3, 47], [scores[3], scores[47]], "s", color="#D55E00", markersize=9)
 show(figure, alt="The score as a function of the distance is a wave with a period "
-     f"of 6.28 places; at distance 3 it is {scores[3]:.2f}, at 47 {scores[47]:.2f}.",
+     f"of 6.28 places; at distance 3 it is {scores[3]:.2f}, "
+     f"at 47 {scores[47]:.2f}.",
      data={"distance": range(61), "score": [round(s, 3) for s in scores]})
 slow = [ch03.score_at(distance, 0, 0.1) for distance in (3, 47)]
 print(f"at 0.1 radian a place: {slow[0]:.2f} at distance 3, {slow[1]:.2f} at 47")
@@ -475,8 +476,8 @@ lines_chart(ax, range(10, 101, 10), means, xlabel="training step",
             ylabel="loss (nats)",
             title="One look learns “two places back” only with positions")
 end = {name: values[-1] for name, values in means.items()}
-show(figure, alt=f"Without positions the loss is {end['without positions']:.1f} nats "
-     f"after 100 steps, with rotary positions {end['with rotary positions']:.1f}.",
+show(figure, alt=f"Without positions the loss is {end['without positions']:.1f} "
+     f"nats after 100 steps, with rotary ones {end['with rotary positions']:.1f}.",
      data={"step": range(10, 101, 10),
            **{n: [round(v, 2) for v in values] for n, values in means.items()}})
 assert end["without positions"] > 1.8 and end["with rotary positions"] < 0.05
@@ -793,7 +794,7 @@ lines_chart(ax, range(1, 6), {"sees everything before": whole,
 ax.set(xticks=range(1, 6), ylim=(0, None))
 show(figure, alt="Beyond the trained length the loss rises from "
      f"{whole[0]:.1f} to {whole[-1]:.1f} when the model sees everything; where it "
-     f"sees only near tokens, it is {near[0]:.1f} at first and {near[-1]:.1f} at last.",
+     f"sees only near tokens, {near[0]:.1f} at first and {near[-1]:.1f} at last.",
      data={"stretch": range(1, 6), "all": whole, "near": near})
 
 # %% [markdown]

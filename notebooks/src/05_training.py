@@ -196,8 +196,8 @@ for name, optimizer, rate in (("SGD", torch.optim.SGD, 0.5),
     model = ch05.tiny_model()
     losses[name] = plain_loop(model, optimizer(model.parameters(), lr=rate))
 show(ch05.compare_picture(losses, "AdamW is far ahead after 60 steps"),
-     alt=f"After 60 steps the loss of AdamW is {losses['AdamW'][-1]:.1f}, that of SGD "
-     f"still {losses['SGD'][-1]:.1f}.", data=ch05.curve_table(losses))
+     alt=f"After 60 steps the loss of AdamW is {losses['AdamW'][-1]:.1f}, "
+     f"that of SGD still {losses['SGD'][-1]:.1f}.", data=ch05.curve_table(losses))
 
 # %%
 assert losses["AdamW"][-1] < losses["SGD"][-1] - 1
@@ -958,8 +958,8 @@ for name in ("adamw", "muon"):
     both[name] = run.losses
 show(ch05.compare_picture(both, "The same rate, steps and text, another optimiser"),
      alt=f"After 20 steps the loss is {both['adamw'][19]:.1f} with AdamW and "
-     f"{both['muon'][19]:.1f} with Muon; after 80 steps {both['adamw'][-1]:.1f} and "
-     f"{both['muon'][-1]:.1f}.", data=ch05.curve_table(both))
+     f"{both['muon'][19]:.1f} with Muon; after 80 steps {both['adamw'][-1]:.1f} "
+     f"and {both['muon'][-1]:.1f}.", data=ch05.curve_table(both))
 
 # %% tags=["try"]
 # Which rate is best for each? Try 5e-3 and 5e-2 above before you rank them.

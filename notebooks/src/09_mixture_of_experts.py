@@ -538,8 +538,8 @@ early, paid = map(ch09.recorded_losses, (120, 400))       # name -> losses
 floor = ch09.recorded("quality")[-1]["floor"]
 show(ch09.quality_picture(paid, floor, "After 400 steps: better than the dense "
                           "model of equal cost"),
-     alt="After 400 steps all three seeds of the mixture lie below all three of the "
-     "dense model of equal cost. Medians: " + ", ".join(
+     alt="After 400 steps all three seeds of the mixture lie below all three of "
+     "the dense model of equal cost. Medians: " + ", ".join(
          f"{name} {middle(values):.3f}" for name, values in paid.items()) + ".",
      data={name: [round(x, 4) for x in paid[name]] for name in paid})
 

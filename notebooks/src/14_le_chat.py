@@ -443,7 +443,8 @@ sizes = {"ours": ours, "3B": 3.4e9, "7B": 7.2e9, "24B": 23.6e9}
 local = [ch14.first_word(n, 100, here) for n in sizes.values()]
 cloud = [ch14.first_word(n, 100, 4e14, trip=0.05) for n in sizes.values()]
 predict("first", "A prompt of 100 tokens. Where is Mistral 7B's first word sooner?",
-        ["here: nothing travels", "in the data center", "about the same"], answer="")
+        ["here: nothing travels", "in the data center", "about the same"],
+        answer="")
 
 # %%
 # NBVAL_IGNORE_OUTPUT: the speed of this machine
