@@ -586,6 +586,6 @@ def lines(name: str) -> Panel:
         n = len(exercise.distractors)
         extra = f", {n} {'stays' if n == 1 else 'stay'} out" if n else ""
         ask = f'{len(exercise.lines)} lines in order{extra}. Answer: check("{exercise.name}", "A B ...")'
-        return Panel(exercise.title, [ask], tone="wait", code="\n".join(shown))
+        return Panel(exercise.title, [ask], tone="wait", code="\n".join(shown), fixed=True)
     shown = [f"{chr(65 + i)}   {option}" for i, option in enumerate(exercise.options)]
     return Panel(exercise.title, [f'Answer: check("{exercise.name}", "A")'], tone="wait", code="\n".join(shown))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 EDGES = {"good": "#009E73", "bad": "#D55E00", "wait": "#0072B2", "plain": "#767676"}
 BOX = "border-left:6px solid {edge};padding:4px 12px;margin:4px 0;line-height:1.45"
+FIXED = "font-family:ui-monospace,Consolas,monospace"
 CELL = "border:1px solid #767676;padding:3px 9px;text-align:{align}"
 
 
@@ -25,7 +26,8 @@ class Panel:
     tone: str = "plain"
     table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None  # header, rows
     marked_row: int | None = None  # shown bold with an edge; the row's words must say why
-    code: str = ""  # shown as it is, in a fixed font
+    code: str = ""  # shown as it is
+    fixed: bool = False  # the code in a fixed font, also in JupyterLab, which takes the page's own
     extra_html: str = field(default="", repr=False)  # trusted: a picture made by us
     extra_text: str = field(default="", repr=False)
 
@@ -45,7 +47,8 @@ class Panel:
         parts = [f"<strong>{html.escape(self.heading)}</strong>"]
         parts += [f"<div>{html.escape(line)}</div>" for line in self.lines]
         if self.code:
-            parts.append(f"<pre>{html.escape(self.code)}</pre>")
+            style = f' style="{FIXED}"' if self.fixed else ""
+            parts.append(f"<pre{style}>{html.escape(self.code)}</pre>")
         if self.table:
             parts.append(html_table(*self.table, marked_row=self.marked_row))
         box = BOX.format(edge=EDGES[self.tone])
