@@ -77,6 +77,9 @@ SHARE_OF_TALES = Exercise(
         Misconception("rounded", lambda texts: round(sum(_ok(texts)) / len(texts), 2),
             "The share is rounded. Keep the number as it is; it is rounded when it is shown "
             "to somebody."),
+        Misconception("rounded to a whole number", lambda texts: round(sum(_ok(texts)) / len(texts)),
+            "A share is rarely a whole number, and yours always is: it is rounded to 0 or 1. Keep what "
+            "stands behind the point."),
         Misconception("divided by forty", lambda texts: sum(_ok(texts)) / 40,
             "Right for the forty texts of this page only. The function must work for any "
             "number of texts: divide by how many it was given."),
