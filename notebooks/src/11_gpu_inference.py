@@ -637,8 +637,9 @@ ways = {"p": p, "the draft's q": q,
         "mistake": ch11.tally(from_p, drawn, q, p, 4000)}
 table = {name: [round(x, 2) for x in w.tolist()] for name, w in ways.items()}
 shares = [f"{name} {', '.join(map(str, row))}" for name, row in table.items()]
-show(ch11.draws_picture(tokens, table), alt=f"Shares of a, b, c: {'; '.join(shares)}. "
-     "Those after accept are p's; the mistake's lie between p and the draft's q.",
+show(ch11.draws_picture(tokens, table), alt="Shares of a, b and c: "
+     f"{'; '.join(shares)}. Those after accept are p's; the mistake's lie between "
+     "p and the draft's q.",
      data={"token": tokens, **table})
 assert (ways["accept"] - p).abs().max() < 0.03 < (ways["mistake"] - p).abs().max()
 

@@ -425,7 +425,7 @@ late = {name: [sum(c["nats_per_token"][i:i + 10]) / 10 for i in (70, 90)]
 show(ch13.curves_picture(curves, "The same lessons, step by step"),
      alt="Nats per token of an answer, in the eighth tenth of the steps and in the "
      "last: " + "; ".join(
-         f"{name} {a:.3f}, {b:.3f}" for name, (a, b) in late.items()),
+         f"{name} {a:.3f}, {b:.3f}" for name, (a, b) in late.items()) + ".",
      data={"": list(late),
            "the eighth tenth": [f"{a:.3f}" for a, _ in late.values()],
            "the last tenth": [f"{b:.3f}" for _, b in late.values()]})
