@@ -654,8 +654,9 @@ seen = torch.stack([ch02.weight_on_answer(attention_maps(model, q.ids), q)
                     for q in questions]).mean(0)          # (L, H)
 by_map, by_cost = ch02.ranking(seen)[:2], ch02.ranking(falls)[:2]
 show(ch02.effects_picture(seen, falls, "A good map and a high cost are two things"),
-     alt=f"Each head as a point. Most weight on the right name: (layer, head) "
-     f"{by_map}. Highest cost when switched off: {by_cost}.",
+     alt="Each head as a point. Layer {}, head {} gives the right name most weight and "
+     "costs most when off. Second in weight is layer {}, head {}, second in cost "
+     "layer {}, head {}.".format(*by_map[0], *by_map[1], *by_cost[1]),
      data=ch02.effects_table(seen, falls))
 for place in [*by_map, by_cost[1]]:
     print("layer {}, head {}:".format(*place), f"weight on the right name "
