@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out.absolute()
     try:
         make(out, targets)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6

@@ -31,6 +31,7 @@ from minimistral.course.exercises import TYPED, Exercise, all_exercises, find_ex
 from minimistral.course.notebook_library import ROOT
 from minimistral.course.soundness import trials, verify
 from minimistral.course.survivors import SAME
+from minimistral.course.syllabus import chapter
 from minimistral.files import write_whole
 from minimistral.provenance import provenance
 
@@ -179,7 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
     only.add_argument("--pages", dest="parts", action="store_const", const=[], help="measure nothing")
     parser.add_argument("--note", help="what a reader must know about this run")
     options = parser.parse_intermixed_args(arguments)
-    chapters = [int(word) for word in options.words if word.isdigit()]
+    try:
+        chapters = [chapter(int(word)).number for word in options.words if word.isdigit()]
+    except ValueError as error:
+        parser.error(str(error))
     out = next((Path(word) for word in options.words if not word.isdigit()), ROOT / "build")
     parts = ["exercises", "notebooks"] if options.parts is None else options.parts
     if parts:

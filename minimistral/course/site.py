@@ -22,7 +22,7 @@ from minimistral.course.render import browser
 from minimistral.course.site_check import barriers, pages, problems
 from minimistral.course.site_pages import EXTRA, Edition, write_sources
 from minimistral.course.site_search import write_search_text
-from minimistral.course.syllabus import CHAPTERS
+from minimistral.course.syllabus import CHAPTERS, chapter
 
 MARK = ".buildinfo"  # Sphinx's own file in what it built
 
@@ -39,7 +39,7 @@ def build(out: Path, numbers: list[int] = (), solutions: bool = True, root: Path
         raise ValueError(f"{out} holds something else than a web edition: name an empty or a new folder")
     between = out.with_name(f".{out.name}-sphinx")
     source, doctrees = between / "source", between / "doctrees"
-    chosen = tuple(c for c in CHAPTERS if c.number in numbers) if numbers else CHAPTERS
+    chosen = tuple(chapter(n) for n in sorted(set(numbers))) or CHAPTERS
     write_sources(Edition(root, source, chosen, solutions))
     options = ["-b", "html", "-q", "-j", "2", "-W", "--keep-going", "-c", root / "docs/site", "-d", doctrees,
                "-D", f"html_extra_path={source / EXTRA}"]
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out.absolute()
     try:
         status = build(out, options.chapters, not options.without_solutions)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
