@@ -85,7 +85,7 @@ class Stepper:
             with memory_explained(self.estimate, "a smaller chunk; " + KNOBS):
                 x = self.fast.features(ids, positions, slice(place, place + 1), end)
             start = end
-        return self.fast.logits(x[:, -1:])[0, 0]
+        return self.fast.logits(x[:, -1])[0]    # of two axes: three would be copied
 
 
 def fastest_step(stepper: Stepper, rows: int, tokens: int) -> tuple:
