@@ -178,6 +178,13 @@ def rows_of_different_length():
     return 5, k, v, positions, (2, 3, 4)
 
 
+def single_tokens_of_a_row_that_ends():
+    k, v = _random(5, (2, 7, 2, 4), (2, 7, 2, 4))
+    positions = torch.arange(7).repeat(2, 1)
+    positions[1, 5:] = -1
+    return 4, k, v, positions, (1,) * 7
+
+
 def a_chunk_longer_than_the_ring():
     k, v = _random(3, (2, 14, 3, 4), (2, 14, 3, 4))
     return 4, k, v, torch.stack([torch.arange(14), torch.arange(2, 16)]), (11, 3)
@@ -193,7 +200,7 @@ def a_long_chunk_that_ends_in_padding():
     positions = torch.full((2, 9), -1)
     for row, length in enumerate((9, 6)):
         positions[row, :length] = torch.arange(length)
-    return 4, k, v, positions, (9,)
+    return 4, k, v, positions, (7, 1, 1)
 
 
 def _run_write(work, slots, k, v, positions, sizes):
@@ -303,7 +310,7 @@ WRITE = Exercise(
     reference=LayerCache.write, run=_run_write,
     fixtures=(nine_single_tokens_in_a_ring_of_four, rows_of_different_length,
               a_chunk_longer_than_the_ring, a_ring_that_is_never_full,
-              a_long_chunk_that_ends_in_padding),
+              a_long_chunk_that_ends_in_padding, single_tokens_of_a_row_that_ends),
     may_change_inputs=True,
     equivalents={
         "a double loop": _put(),
