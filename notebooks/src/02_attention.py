@@ -600,9 +600,7 @@ for ax, table, name in zip(axes, (on_leo, on_anna), ("Leo", "Anna")):
 show(figure, alt=f"More than 0.3 of the weight goes to Leo in "
      f"{int((on_leo > 0.3).sum())} of {on_leo.numel()} heads, to Anna in "
      f"{int((on_anna > 0.3).sum())}.",
-     data=table_of(torch.cat((on_leo, on_anna), 1), range(n_layers),
-                   [f"{name}, head {head}" for name in ("Leo", "Anna")
-                    for head in range(n_heads)], "layer"))
+     data=ch02.names_table({"Leo": on_leo, "Anna": on_anna}))
 
 # %% [markdown]
 # These pictures are hard to resist. A head looks at the right name, so it must be the head that finds
@@ -654,10 +652,9 @@ seen = torch.stack([ch02.weight_on_answer(attention_maps(model, q.ids), q)
                     for q in questions]).mean(0)          # (L, H)
 by_map, by_cost = ch02.ranking(seen)[:2], ch02.ranking(falls)[:2]
 show(ch02.effects_picture(seen, falls, "A good map and a high cost are two things"),
-     alt="Each head as a point. Layer {}, head {} gives the right name most weight and "
-     "costs most when off. Second in weight is layer {}, head {}, second in cost "
-     "layer {}, head {}.".format(*by_map[0], *by_map[1], *by_cost[1]),
-     data=ch02.effects_table(seen, falls))
+     data=ch02.effects_table(seen, falls), alt="Each head as a point. First in "
+     "weight and cost is layer {}, head {}; second in weight layer {}, head {}, "
+     "in cost layer {}, head {}.".format(*by_map[0], *by_map[1], *by_cost[1]))
 for place in [*by_map, by_cost[1]]:
     print("layer {}, head {}:".format(*place), f"weight on the right name "
           f"{seen[place]:.2f}, cost when off {falls[place]:.2f}")

@@ -17,7 +17,7 @@ from minimistral.attention import attend
 from minimistral.tales import parse_tale, sample_tale
 from minimistral.tales_words import GENDER
 
-from ..figures import BLACK, BLUE, GREY, ORANGE, new_figure
+from ..figures import BLACK, BLUE, GREY, ORANGE, new_figure, table_of
 from ..swaps import swap
 
 # ---------------------------------------------------------------- pictures
@@ -65,6 +65,13 @@ def mask_picture(mask: Tensor, words: Sequence[str], title: str):
     ax.set(title=title, xlabel="key", ylabel="query", xlim=(-0.5, size - 0.5),
            ylim=(size - 0.5, -0.5))
     return figure
+
+
+def names_table(weights: dict[str, Tensor]):
+    """How much each head gives to each of some names, (L, H) each, as (header, rows)."""
+    heads = [f"{name}, head {head}" for name, one in weights.items() for head in range(one.shape[1])]
+    together = torch.cat(list(weights.values()), 1)
+    return table_of(together, range(len(together)), heads, "layer")
 
 
 def leak_table(losses: dict[str, list[float]], every: int = 10) -> dict[str, Tensor]:
