@@ -199,18 +199,36 @@ SAME: dict[str, dict[str, str]] = {
          " & (positions > newest - slots)"):
             "On this machine later tokens overwrite earlier ones, so the last stay in any case;"
             " an equivalent on record does so.",
-        ("k.detach()[row, column].to(self.keys.dtype) -> k.detach()[row, column]  in  "
-         "self.keys[row, slot] = k.detach()[row, column].to(self.keys.dtype)"):
+        ("k.detach().to(self.keys.dtype) -> k.detach()  in  self.keys[row, slot] = "
+         "k.detach().to(self.keys.dtype)"):
             "Keys and ring have one dtype, and the text does not speak of another.",
-        ("k.detach() -> k  in  self.keys[row, slot] = k.detach()[row, "
-         "column].to(self.keys.dtype)"):
+        "k.detach() -> k  in  self.keys[row, slot] = k.detach().to(self.keys.dtype)":
             "No gradient reaches the fixtures' keys, and the text does not speak of it.",
-        ("v.detach()[row, column].to(self.values.dtype) -> v.detach()[row, column]  in  "
-         "self.values[row, slot] = v.detach()[row, column].to(self.values.dtype)"):
+        ("v.detach().to(self.values.dtype) -> v.detach()  in  self.values[row, slot] = "
+         "v.detach().to(self.values.dtype)"):
             "Keys and ring have one dtype, and the text does not speak of another.",
-        ("v.detach() -> v  in  self.values[row, slot] = v.detach()[row, "
-         "column].to(self.values.dtype)"):
+        "v.detach() -> v  in  self.values[row, slot] = v.detach().to(self.values.dtype)":
             "No gradient reaches the fixtures' values, and the text does not speak of it.",
+        "if positions.shape[1] > 1 or positions.min() < 0: -> if True:":
+            "Where all are kept, the longer way keeps all as well: it costs time, no value.",
+        ("positions.shape[1] > 1 -> positions.shape[1] >= 1  in  if positions.shape[1] "
+         "> 1 or positions.min() < 0:"):
+            "Where all are kept, the longer way keeps all as well: it costs time, no value.",
+        "1 -> 0  in  if positions.shape[1] > 1 or positions.min() < 0:":
+            "Where all are kept, the longer way keeps all as well: it costs time, no value.",
+        "1 -> 0  in  if positions.shape[1] > 1 or positions.min() < 0: (2)":
+            "Where all are kept, the longer way keeps all as well: it costs time, no value.",
+        ("positions.min() < 0 -> positions.min() <= 0  in  if positions.shape[1] > 1 or "
+         "positions.min() < 0:"):
+            "Where all are kept, the longer way keeps all as well: it costs time, no value.",
+        "0 -> 1  in  if positions.shape[1] > 1 or positions.min() < 0:":
+            "Where all are kept, the longer way keeps all as well: it costs time, no value.",
+        ("torch.arange(len(positions), device=positions.device) -> "
+         "torch.arange(len(positions))  in  row = torch.arange(len(positions), "
+         "device=positions.device)[:, None]"):
+            "The check runs on the CPU.",
+        "1 -> 2  in  if positions.shape[1] > 1 or positions.min() < 0: (2)":
+            "Of two tokens a ring of two slots or more keeps both.",
     },
     "ch08.update": {
         "if self.ring and positions.shape[1] > 1: -> if True:":

@@ -96,7 +96,7 @@ predict("memory", "We send the second question alone. What does the model know?"
 
 # %%
 first = {"role": "assistant", "content": continued(asked)}
-print("alone:       ", repr(continued([again])))
+print("alone:       ", repr(continued([again])[:40]))
 print("with history:", repr(continued([*asked, first, again])))
 grown = [len(encode_chat(tokenizer, turns)[0]) for turns in
          ([again], asked, [*asked, first, again])]
@@ -107,6 +107,8 @@ reveal("memory", "B", "A model remembers nothing between two calls. The whole "
        "conversation is sent again, each time.")
 
 # %% [markdown]
+# A question alone gets nonsense: in all that tales-chat learned from, a tale came first.
+#
 # So the history is the program's, and it grows with every turn. Some day it is too long for the model. Then
 # something has to go: the oldest question, **with** its answer, because the format wants them in turns. The
 # instructions (the *system message*) and the last question stay. The library's function does that. Try other
@@ -362,7 +364,8 @@ for name, body in wrong.items():
     error = json.loads(told)["error"]
     where = "" if error["message"].startswith(f"{error['param']}:") else \
         f"{error['param'] or 'body'}: "
-    print(f"{name}: {status}, {where}{textwrap.shorten(error['message'], 64)}")
+    print(f"{name}: {status}, {where}"
+          + textwrap.shorten(error["message"], 64, placeholder=" ..."))
     assert 400 <= status < 500
 reveal("bad", "C", "A default would answer a question that nobody asked.")
 
