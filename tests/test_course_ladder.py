@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from random import Random
 
 import pytest
@@ -125,6 +125,17 @@ def test_the_board_keeps_the_learners_rows_and_marks_the_newest(board, bigram, c
     assert shown.marked_row == 1
     provenance = json.loads(recorded.read_text("utf-8"))["rows"][0]["provenance"]
     assert {"date", "command", "standard", "torch", "machine"} <= set(provenance)
+
+
+def test_a_chapter_shows_nothing_that_a_later_one_asks_for_a_guess_first(board, bigram, chapter_99, monkeypatch):
+    module = importlib.import_module("minimistral.course.ladder")
+    rows = [asdict(Row(name, chapter, 1.0, 0.4, 0.0, "The hat")) for name, chapter in (
+        ("early", 2), ("the shipped one", 6), ("late", 8))]
+    monkeypatch.setattr(module, "_recorded", lambda path=None: rows)
+    board.run("mine of chapter 9", bigram, chapter=9)
+    shown = str(board.run("mine of chapter 3", bigram, chapter=3))
+    assert "early" in shown and "the shipped one" in shown and "mine of chapter 9" in shown
+    assert "late" not in shown and "late" in str(board())
 
 
 def _read(path):
