@@ -395,7 +395,7 @@ def test_who_leaves_frees_the_place_within_a_step(server):
 
 
 def test_a_crowd_leaves_no_memory_behind(server):
-    """The same crowd four times: what the server holds afterwards does not grow with the requests."""
+    """The same crowd again and again: what the server holds afterwards does not grow with the requests."""
     import gc
     import tracemalloc
 
@@ -410,13 +410,14 @@ def test_a_crowd_leaves_no_memory_behind(server):
     tracemalloc.start()
     try:
         held = []
-        for _ in range(4):
+        for _ in range(6):
             asyncio.run(crowd())
             gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert held[-1] - held[0] < 200_000, held                 # a crowd's texts alone are more
+    # A crowd's texts alone are more. The least of several counts: a slow server may still clear away.
+    assert min(held[4:]) - min(held[:2]) < 200_000, held
     assert not server.app.state.engine.seats and sys.getsizeof(server.app.state.desk.waiting) < 2000
 
 
