@@ -19,6 +19,7 @@ from .panel import Panel
 from .sections import Section, read_sections, recap_mistakes
 from .syllabus import CHAPTERS, EXERCISES, NOTEBOOKS, chapter
 
+NOTHING = "Nothing has all of these words. Try fewer, or only their beginnings."
 SHOWN = 10
 SNIPPET = 150
 # what a hit is worth; more than three in the same place say nothing new
@@ -73,7 +74,7 @@ def search(words: str) -> Panel:
     """The sections that have all these words, the best first."""
     hits = find_sections(words)
     if not hits:
-        return Panel(f"Search · {words}", ["Nothing has all of these words. Try fewer, or only their beginnings."])
+        return Panel(f"Search · {words}", [NOTHING])
     more = f"{len(hits)} sections; the best {SHOWN}:" if len(hits) > SHOWN else f"{len(hits)} sections:"
     text, items = [], []
     for hit in hits[:SHOWN]:
@@ -131,6 +132,8 @@ def mistakes(asked: int | str = "") -> Panel:
              if all(word.search(f"{m.name} {m.message}") for word in words)]
     recap = [row for c in CHAPTERS for row in _rows(c.number)
              if all(word.search(" ".join(row)) for word in words)]
+    if not found and not recap:
+        return Panel(f"Mistakes · {asked}", [NOTHING])
     return _listed(f"Mistakes · {asked}", found, recap)
 
 
