@@ -23,6 +23,7 @@ from minimistral.course import (Slider, bet, check, explore, hint, ladder, mine,
                                 predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch02_attention as ch02
 from minimistral.course.chapters import ch08_sliding_window as ch08
+from minimistral.course.panel import wrapped
 
 # %% [markdown]
 # ## The headlines
@@ -401,7 +402,7 @@ assert sees.tolist() == [7, 3, 4, 5, 6, 7]
 my_model = mine()
 with swap(my_model.pieces, check_signature=False):
     tales, cache = ch08.write_on(short, tokenizer, 640, seed=3)
-print(tales[-1])
+print(wrapped(tales[-1]))
 share = ch08.accepted(tales)
 print(f"\n{len(tales)} tales, {share:.0%} accepted; "
       f"the cache holds {cache.nbytes:,} bytes")
