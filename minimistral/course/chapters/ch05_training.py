@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,7 +250,8 @@ def false_endings(model: nn.Module, samples: int = 60, seed: int = 0) -> float:
 def smooth(values: Sequence[float], width: int) -> tuple[list[int], list[float]]:
     """Means of stretches of ``width`` steps: (the steps at which each ends, the means)."""
     ends = range(width, len(values) + 1, width)
-    return list(ends), [sum(values[end - width : end]) / width for end in ends]
+    # fsum rounds once: the built-in sum does so from Python 3.12 on, and the last digit differs
+    return list(ends), [math.fsum(values[end - width : end]) / width for end in ends]
 
 
 def runs_of(use: str) -> list[dict]:
