@@ -53,6 +53,27 @@ def test_of_two_mistakes_the_one_that_shows_first_is_named():
     assert judge(WEIGHTS, lambda s: columns(s) + 1 if len(s) == 3 else columns(s)).matched is None
 
 
+def test_one_mistake_made_in_two_ways_is_told_by_the_same_message():
+    first, *others = WEIGHTS.misconceptions
+    two = dataclasses.replace(first, also=[lambda s: naive(s).T])
+    assert judge(dataclasses.replace(WEIGHTS, misconceptions=[two, *others]), two.also[0]).matched == "overflow"
+    assert judge(WEIGHTS, two.also[0]).matched is None
+    partly = dataclasses.replace(first, also=[columns])
+    exercise = dataclasses.replace(WEIGHTS, misconceptions=[partly, *others[1:]])
+    assert judge(exercise, lambda s: columns(s) if len(s) == 3 else s.half()).matched == "overflow"
+    hidden = dataclasses.replace(first, also=[others[0].wrong])
+    found = verify(dataclasses.replace(WEIGHTS, misconceptions=[*others, hidden]))
+    assert any(p.startswith("overflow: told as columns") for p in found)
+
+
+def test_the_line_that_failed_is_the_learners_own_below_a_decorator():
+    @torch.no_grad()
+    def fails(scores):
+        return scores.view(7)
+
+    assert judge(WEIGHTS, fails).message.endswith("The line: return scores.view(7)")
+
+
 def test_equivalent_solutions_pass():
     assert judge(WEIGHTS, by_hand).status == PASS
     assert judge(WEIGHTS, lambda s: np.asarray(weights_of(s)))

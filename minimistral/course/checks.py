@@ -333,9 +333,9 @@ def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, first:
 
 def _fitting(exercise: Exercise, outcomes: list[Outcome], run: Callable, first: int | None, words: Callable):
     """What ``_matching`` gives, with errors compared by ``words``."""
-    partly = [(0, None)]
-    for misconception in exercise.misconceptions:
-        theirs = run(exercise, misconception.wrong)
+    partly = {}  # name -> fixtures on which it agrees, and the misconception
+    for misconception, wrong in [(m, w) for m in exercise.misconceptions for w in (m.wrong, *m.also)]:
+        theirs = run(exercise, wrong)
         if first is None and [o.changed for o in theirs] != [o.changed for o in outcomes]:
             continue
         equal = 0
@@ -348,9 +348,11 @@ def _fitting(exercise: Exercise, outcomes: list[Outcome], run: Callable, first: 
             if equal == len(theirs) == len(outcomes):
                 return misconception, True
             if first is not None and len(theirs) > first:
-                partly.append((equal, misconception))
-    partly.sort(key=lambda found: -found[0])
-    return partly[0][1] if len(partly) == 1 or partly[0][0] > partly[1][0] else None, False
+                seen, _ = partly.get(misconception.name, (0, None))
+                partly[misconception.name] = max(equal, seen), misconception
+    most = max((equal for equal, _ in partly.values()), default=0)
+    best = [m for equal, m in partly.values() if equal == most]
+    return best[0] if len(best) == 1 else None, False
 
 
 # ---------------------------------------------------------------- words
@@ -408,7 +410,8 @@ def _line(work, error) -> str:
     """The learner's own line that failed."""
     if error is None:
         return ""
-    filename = getattr(getattr(work, "__code__", None), "co_filename", None)
+    inner = inspect.unwrap(work) if callable(work) else work  # below torch.no_grad()
+    filename = getattr(getattr(inner, "__code__", None), "co_filename", None)
     if filename is None and inspect.isclass(work):
         init = next((f for f in vars(work).values() if inspect.isfunction(f)), None)
         filename = init.__code__.co_filename if init else None

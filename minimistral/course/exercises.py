@@ -33,11 +33,14 @@ class Misconception:
               "3 before 2" (``orders.shows``), or a whole order as a tuple of line numbers
     message   at most 30 words: symptom, broken rule, where to look. No code. The engine appends
               expected and actual at one index.
+    also      other implementations of the same mistake, told by the same message, such as one
+              that clamps and one that does not
     """
 
     name: str
     wrong: Any
     message: str
+    also: Sequence[Callable] = ()
 
 
 @dataclass(frozen=True)

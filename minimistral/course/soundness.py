@@ -24,13 +24,13 @@ CODE = re.compile(r"`|==|->|\w\(|\)\.|\n|\btorch\.|\[[:\d]")
 class Trial:
     """Something on record, judged: a right solution, a misconception, or nothing at all."""
 
-    kind: str  # "right", "wrong" or "nothing"
+    kind: str  # "right", "wrong", "also" (another way to a wrong one) or "nothing"
     name: str
     result: Result
 
     @property
     def as_it_should(self) -> bool:
-        if self.kind == "wrong":
+        if self.kind in ("wrong", "also"):
             return self.result.status == TRY_AGAIN and self.result.matched == self.name
         if self.kind == "nothing":
             return self.result.status in (NOT_WRITTEN, NOT_ANSWERED)
@@ -44,6 +44,7 @@ def trials(exercise: Exercise) -> list[Trial]:
     rights = {"reference": exercise.reference, **exercise.equivalents}
     made = [Trial("right", name, judge(exercise, work)) for name, work in rights.items()]
     made += [Trial("wrong", m.name, judge(exercise, m.wrong)) for m in exercise.misconceptions]
+    made += [Trial("also", m.name, judge(exercise, w)) for m in exercise.misconceptions for w in m.also]
 
     def stub(*args, **kwargs):
         raise NotImplementedError
