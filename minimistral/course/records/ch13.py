@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from random import Random
 
@@ -54,6 +55,12 @@ def a_system_message_before_the_question():
         [{"role": "system", "content": "Be brief."}, _user("Where is Leo?"), _assistant("At school.")],
         [_user("a"), _assistant("b"), _user("c"), _assistant("d e"), _user("f"), _assistant("g")],
     ]
+
+
+def _rows_by_name(candidate, tokenizer, conversations):
+    """The three columns as the loop reads them: by their names."""
+    rows = candidate(tokenizer, conversations)
+    return Rows(rows.inputs, rows.targets, rows.positions)
 
 
 def _rows(shift=True, mask="targets", pad=IGNORE, keep=None, positions=None, fill=0):
@@ -156,6 +163,37 @@ def _targets_not_shifted(tokenizer, conversations):
     return Rows(inputs, targets, positions)
 
 
+def _flags_shifted_alone(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(rows.inputs, rows.inputs.masked_fill(rows.targets == IGNORE, IGNORE), rows.positions)
+
+
+def _padded_then_cut(tokenizer, conversations):
+    inputs, targets, positions = _all_are_inputs(tokenizer, conversations)
+    return Rows(inputs[:, :-1], targets[:, :-1], positions[:, :-1])
+
+
+def _last_inputs_kept(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(_padded_then_cut(tokenizer, conversations).inputs, rows.targets, rows.positions)
+
+
+def _padded_with_the_end(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    return Rows(rows.inputs.masked_fill(rows.positions < 0, tokenizer.eos_id), rows.targets, rows.positions)
+
+
+def _answers_alone_read(tokenizer, conversations):
+    rows = answer_rows(tokenizer, conversations)
+    answers = F.pad(rows.targets[:, :-1] != IGNORE, (1, 0))           # inputs that belong to an answer
+    return Rows(rows.inputs * answers, rows.targets, rows.positions)
+
+
+def _last_answer_only(tokenizer, ids, learned):
+    asked = max(n for n, yes in enumerate(learned[:-1]) if not yes)
+    return ids, [yes and n > asked for n, yes in enumerate(learned)]
+
+
 def _padding_at_0(tokenizer, conversations):
     rows = answer_rows(tokenizer, conversations)
     return Rows(rows.inputs, rows.targets, rows.positions.clamp(min=0))
@@ -173,7 +211,7 @@ def _shifted_twice(tokenizer, conversations):
 ANSWER_ROWS = Exercise(
     name="answer_rows", chapter=13, kind="piece", piece="instruct.answer_rows", entry="answer_rows",
     title="Rows of answers", difficulty="medium", importance="essential", minutes=9,
-    reference=answer_rows,
+    reference=answer_rows, run=_rows_by_name,
     fixtures=(two_turns_and_one_of_other_lengths, interviews_about_tales,
               a_system_message_before_the_question),
     equivalents={"pad_sequence": _answer_rows_by_pad, "lists": _answer_rows_by_lists},
@@ -183,10 +221,19 @@ ANSWER_ROWS = Exercise(
         Misconception("shift forgotten", _targets_not_shifted,
             "Each position has itself as its target, which it can copy. Inputs leave out the last "
             "token, targets the first."),
+        Misconception("flags shifted alone", _flags_shifted_alone,
+            "The flags are shifted and the ids are not: the first target of each answer is the mark before "
+            "it. Both begin with the second."),
         Misconception("nothing left out", _rows(shift=False),
             "Inputs and targets are the same tokens, all of them. A target is the token that comes next."),
         Misconception("the last token is an input", _all_are_inputs,
             "The last token is an input, but nothing comes after it. Inputs are all tokens but the last."),
+        Misconception("padded, then cut", _padded_then_cut,
+            "The last column was cut off the padded rows, so shorter rows keep their last token. Cut each "
+            "row before it is padded."),
+        Misconception("last inputs kept", _last_inputs_kept,
+            "Shorter rows still have their last token among the inputs, where the padding should begin: "
+            "nothing comes after it."),
         Misconception("learned of the inputs", _rows(mask="inputs"),
             "The first word of each answer is not learned, and what follows its end is. The flags "
             "belong to the targets, one place further."),
@@ -201,6 +248,15 @@ ANSWER_ROWS = Exercise(
         Misconception("inputs masked, too", _inputs_masked,
             "The inputs are masked as well, so the model cannot read the question. All tokens are read; "
             "only targets get IGNORE."),
+        Misconception("answers alone are read", _answers_alone_read,
+            "The inputs that are no answers were set to 0, so there is no question to read. All tokens are "
+            "read; only targets get IGNORE."),
+        Misconception("only the last answer", _rows(keep=_last_answer_only),
+            "Only the last answer of a conversation has targets. Every answer in it is learned."),
+        Misconception("padded with the end token", _padded_with_the_end,
+            "Padded inputs are the end token, as elsewhere. Here they are 0."),
+        Misconception("no names", lambda tokenizer, conversations: tuple(answer_rows(tokenizer, conversations)),
+            "These are three tensors without names. The training reads them by name: put them into Rows."),
         Misconception("padded with IGNORE in the inputs", _rows(fill=IGNORE),
             "The inputs hold IGNORE, and no embedding has that number. Padded inputs are 0."),
         Misconception("positions of padding go on",
@@ -258,11 +314,27 @@ def a_wide_layer():
     return _layer(5, 4, 256), 4, 10.0, random_tensor(6, 3, 256)
 
 
+def _drawn(down):
+    """How the numbers of down seem to be drawn, told only where chance cannot be the reason."""
+    z = down.detach().flatten() * down.shape[-1] ** 0.5           # deviations, if all is right
+    if z.unique().numel() < 0.9 * z.numel():
+        return "some numbers repeat"
+    if z.min() >= 0:
+        return "none below zero"
+    spread, enough = float(z.std()), z.numel() > 500
+    if enough and abs(z.mean()) > 0.3 * spread:
+        return "not around zero"
+    if enough and ((z / spread).abs() > 2).float().mean() < 0.01:  # of a normal distribution: 0.046
+        return "none far from zero"
+    low, high = (0.85, 1.15) if enough else (0.3, 2.0)             # five deviations of chance and more
+    return "right" if low < spread < high else "too wide" if spread > 1 else "too narrow"
+
+
 def _use_layer(candidate, base, rank, alpha, x):
     """What a layer gives, which parts learn, how they start, and what reaches the layers below."""
     with torch.random.fork_rng():
         torch.manual_seed(17)
-        layer = candidate(base, rank, alpha)
+        layer, another = candidate(base, rank, alpha), candidate(deepcopy(base), rank, alpha)
     if isinstance(layer.down, nn.Module) or isinstance(layer.up, nn.Module):
         raise TypeError("down and up are layers; they have to be parameters, plain matrices")
     start = layer(x)
@@ -270,7 +342,9 @@ def _use_layer(candidate, base, rank, alpha, x):
         (start - 1).square().sum().backward()
     learns = {name: float(w.grad is not None and w.grad.norm() > 0)
               for name, w in sorted(layer.named_parameters()) if w.requires_grad}
-    spread = float(layer.down.detach().std() * base.in_features ** 0.5)
+    drawn = _drawn(layer.down)
+    if drawn == "right" and torch.equal(layer.down, another.down):
+        drawn = "the same every time"
     shapes = tuple(layer.down.shape), tuple(layer.up.shape)
     fresh = random_tensors(18, tuple(layer.down.shape), tuple(layer.up.shape))
     start_of_up = "other numbers" if layer.up.any() else "zeros"
@@ -286,20 +360,23 @@ def _use_layer(candidate, base, rank, alpha, x):
     return {"shapes of down and up": shapes, "start of up": start_of_up, "with zeros in up": without,
             "with other numbers in down and up": after.detach(), "scale": float(layer.scale),
             "what learns": learns, "base frozen": not any(w.requires_grad for w in base.parameters()),
-            "spread of down": "right" if 0.6 < spread < 1.5 else "too wide" if spread > 1 else "too narrow",
-            "base kept": layer.base is base,
+            "numbers in down": drawn, "base kept": layer.base is base,
+            "what learns later": {name: w.grad is not None and bool(w.grad.any())
+                                  for name, w in sorted(layer.named_parameters()) if w.requires_grad},
             "gradient of x": torch.zeros_like(x) if below.grad is None else below.grad}
 
 
 def _lora(scale=lambda alpha, rank: alpha / rank, init="right", freeze=True, forward=None,
-          parameter=nn.Parameter, shapes=None, std=None):
+          parameter=nn.Parameter, std=None, draw=None):
     class Layer(nn.Module):
         def __init__(self, base, rank, alpha):
             super().__init__()
             self.base = base.requires_grad_(False) if freeze else base
+            if freeze == "weight" and base.bias is not None:
+                base.bias.requires_grad_(True)
             self.scale = scale(alpha, rank)
             spread = base.in_features ** -0.5 if std is None else std(base, rank)
-            down = torch.randn(rank, base.in_features) * spread
+            down = draw(rank, base.in_features) if draw else torch.randn(rank, base.in_features) * spread
             up = torch.randn(base.out_features, rank) * spread
             if init in ("right", "both zero"):
                 up = torch.zeros_like(up)
@@ -354,6 +431,8 @@ LORA_LINEAR = Exercise(
         Misconception("scale forgotten", _lora(forward=lambda s, x: s.base(x)
                                                + (x @ s.down.T) @ s.up.T),
             "The change comes in unscaled. It is multiplied by alpha over rank."),
+        Misconception("alpha over the root", _lora(scale=lambda alpha, rank: alpha / rank ** 0.5),
+            "The scale is alpha over the root of the rank. It is alpha over the rank itself."),
         Misconception("alpha without rank", _lora(scale=lambda alpha, rank: alpha),
             "The scale is alpha alone. It is alpha over rank, so that another rank needs no other "
             "learning rate."),
@@ -369,6 +448,18 @@ LORA_LINEAR = Exercise(
             "other way round."),
         Misconception("base not frozen", _lora(freeze=False),
             "The base learns too. Freeze its parameters; only down and up learn."),
+        Misconception("bias not frozen", _lora(freeze="weight"),
+            "The base's bias still learns. Freeze all parameters of the base, not its weight alone."),
+        Misconception("detached, not frozen", _lora(freeze=False, forward=lambda s, x: s.base(x).detach()
+                                                    + s.scale * (x @ s.down.T) @ s.up.T),
+            "The base's computation is cut off, and its parameters are still up for learning. Freeze the "
+            "parameters: layers below need the gradient."),
+        Misconception("down fixed",
+            _lora(parameter=lambda w: nn.Parameter(w, requires_grad=not w.any())),
+            "Only up learns. After its random start down learns as well."),
+        Misconception("up is no parameter",
+            _lora(parameter=lambda w: nn.Parameter(w) if w.any() else w),
+            "One of the two is a plain tensor, which no optimiser sees. Both have to be parameters."),
         Misconception("down and up are buffers",
             _lora(parameter=lambda w: w.requires_grad_()),
             "No optimiser would train down and up. Make them parameters, and freeze nothing but the base."),
@@ -383,8 +474,8 @@ LORA_LINEAR = Exercise(
             "No gradient passes through the base, so adapters in the layers below learn wrongly. Freeze its "
             "parameters, not its computation."),
         Misconception("spread by outputs", _lora(std=lambda base, rank: base.out_features ** -0.5),
-            "In a wide layer down is too large: the root was taken of the outputs. It is that of the "
-            "inputs."),
+            "In a wide layer the numbers in down are too large. Their spread falls with the root of the number "
+            "of inputs, and of nothing else."),
         Misconception("base left out", _lora(forward=lambda s, x: s.scale * (x @ s.down.T) @ s.up.T),
             "The layer gives the change alone, zero at first. The base's own result is added to it."),
         Misconception("base scaled as well", _lora(forward=lambda s, x: s.scale * (
@@ -397,8 +488,25 @@ LORA_LINEAR = Exercise(
             "The numbers in down are too large. Their standard deviation is one over the root of the "
             "number of inputs."),
         Misconception("spread over inputs", _lora(std=lambda base, rank: 1 / base.in_features),
-            "The numbers in down are too small, or drawn by rand. They come from randn, times one over the "
-            "root of the number of inputs."),
+            "The numbers in down are too small. Their standard deviation is one over the root of the number "
+            "of inputs, not over the number."),
+        Misconception("a fixed spread", _lora(std=lambda base, rank: 0.02),
+            "The numbers in down are much too small. Their standard deviation depends on the number of inputs: "
+            "one over its root."),
+        Misconception("rand", _lora(draw=lambda rank, inputs: torch.rand(rank, inputs) * inputs ** -0.5),
+            "No number in down is below zero. A normal distribution lies around zero, as randn draws it; rand "
+            "gives 0 to 1."),
+        Misconception("uniform", _lora(draw=lambda rank, inputs: (2 * torch.rand(rank, inputs) - 1)
+                                       * (3 / inputs) ** 0.5),
+            "The numbers in down lie evenly between two bounds. They are to be normal, as randn draws "
+            "them."),
+        Misconception("seeded inside", _lora(draw=lambda rank, inputs: torch.randn(
+                rank, inputs, generator=torch.Generator().manual_seed(0)) * inputs ** -0.5),
+            "Every layer starts with the same numbers in down: there is a seed inside the layer. Whoever "
+            "builds the model sets it."),
+        Misconception("one row for all", _lora(draw=lambda rank, inputs: (
+                torch.randn(inputs) * inputs ** -0.5).repeat(rank, 1)),
+            "Numbers in down repeat. Draw each for itself: with equal rows the change has rank one."),
         Misconception("a nonlinearity between", _lora(forward=lambda s, x: s.base(x)
                 + s.scale * torch.relu(x @ s.down.T) @ s.up.T),
             "There is a nonlinearity between down and up. Without one, the change is a matrix that "
@@ -434,6 +542,11 @@ def two_turns_with_spaces():
 def three_questions():
     return _tokenizer(), [_user("Hello"), _assistant("Hi there"), _user("Bye"), _assistant("So long"),
                           _user("日本")]
+
+
+def _end_after_the_last(tokenizer, messages):
+    ids = _chat(closed=False)(tokenizer, messages)
+    return ids + [tokenizer.eos_id] * (messages[-1]["role"] == "assistant")
 
 
 def _chat(question=None, answer=None, closed=True):
@@ -481,6 +594,12 @@ CHAT_IDS = Exercise(
             "one."),
         Misconception("no closing mark", _chat(lambda t, a, b, text, n: [a, *t.encode(text)]),
             "The mark that closes a question is missing, and the answer would begin after it."),
+        Misconception("no opening mark", _chat(lambda t, a, b, text, n: [*t.encode(text), b]),
+            "The mark that opens a question is missing. Questions stand between two marks."),
+        Misconception("marks exchanged", _chat(lambda t, a, b, text, n: [b, *t.encode(text), a]),
+            "The two marks are exchanged: the closing one stands before the question."),
+        Misconception("end after the last answer only", _end_after_the_last,
+            "Only an answer at the very end is closed. After every answer comes the end token."),
         Misconception("beginning at every question",
             _chat(lambda t, a, b, text, n: [t.bos_id, a, *t.encode(text), b]),
             "The beginning token stands before every question. It stands once, at the very start."),
@@ -489,11 +608,18 @@ CHAT_IDS = Exercise(
         Misconception("answers stripped of more", _chat(answer=lambda text: text.strip()),
             "An answer lost more than the spaces at its end: its line break, or a space before it. All of "
             "these stay."),
+        Misconception("answers stripped at both ends", _chat(answer=lambda text: text.strip(" ")),
+            "An answer lost the space before it. Spaces are taken off at its end only."),
+        Misconception("one space off", _chat(answer=lambda text: text.removesuffix(" ")),
+            "An answer lost one space of several. All of them at its end are taken off."),
         Misconception("answers' line breaks lost", _chat(answer=lambda text: text.rstrip()),
             "An answer lost the line break at its end. Only spaces are taken off there."),
         Misconception("questions stripped, too",
             _chat(lambda t, a, b, text, n: [a, *t.encode(text.strip()), b]),
             "The question lost its spaces and line breaks. It stays as it is; only the ends of answers change."),
+        Misconception("questions stripped at the end",
+            _chat(lambda t, a, b, text, n: [a, *t.encode(text.rstrip(" ")), b]),
+            "The question lost the spaces at its end, as an answer does. It stays as it is."),
         Misconception("end after the question",
             _chat(lambda t, a, b, text, n: [a, *t.encode(text), b, t.eos_id]),
             "There is an end token after the question. Then the answer would begin a new text."),
@@ -597,6 +723,11 @@ def _sizes(q=None, kv=None, other=None, layers=None, per=None):
     return adapter_size
 
 
+def _only_down(config, rank, names):
+    inputs = {"wo": config.n_heads * config.head_dim, "w2": config.hidden_dim}
+    return config.n_layers * rank * sum(inputs.get(name, config.dim) for name in names)
+
+
 def _size_by_loops(config, rank, names):
     total = 0
     for _ in range(config.n_layers):
@@ -638,6 +769,17 @@ ADAPTER_SIZE = Exercise(
             "Heads were counted, not their numbers. Each head has head_dim of them."),
         Misconception("only one of the two", _sizes(per=lambda r, a, b: r * a),
             "Only one of the two matrices was counted. There is down as well as up."),
+        Misconception("only down", _only_down,
+            "This is all down matrices alone. Each has an up beside it, with rank times out numbers."),
+        Misconception("twice", _sizes(per=lambda r, a, b: 2 * r * (a + b)),
+            "This is twice as many. Out plus in holds both matrices already, and bytes are not asked for."),
+        Misconception("names not looked at", lambda config, rank, names: _sizes()(
+                config, rank, ("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
+            "All seven matrices were counted. Only those of the names that are given have an adapter."),
+        Misconception("heads that fill dim",
+            _sizes(q=lambda c: c.dim, kv=lambda c: c.n_kv_heads * c.dim // c.n_heads),
+            "The size of a head was taken as dim over heads. The configuration has a number of its own for "
+            "it."),
         Misconception("both of the same side", _sizes(per=lambda r, a, b: 2 * r * b),
             "Both matrices were counted with dim. One has the other side: heads or hidden."),
     ),
@@ -720,6 +862,11 @@ MERGED = Exercise(
             "The change is divided by the number of inputs. The rank is the other side of down."),
         Misconception("alpha alone", _merges(scale=lambda a, d, u: a),
             "The change is too large by the rank. Its factor is alpha over rank."),
+        Misconception("rank over alpha", _merges(scale=lambda a, d, u: len(d) / a),
+            "The scale is upside down. It is alpha over rank."),
+        Misconception("the change alone", lambda weight, down, up, alpha, sign=1: sign * alpha / len(down)
+                      * (up @ down),
+            "This is the change alone. A new weight is the old one plus the change."),
         Misconception("sign forgotten", _merges(signed=False),
             "Taking out adds once more. The sign belongs to the change."),
         Misconception("sign of everything",
@@ -782,8 +929,15 @@ def _nats(mean="own", log=None, clamp=True, shift=0, keep=None, sign=-1):
             return nats / number
         if mean == "columns":
             return nats / targets.shape[1]
+        if mean == "everybody's":
+            return nats / number.sum()
         return nats
     return answer_nats
+
+
+def _log_of_the_mean(logits, targets):
+    mean = -_nats(log=lambda x: x.softmax(-1))(logits, targets)
+    return torch.where((targets == IGNORE).all(-1), 0.0, -mean.log())
 
 
 def _nats_by_loop(logits, targets):
@@ -814,6 +968,8 @@ ANSWER_NATS = Exercise(
             "These are sums, so long answers look unlikely. Divide by the number of counted targets."),
         Misconception("over all columns", _nats(mean="columns"),
             "The sum was divided by all columns. Ignored targets do not count."),
+        Misconception("divided by everybody's targets", _nats(mean="everybody's"),
+            "Each row was divided by the counted targets of all rows together. A row has its own number."),
         Misconception("one number for all", lambda logits, targets: F.cross_entropy(
                 logits.flatten(0, 1), targets.flatten()),
             "This is one mean for all rows together. Each row has its own."),
@@ -833,6 +989,8 @@ ANSWER_NATS = Exercise(
             "Token 0 is left out as if it were IGNORE. It is a token like any other."),
         Misconception("probabilities", _nats(log=lambda x: x.softmax(-1)),
             "Probabilities were averaged. Nats are minus their logarithms."),
+        Misconception("logarithm of the mean", _log_of_the_mean,
+            "The probabilities were averaged before the logarithm. Take the logarithm of each, then the mean."),
         Misconception("log of softmax", _nats(log=lambda x: x.softmax(-1).log()),
             "Very unlikely tokens give infinity: their probability was rounded to 0 before the "
             "logarithm. Take the logarithm of the softmax in one step."),
@@ -877,6 +1035,10 @@ def none_right_of_thirty():
     return ({"who": [False] * 21, "where": [False] * 9},)
 
 
+def seven_right_of_thirty():
+    return ({"who": [True, False, False] * 5 + [False] * 6, "where": [True, True] + [False] * 7},)
+
+
 def _overalls(share=None, size=None, z=1.96, middle=None, spread=None, below=None, clip=False, scale=1):
     def overall(marks):
         answers = [mark for kind in marks.values() for mark in kind]
@@ -900,7 +1062,8 @@ OVERALL = Exercise(
     name="overall", chapter=13, kind="function", entry="overall",
     title="A score and its uncertainty", difficulty="medium", importance="essential", minutes=14,
     reference=_overalls(), tolerance=1e-4,
-    fixtures=(two_kinds_of_unequal_size, three_right_of_four, all_right, none_right_of_thirty),
+    fixtures=(two_kinds_of_unequal_size, three_right_of_four, all_right, none_right_of_thirty,
+              seven_right_of_thirty),
     equivalents={"clipped to 0 and 1": _overalls(clip=True)},
     misconceptions=(
         Misconception("mean of the kinds' means", _overalls(share=_kind_means),
@@ -924,6 +1087,19 @@ OVERALL = Exercise(
         Misconception("only the root divided", _overalls(middle=lambda p, n: (p + 1.96**2 / (2 * n))
                                                          * (1 + 1.96**2 / n)),
             "Only the part with the root is divided at the end. The middle is above that line, too."),
+        Misconception("only the middle divided",
+            _overalls(spread=lambda p, n: 1.96 * (p * (1 - p) / n + 1.96**2 / (4 * n * n)) ** 0.5
+                      * (1 + 1.96**2 / n)),
+            "Only the middle is divided at the end. The part with the root is above that line, too."),
+        Misconception("z before the root forgotten",
+            _overalls(spread=lambda p, n: (p * (1 - p) / n + 1.96**2 / (4 * n * n)) ** 0.5),
+            "The interval is about half as wide as it should be: the root is multiplied by z."),
+        Misconception("middle for the share", lambda marks: (
+                (sum(_overalls()(marks)[1:]) / 2), *_overalls()(marks)[1:]),
+            "The first number is the middle of the interval. The share is right ones over all."),
+        Misconception("share rounded", _overalls(share=lambda marks: round(
+                sum(map(sum, marks.values())) / sum(map(len, marks.values())), 2)),
+            "The share was rounded. Round what is printed, not what is reckoned with."),
         Misconception("the kinds' intervals averaged", lambda marks: tuple(
                 sum(ends) / len(marks) for ends in zip(*(_overalls()({"": m}) for m in marks.values()))),
             "The kinds' intervals were averaged. More questions make a narrower one: put all of them "
@@ -956,8 +1132,8 @@ def _asked(seed: int, repeat: bool) -> list[Question]:
     tales = [ask(rng, kind, "en") for kind in ("who", "person", "where", "who", "where", "person", "who")]
     if not repeat:
         return tales
-    again = [Question("where", "en", "Where is Nora?", "At school.", q.told) for q in (tales[5], tales[1])]
-    return [tales[6], *again, *tales]
+    again = [Question("where", "en", "Where is Nora?", "At school.", tales[n].told) for n in (5, 1, 6)]
+    return [again[0], tales[6], again[1], *tales, again[2]]
 
 
 def tales_that_come_back():
@@ -982,6 +1158,14 @@ def _splits(exam=None, rest=None, key=None):
     return split
 
 
+def _split_while_looping(asked, n):
+    learn, exam = asked[:-n], asked[-n:]
+    for question in learn:
+        if question.told in {q.told for q in exam}:
+            learn.remove(question)
+    return learn, exam
+
+
 def _split_by_loop(asked, n):
     learn, exam = [], list(asked[len(asked) - n:])
     for question in asked[:len(asked) - n]:
@@ -1002,6 +1186,9 @@ SPLIT = Exercise(
         Misconception("whole questions compared", _splits(key=lambda q: q),
             "Another question about a tale of the examination is still learned from. Compare the "
             "tales, not the questions."),
+        Misconception("words compared", _splits(key=lambda q: q.asked),
+            "The words of the questions were compared. Other tales are asked about in the same words: compare "
+            "the tales."),
         Misconception("first instead of last",
             _splits(exam=lambda a, n: a[:n], rest=lambda a, n: a[n:]),
             "The examination took the first questions. It is the last n."),
@@ -1014,6 +1201,15 @@ SPLIT = Exercise(
             lambda asked, n: (asked[:-n], [q for q in asked[-n:]
                                            if q.told not in {o.told for o in asked[:-n]}]),
             "The examination lost questions. It stays whole; what is learned from gives way."),
+        Misconception("removed while looping", _split_while_looping,
+            "Of two neighbours that had to go one stayed: the list was changed while a loop went through it. "
+            "Build a new list."),
+        Misconception("the rest kept", lambda asked, n: (
+                [q for q in asked[:-n] if q.told in {o.told for o in asked[-n:]}], asked[-n:]),
+            "What is left to learn from is just what had to go: the tales of the examination."),
+        Misconception("one question a tale", lambda asked, n: (
+                _splits()(asked, n)[0], list({q.told: q for q in asked[-n:]}.values())),
+            "The examination has one question for each tale now. It is the last n, whole: two may share a tale."),
         Misconception("order lost", lambda asked, n: tuple(
                 sorted(part, key=lambda q: q.prompt) for part in _splits()(asked, n)),
             "The questions are there, in another order. Keep the order they came in."),
