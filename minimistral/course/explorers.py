@@ -40,8 +40,7 @@ class Slider:
 
         whole = all(isinstance(n, int) for n in (self.low, self.high, self.step, self.first()))
         kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-        return kind(value=self.first(), min=self.low, max=self.high, step=self.step,
-                    description=description, style=_label_style(), layout=_wide())
+        return kind(value=self.first(), min=self.low, max=self.high, step=self.step, **_look(description))
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Choice:
         across = sum(len(str(option)) + 4 for option in self.options) < 60
         return ipywidgets.RadioButtons(options=list(self.options), value=self.first(),
                                        orientation="horizontal" if across else "vertical",
-                                       description=description, style=_label_style(), layout=_wide())
+                                       **_look(description))
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ class Text:
     def widget(self, description):
         import ipywidgets
 
-        return ipywidgets.Text(value=self.start, description=description, continuous_update=False,
-                               style=_label_style(), layout=_wide())
+        return ipywidgets.Text(value=self.start, continuous_update=False, **_look(description))
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,10 @@ class Button:
         return ipywidgets.Button(description=self.label, tooltip=f"{self.label}: {description}")
 
 
-def _label_style():
-    return {"description_width": "initial"}
-
-
-def _wide():
-    import ipywidgets
-
-    return ipywidgets.Layout(width="95%", max_width="600px")
+def _look(description: str) -> dict:
+    """Its name in full and no tip over it (without one, ipywidgets shows "null")."""
+    return {"description": description, "tooltip": "", "style": {"description_width": "initial"},
+            "layout": {"width": "95%", "max_width": "600px"}}
 
 
 def render(draw: Callable, settings: dict) -> tuple[str, str]:
@@ -169,15 +163,39 @@ class Explorer:
         return f"explorer: {values}"
 
 
+# ipywidgets ties a slider's label neither to the handle nor to the number beside it: a screen reader
+# would say "3, slider". This gives both the label's words, whenever a box draws a slider, anew too.
+NAME_SLIDERS = """
+function name(box) {
+  for (const slider of box.querySelectorAll(".widget-slider")) {
+    const label = slider.querySelector(".widget-label").textContent;
+    slider.querySelector(".widget-readout").setAttribute("role", "textbox");
+    for (const part of slider.querySelectorAll(".noUi-handle, .widget-readout"))
+      part.setAttribute("aria-label", label);
+  }
+}
+function begin(tries) {
+  const box = element.closest(".widget-vbox");
+  if (!box) return tries && requestAnimationFrame(() => begin(tries - 1));
+  new MutationObserver(() => name(box)).observe(box, {childList: true, subtree: true});
+  name(box);
+}
+begin(99);
+"""
+
+
 def told_box(children: Sequence, owner):
     """Widgets one below the other, which a terminal tells as their owner tells itself."""
     import ipywidgets
+
+    script = {"output_type": "display_data", "data": {"application/javascript": NAME_SLIDERS}, "metadata": {}}
+    naming = ipywidgets.Output(outputs=(script,), layout={"display": "none"})
 
     class Box(ipywidgets.VBox):
         def __repr__(self):  # the default would hold all of the widgets' HTML
             return repr(owner)
 
-    return Box(children)
+    return Box([*children, naming])
 
 
 class StaticView:

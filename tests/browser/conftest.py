@@ -47,7 +47,7 @@ class Lab:
     def ask(self, path: str, method: str = "GET") -> bytes:
         """The server's answer on one of its own addresses."""
         address = f"http://127.0.0.1:{self.port}/api{path}?token={self.token}"
-        with urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=10) as a:
+        with urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60) as a:
             return a.read()
 
     def open(self, tab, path: Path, *, cells: range | None = None) -> Path:

@@ -62,7 +62,7 @@ def test_a_conversation_by_keyboard(page, tmp_path):
 
     page.keyboard.press("Tab")                                         # New conversation
     page.keyboard.press("Tab")
-    slider = page.locator(".jp-OutputArea [role=slider]")
+    slider = page.get_by_role("slider", name="Temperature", exact=True)
     expect(slider).to_be_focused()
     was = slider.get_attribute("aria-valuenow")
     page.keyboard.press("ArrowLeft")

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from playwright.sync_api import TimeoutError, expect
 
+from minimistral.course.site_check import HOW
+
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 60_000  # milliseconds; a figure takes one second, but other tests run beside this one
 # An empty element stands in a box for each of its widgets that is not drawn yet.
@@ -32,6 +34,7 @@ def test_nearly_every_chapter_has_one():
 
 @pytest.mark.parametrize("name", explorers())
 def test_hand_and_keyboard_move_every_control(name, lab, tab):
+    Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
     places = explorers()[name]
     lab.open(tab, ROOT / "notebooks" / name, cells=range(places[-1] + 1))
     boxes = (tab.locator(".jp-CodeCell").filter(has_text="explore(")
@@ -45,6 +48,8 @@ def test_hand_and_keyboard_move_every_control(name, lab, tab):
                  for control in box.locator(kind).all()]
         assert moved, f"{name}: an explorer without controls"
         assert any(moved), f"{name}: no control changed what the figure shows"
+    found = Axe().run(tab, context=".widget-vbox:has([role=status])", options=HOW).response["violations"]
+    assert not found, [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
     assert not tab.problems, tab.problems
 
 
@@ -68,14 +73,19 @@ def follows(tab, box, act) -> bool:
     return status != said
 
 
-def named(control) -> None:
+def named(control) -> str:
     """A control says what it is."""
-    assert control.locator(".widget-label").first.inner_text().strip()
+    label = control.locator(".widget-label").first
+    assert label.get_attribute("title") != "null"  # ipywidgets' own tip
+    assert (name := label.inner_text().strip())
+    return name
 
 
 def move_slider(tab, box, control) -> bool:
-    named(control)
-    handle = control.locator(".noUi-handle")
+    name = named(control)
+    handle = control.get_by_role("slider", name=name, exact=True)
+    expect(handle).to_have_count(1, timeout=SOON)
+    expect(control.get_by_role("textbox", name=name, exact=True)).to_have_count(1)
 
     def press():
         handle.focus()
