@@ -54,8 +54,8 @@ bet(25, answer="")
 # ## A loop around a model
 #
 # Chapter 13 gave us `tales-chat`, which answers questions about a tale: who has a thing, and where somebody or
-# something is. Three dots are its answer where the tale has not told it. Is that a chat already? Let us hold
-# one with our hands. A conversation is a list of messages. We write it in the chat format, let the model
+# something is. Three dots are its answer where the tale has not told it. Is that a chat already? Let us run
+# one by hand. A conversation is a list of messages. We write it in the chat format, let the model
 # continue, and stop at the end-of-text token.
 
 # %%
@@ -499,8 +499,8 @@ for pair in PAIRS:
     one, other = (row["embedding"] for row in data)
     products.append(sum(a * b for a, b in zip(one, other)))
     print(f"{products[-1]:.2f}  {pair[0]}  |  {pair[1]}")
-assert abs(products[2] - products[1]) < 0.1 and products[3] < min(products[:3])
-reveal("alike", "C", "The opposite is as near as the same thing said in French. "
+assert products[2] > products[1] + 0.05 and products[3] < min(products[:3])
+reveal("alike", "B", "The opposite is nearer than the same thing said in French. "
        "Who gave and who got hardly shows.")
 
 # %% [markdown]

@@ -205,6 +205,27 @@ def _by_length(raw):
     return text, raw[len(text.encode()):]
 
 
+def _by_length_with_marks(raw):
+    text = raw.decode("utf-8", "replace").rstrip("\ufffd")
+    return text, raw[len(text.encode()):]
+
+
+def _back_from_the_end(needs, bytes_to_look_at=lambda raw: min(3, len(raw)), decode="replace"):
+    """needs(byte): how many bytes the character has that it begins; 0 if it begins none."""
+    def whole_characters(raw):
+        for n in range(1, bytes_to_look_at(raw) + 1):
+            if needs(raw[-n]) > n:
+                return raw[:-n].decode("utf-8", decode), raw[-n:]
+            if needs(raw[-n]):
+                break
+        return raw.decode("utf-8", decode), b""
+    return whole_characters
+
+
+def _size(byte):
+    return 1 if byte < 0x80 else 0 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+
+
 WHOLE_CHARACTERS = Exercise(
     name="whole_characters", chapter=14, kind="piece", piece="streaming.whole_characters",
     entry="whole_characters", title="Never half a character", difficulty="medium",
@@ -234,8 +255,8 @@ WHOLE_CHARACTERS = Exercise(
             "Half a character has vanished, and nothing waits: its letter will never be shown. "
             "Its bytes have to wait for the rest."),
         Misconception("two places back", _two_places_back,
-            "Three of four bytes are cut: an emoji's first byte may stand three places before the"
-            " end. Go back so far."),
+            "Three of four bytes were shown as a mark. From f0 on a character has four bytes, and its "
+            "first may stand three places before the end."),
         Misconception("decoded strictly", lambda raw: (raw.decode("utf-8"), b""),
             "Decoding stops with an error at the first half character. Cut it off before; "
             "elsewhere replace what can't be decoded."),
@@ -263,6 +284,25 @@ WHOLE_CHARACTERS = Exercise(
         Misconception("shown and held", _shown_and_held,
             "The incomplete bytes are returned as what waits, and shown as a mark as well. Cut "
             "them off before you decode."),
+        Misconception("any byte from 80 up begins", _back_from_the_end(
+            lambda byte: max(_size(byte), 2) if byte >= 0x80 else 1),
+            "A byte from 80 to bf at the end is taken for a first byte. First bytes begin at c0: go "
+            "back over the others."),
+        Misconception("strict behind the cut", _back_from_the_end(_size, decode="strict"),
+            "The half character is cut off rightly, but a byte that belongs to no character stops it "
+            "with an error. Decode what is left with the errors replaced."),
+        Misconception("no byte to look back at", _back_from_the_end(_size, lambda raw: 3),
+            "It looks back further than there are bytes: there may be none at all. Go back as far as "
+            "there are some."),
+        Misconception("a byte is a character", lambda raw: (raw.decode("latin-1"), b""),
+            "Each byte became a character of its own, and accents are gone. The bytes are UTF-8."),
+        Misconception("the number that waits", lambda raw: (
+            whole_characters(raw)[0], len(whole_characters(raw)[1])),
+            "The second answer says how many bytes wait. Return the bytes themselves: the next token "
+            "completes them."),
+        Misconception("the rest by its length, with marks", _by_length_with_marks,
+            "A mark has three bytes, and the broken byte it stands for has one: what waits begins at "
+            "the wrong place. Count in the bytes themselves."),
         Misconception("broken bytes dropped", _hides_the_rest,
             "Bytes that belong to no character have vanished without a trace. They are shown as "
             "the replacement mark, so that one can see that something was lost."),
@@ -347,6 +387,10 @@ def nothing_to_look_at():
 
 def a_stop_at_the_very_end_and_a_beginning_before():
     return "E one\n\n", ["\n\n", "END"]
+
+
+def a_short_stop_and_a_long_one():
+    return "In the end: EN", ["\n", "END"]
 
 
 def _stop_by_loop(text, stops):
@@ -521,6 +565,35 @@ def _everything_waits(text, stops):
     return (text[:min(found)], "", True) if found else ("", text, False)
 
 
+def _waits_among(ends):
+    """ends(text, stops): where an end may begin that waits, if it begins a stop."""
+    def cut_at_stop_(text, stops):
+        if _find(text, stops):
+            return cut_at_stop(text, stops)
+        for start in ends(text, stops):
+            if any(stop.startswith(text[start:]) for stop in stops):
+                return text[:start], text[start:], False
+        return text, "", False
+    return cut_at_stop_
+
+
+def _from_its_first_letter(text, stops):
+    found = [at for at, letter in enumerate(text) if any(stop.startswith(letter) for stop in stops)]
+    if _find(text, stops) or not found:
+        return cut_at_stop(text, stops)
+    return text[:found[0]], text[found[0]:], False
+
+
+def _small_and_capital(text, stops):
+    found = _find(text.lower(), [stop.lower() for stop in stops])
+    return (text[:min(found)], "", True) if found else cut_at_stop(text, stops)
+
+
+def _blank_lost(text, stops):
+    shown, held, stopped = cut_at_stop(text, stops)
+    return shown.rstrip() if stopped else shown, held, stopped
+
+
 CUT_AT_STOP = Exercise(
     name="cut_at_stop", chapter=14, kind="piece", piece="streaming.cut_at_stop", entry="cut_at_stop",
     title="Stop before it is seen", difficulty="medium", importance="essential", minutes=9,
@@ -530,7 +603,8 @@ CUT_AT_STOP = Exercise(
               a_text_shorter_than_the_stop, nearly_a_stop_and_another_beginning,
               the_earliest_of_two_wins, the_earliest_is_listed_first,
               the_longest_beginning_waits, a_stop_that_begins_with_itself, no_stops_at_all,
-              nothing_to_look_at, a_stop_at_the_very_end_and_a_beginning_before),
+              nothing_to_look_at, a_stop_at_the_very_end_and_a_beginning_before,
+              a_short_stop_and_a_long_one),
     equivalents={"loops": _stop_by_loop, "overlaps": _stop_by_overlap},
     misconceptions=(
         Misconception("nothing waits", _nothing_waits,
@@ -588,6 +662,26 @@ CUT_AT_STOP = Exercise(
         Misconception("everything waits", _everything_waits,
             "Without a stop nothing is ever shown: readers would wait for the whole answer. Only "
             "an end that begins a stop waits."),
+        Misconception("as far back as the shortest stop", _waits_among(
+            lambda text, stops: range(max(0, len(text) - min(map(len, stops), default=0)), len(text))),
+            "The shortest stop decided how far back one looks, and a longer one began before. The "
+            "longest decides."),
+        Misconception("without stops an error", _waits_among(
+            lambda text, stops: range(max(0, len(text) - max(map(len, stops))), len(text))),
+            "Without any stop sequence it fails: of no lengths there is no largest. Then all of the "
+            "text may be shown."),
+        Misconception("from its first letter on", _from_its_first_letter,
+            "Text waits from the first letter of a stop on, although what follows that letter is no "
+            "stop. What waits must begin a stop up to its last letter."),
+        Misconception("small and capital letters alike", _small_and_capital,
+            "A word ended the text that only sounds like the stop: capital and small letters differ. "
+            "Look for the stop as it is written."),
+        Misconception("the blank before the stop lost", _blank_lost,
+            "Blanks before the stop were removed. Show the text up to the stop as it is."),
+        Misconception("what waits has stopped it", lambda text, stops: (
+            *cut_at_stop(text, stops)[:2], cut_at_stop(text, stops)[2] or bool(cut_at_stop(text, stops)[1])),
+            "Text that waits counts as stopped. It may still become something else: only a whole stop "
+            "ends the text."),
         Misconception("waits and is shown", _waits_and_is_shown,
             "What waits was shown as well, and would be shown twice. Cut it off from what may be "
             "shown."),
@@ -632,22 +726,34 @@ def no_piece_at_all():
 
 
 def _events(text):
-    """A stream as a client reads it: what stands between two empty lines. One blank behind the
-    colon belongs to the format and may be missing."""
-    read = []
-    for part in text.replace("\r\n", "\n").split("\n\n"):
-        field, colon, value = part.partition(":")
-        value = value.removeprefix(" ")
-        try:
-            read.append(json.loads(value) if field == "data" and value.startswith("{") else
-                        f"data: {value}" if field == "data" and colon else part)
-        except ValueError:
-            read.append(part)
-    return read
+    """A stream as a client reads it: an empty line ends an event, further ones say nothing, and
+    one blank behind the colon belongs to the format."""
+    *whole, rest = text.replace("\r\n", "\n").split("\n")
+    read, lines = [], []
+    for line in whole:
+        if line:
+            lines.append(line)
+        elif lines:
+            read.append(_event(lines))
+            lines = []
+    lines += [rest] * bool(rest)
+    return read + (["\n".join([*lines, "(no empty line behind it)"])] if lines else [])
+
+
+def _event(lines):
+    if not all(line.startswith("data:") for line in lines):
+        return "\n".join(lines)
+    value = "\n".join(line.removeprefix("data:").removeprefix(" ") for line in lines)
+    try:
+        return json.loads(value) if value.startswith("{") else f"data: {value}"
+    except ValueError:
+        return "\n".join(lines)
 
 
 def _compare_events(expected, actual):
-    if not isinstance(actual, str):
+    if expected == actual:
+        return None
+    if not isinstance(actual, str) or not isinstance(expected, str):
         return f"expected a str, got {type(actual).__name__}"
     theirs, ours = _events(actual), _events(expected)
     if theirs == ours:
@@ -680,7 +786,8 @@ AS_EVENTS = Exercise(
     compare=_compare_events,
     equivalents={"accents as they are": _events_with(
         body=lambda choice: json.dumps({"choices": [choice]}, ensure_ascii=False)),
-        "no blank": _events_with(line="data:{}\n\n", done="data:[DONE]\n\n")},
+        "no blank": _events_with(line="data:{}\n\n", done="data:[DONE]\n\n"),
+        "one line break more": _events_with(line="data: {}\n\n\n")},
     misconceptions=(
         Misconception("no empty line", _events_with(line="data: {}\n", done="data: [DONE]\n"),
             "A client sees one event that never ends: an empty line ends an event, so two line "
@@ -697,6 +804,19 @@ AS_EVENTS = Exercise(
         Misconception("DONE in quotation marks", _events_with(done='data: "[DONE]"\n\n'),
             "The last event is written as JSON, in quotation marks. It is the bare word in "
             "brackets."),
+        Misconception("DONE in a list", _events_with(done='data: ["DONE"]\n\n'),
+            "The last event is a list in JSON. It is no JSON at all: brackets and a word, without "
+            "quotation marks."),
+        Misconception("on several lines", _events_with(
+            body=lambda choice: json.dumps({"choices": [choice]}, indent=1)),
+            "The JSON goes over several lines, and a client reads those that begin with data. Write "
+            "it on one line."),
+        Misconception("a list of events", lambda pieces, reason: [
+            *(event + "\n\n" for event in as_events(pieces, reason).split("\n\n")[:-1])],
+            "These are the events in a list. A stream is one text: join them."),
+        Misconception("no colon", _events_with(line="data {}\n\n", done="data [DONE]\n\n"),
+            "There is no colon behind the name of the field, so a client does not know where the "
+            "name ends."),
         Misconception("no data in front", _events_with(line="{}\n\n", done="[DONE]\n\n"),
             "The events hold bare JSON. In this format each line begins with the name of its "
             "field, which is data."),
@@ -757,6 +877,10 @@ CHAT_LOOP = Exercise(
         Misconception("the end not fetched", "6 before 5 or without 5",
             "The answer is kept before what still waited was added: the last characters are "
             "missing from the history."),
+        Misconception("the answer not kept", "without 6",
+            "The answer is not kept: at the next turn the model does not know what it said."),
+        Misconception("the question not kept", "without 0",
+            "The new message is not in the history, so the model never reads it."),
         Misconception("answered before the prompt", "3 before 1",
             "The model is asked before the prompt is made. Which line makes it of the turns?"),
         Misconception("an answer begun anew", "3 before 2",
@@ -797,6 +921,10 @@ def cut_at_the_limit():
     return [1, 40, 41], [7, 8, 9, 11, 12], 5, {2, 3}
 
 
+def cut_behind_an_earlier_answer():
+    return [1, 40, 2, 41, 42, 43], [7, 8, 9, 11], 4, {2, 3}
+
+
 def ended_with_the_last_token_allowed():
     return [1, 40], [7, 8, 9, 2], 4, {2}
 
@@ -827,11 +955,17 @@ def _always_one_less(prompt_ids, new_ids, limit, stop_ids):
     return told, read, len(new_ids) - 1, read + len(new_ids) - 1
 
 
+def _stop_anywhere(prompt_ids, new_ids, limit, stop_ids):
+    stopped = not stop_ids.isdisjoint([*prompt_ids, *new_ids])
+    written = len(new_ids) - stopped
+    return "stop" if stopped else "length", len(prompt_ids), written, len(prompt_ids) + written
+
+
 BILL = Exercise(
     name="bill", chapter=14, kind="function", entry="bill", title="How it ended, and what it costs",
     difficulty="easy", importance="useful", minutes=7, reference=bill,
     fixtures=(ended_by_itself, cut_at_the_limit, ended_with_the_last_token_allowed, ended_at_once,
-              ended_by_another_stop),
+              ended_by_another_stop, cut_behind_an_earlier_answer),
     equivalents={"counted one by one": lambda prompt_ids, new_ids, limit, stop_ids: (
         "stop" if any(t in stop_ids for t in new_ids) else "length", len(prompt_ids),
         sum(t not in stop_ids for t in new_ids),
@@ -856,9 +990,22 @@ BILL = Exercise(
             reason=lambda p, new, limit, stop: "length" if len(new) >= limit else "stop"),
             "A text whose end token is the last one allowed ended by itself. Look at the token, "
             "not at the number."),
-        Misconception("only one stop id known", _bill(
-            reason=lambda p, new, limit, stop: "stop" if new[-1] == 2 else "length"),
+        Misconception("only one stop id known", lambda prompt_ids, new_ids, limit, stop_ids: (
+            bill(prompt_ids, new_ids, limit, {2})),
             "Only one of the stop ids was recognised. There may be several."),
+        Misconception("a stop in the prompt", _stop_anywhere,
+            "A stop token in the prompt was taken for the end. It ended an earlier text: look at the "
+            "new tokens alone."),
+        Misconception("longer than the limit", lambda prompt_ids, new_ids, limit, stop_ids: (
+            "stop", len(prompt_ids), len(new_ids) - 1, len(prompt_ids) + len(new_ids) - 1),
+            "Every text ended by itself, it says. No text is longer than its limit: look at the last "
+            "token, not at the number."),
+        Misconception("read and written exchanged", lambda prompt_ids, new_ids, limit, stop_ids: (
+            *(told := bill(prompt_ids, new_ids, limit, stop_ids))[:1], told[2], told[1], told[3]),
+            "Read and written are exchanged. The prompt was read, and its tokens come first."),
+        Misconception("the prompt taken off", lambda prompt_ids, new_ids, limit, stop_ids: (
+            *(told := bill(prompt_ids, new_ids, limit, stop_ids))[:2], told[2] - told[1], told[2]),
+            "The prompt was taken off the new tokens. It is not among them."),
         Misconception("the prompt is free", lambda prompt_ids, new_ids, limit, stop_ids: (
             *bill(prompt_ids, new_ids, limit, stop_ids)[:3], bill(prompt_ids, new_ids, limit, stop_ids)[2]),
             "The total counts what was written alone. The prompt was read, and it is in the "
@@ -951,8 +1098,13 @@ def an_event_about_nothing():
 
 
 def two_choices_in_an_event():
-    two = 'data: {"choices": [{"delta": {"content": "x"}}, {"delta": {"content": "y"}}]}\n\n'
+    two = ('data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}, '
+           '{"index": 1, "delta": {"content": "y"}, "finish_reason": null}]}\n\n')
     return (_cut(_wire(["a", "b"], extra=two), 50),)
+
+
+def a_text_with_a_quotation_mark():
+    return (_cut(_wire(['He said "', "yes"]), 50),)
 
 
 def _whole(chunks):
@@ -1032,13 +1184,37 @@ def _read_step_by_step(chunks):
     return "".join(said)
 
 
+def _by_pattern_and_loaded(chunks):
+    return "".join(json.loads(f'"{found}"') for found in re.findall(r'"content": "(.*?)"', _whole(chunks)))
+
+
+def _until_a_reason(chunks):
+    said = ""
+    for line in filter(_is_event, _lines(_whole(chunks))):
+        for choice in json.loads(line[5:])["choices"]:
+            if choice.get("finish_reason"):
+                return said
+            said += _content(choice)
+    return said
+
+
+def _but_the_first_event(chunks):
+    events = [json.loads(line[5:]) for line in filter(_is_event, _lines(_whole(chunks)))]
+    return "".join(_content(choice) for event in events[1:] for choice in event["choices"])
+
+
+def _contents(chunks):
+    return [_content(choice) for line in filter(_is_event, _lines(_whole(chunks)))
+            for choice in json.loads(line[5:])["choices"]]
+
+
 READ_TEXT = Exercise(
     name="read_text", chapter=14, kind="function", entry="read_text", title="The client's side of the wire",
     difficulty="medium", importance="useful", minutes=10, reference=read_text,
     run=_run_read_text,
     fixtures=(one_event_in_each_chunk, cut_in_the_middle_of_characters, two_events_in_a_chunk_and_a_comment,
               a_comment_just_above_an_event, an_event_about_nothing, two_choices_in_an_event,
-              a_text_that_says_done, a_text_with_rare_line_breaks),
+              a_text_that_says_done, a_text_with_rare_line_breaks, a_text_with_a_quotation_mark),
     equivalents={"as it arrives": _read_step_by_step},
     misconceptions=(
         Misconception("a chunk is an event", _a_chunk_is_an_event,
@@ -1090,6 +1266,30 @@ READ_TEXT = Exercise(
         Misconception("the word data removed", _client(cut=lambda line: line.replace("data: ", "")),
             "The word data with its colon was removed from the text, too. Cut off the beginning "
             "of the line, nothing else."),
+        Misconception("each chunk decoded", _client(text=lambda chunks: "".join(map(bytes.decode, chunks))),
+            "A chunk may end within a character and can't be decoded alone. Join the bytes before "
+            "you decode."),
+        Misconception("a byte is a character", _client(text=lambda chunks: b"".join(chunks).decode("latin-1")),
+            "Each byte became a character of its own: accents are wrong, and nothing else. The bytes "
+            "are UTF-8."),
+        Misconception("bytes as Python shows them", lambda chunks: "".join(
+            _contents([str(chunk).encode() for chunk in chunks])),
+            "No event was found: bytes turned into a string by their look keep a b, quotes and "
+            "backslashes. Decode them."),
+        Misconception("blanks lost at the ends", lambda chunks: "".join(_contents(chunks)).strip(),
+            "The text has lost the blanks at its beginning or its end. They belong to it."),
+        Misconception("blanks between the pieces", lambda chunks: " ".join(_contents(chunks)),
+            "Blanks were put between the pieces, and words fall apart. A piece brings its own blanks."),
+        Misconception("a message instead of a delta", _client(content=lambda choice: choice["message"]["content"]),
+            "A streamed choice has no message: what is new stands in its delta."),
+        Misconception("the first event passed over", _but_the_first_event,
+            "The first event was passed over. It may hold text; where it holds none, it adds none."),
+        Misconception("until a reason comes", _until_a_reason,
+            "Reading ended at the first reason. One choice has ended there, another goes on, and "
+            "the same event may hold text: read to the last one."),
+        Misconception("found by a pattern and loaded", _by_pattern_and_loaded,
+            "A quotation mark within the text ended the search for its end. Load the JSON of the "
+            "whole line."),
         Misconception("found by a pattern", _by_pattern,
             "The contents were cut out of the line as they stand. Escapes such as those for "
             "quotation marks and line breaks remain: load the JSON."),
@@ -1165,22 +1365,23 @@ def _nothing(paper, place, n, number):
     pass
 
 
-def _write_all(entry=_nothing, seated_now=_nothing, token=lambda chosen, place, n, number: chosen[place],
-               before=_nothing, leaves=_nothing):
+def _write_all(entry=_nothing, seated_now=_nothing, token=lambda paper, chosen, place, n, number: chosen[place],
+               before=_nothing, leaves=_nothing, every=_nothing, order=list):
     """The loop of the exercise, with what stands at each place where one may change it."""
     def write_all(paper, prompts, limits):
         waiting, rows = list(range(len(prompts))), [[] for _ in prompts]
         seated = {}
         while waiting or seated:
             for place in range(len(paper.memory)):
+                every(paper, place, place, None)
                 if place not in seated and waiting:
                     seated[place] = waiting.pop(0)
                     entry(paper, place, place, seated[place])
                     paper.read(place, prompts[seated[place]])
                     seated_now(paper, place, place, seated[place])
             chosen = paper.next_ids()
-            for n, (place, number) in enumerate(list(seated.items())):
-                one = token(chosen, place, n, number)
+            for n, (place, number) in enumerate(order(seated.items())):
+                one = token(paper, chosen, place, n, number)
                 rows[number].append(one)
                 before(paper, place, n, number)
                 paper.read(place, [one])
@@ -1199,7 +1400,7 @@ def _forget_number(paper, place, n, number):
     paper.forget(number)
 
 
-def _by_turn(chosen, place, n, number):
+def _by_turn(paper, chosen, place, n, number):
     return chosen[n]
 
 
@@ -1232,7 +1433,7 @@ WRITE_ALL = Exercise(
             "When a place is empty, texts get each other's tokens. A text's token stands at its "
             "place, not at its turn among those who are left."),
         Misconception("the number as place", _write_all(
-            entry=_forget, token=lambda chosen, place, n, number: chosen[number]),
+            entry=_forget, token=lambda paper, chosen, place, n, number: chosen[number]),
             "The model answers for each place, and there are fewer places than prompts. The token"
             " of a text stands at its place, not at its prompt's number."),
         Misconception("the number forgotten", _write_all(entry=_forget_number),
@@ -1244,6 +1445,16 @@ WRITE_ALL = Exercise(
         Misconception("forgotten at each token", _write_all(before=_forget),
             "The first tokens are right, then each text goes on from its last token alone. Empty "
             "a place once, between two texts."),
+        Misconception("forgotten in each round", _write_all(every=_forget),
+            "Every place is emptied in every round, and texts go on from nothing. Empty a place only "
+            "when a newcomer takes it."),
+        Misconception("by turn, in the order of places", _write_all(entry=_forget, token=_by_turn, order=sorted),
+            "In the order of the places the tokens fit while all are taken. Once one stays empty, they "
+            "are mixed up again: take each token by its place."),
+        Misconception("asked for every text", _write_all(
+            entry=_forget, token=lambda paper, chosen, place, n, number: paper.next_ids()[place]),
+            "The texts are right, but the model is asked once for every text. One answer holds all "
+            "places: ask once a round."),
         Misconception("one after the other", _one_after_the_other,
             "The texts are right, but each was written alone: too many steps. All places write in"
             " the same step."),
@@ -1280,8 +1491,8 @@ def _said(system, *words):
 
 
 def words_of(messages):
-    """How many words all messages have together."""
-    return sum(len(message["content"].split()) for message in messages)
+    """How many words all messages have together, and the mark that begins a text."""
+    return 1 + sum(len(message["content"].split()) for message in messages)
 
 
 TALE = "One morning Anna found a ring"
@@ -1289,11 +1500,11 @@ LONG_TALK = ("Who has it?", "Anna.", "Where is she?", "In the mill by the lake."
 
 
 def two_of_the_oldest_have_to_go():
-    return _said("Be brief.", TALE, "Yes.", *LONG_TALK[:5]), 21, words_of
+    return _said("Be brief.", TALE, "Yes.", *LONG_TALK[:5]), 22, words_of
 
 
 def without_a_system_message():
-    return _said("", TALE, "Yes.", *LONG_TALK[:5]), 20, words_of
+    return _said("", TALE, "Yes.", *LONG_TALK[:5]), 21, words_of
 
 
 def all_of_it_fits_exactly():
@@ -1307,7 +1518,7 @@ def one_word_too_many():
 
 
 def only_the_first_and_the_last_are_left():
-    return _said("Be brief.", TALE, "Yes.", *LONG_TALK), 11, words_of
+    return _said("Be brief.", TALE, "Yes.", *LONG_TALK), 12, words_of
 
 
 def nothing_is_left_to_drop():
@@ -1324,6 +1535,21 @@ def a_single_long_question():
 
 def a_single_question_alone():
     return _said("", TALE), 5, words_of
+
+
+def _run_keep(candidate, messages, longest, count):
+    """Of an error about the length its kind counts; each has words of its own for it."""
+    try:
+        return candidate(messages, longest, count)
+    except ValueError as error:
+        error.args = ()
+        raise
+
+
+def _refused(messages, longest, count):
+    if count(kept := keep_the_first(messages, longest, count)) > longest:
+        raise ValueError
+    return kept
 
 
 def _trim(start=2, size=2, strict=False, system=True, once=False):
@@ -1401,9 +1627,27 @@ def _drops_behind_the_first(enough, newest=False):
     return keep_the_first
 
 
+def _counted(what):
+    """what(kept, first, count): what is compared with the length allowed."""
+    def keep_the_first(messages, longest, count):
+        first = 1 if messages[0]["role"] == "system" else 0
+        kept = list(messages)
+        while what(kept, first, count) > longest and len(kept) > first + 3:
+            del kept[first + 2:first + 4]
+        return kept
+    return keep_the_first
+
+
+def _first_turn_given_up(messages, longest, count):
+    first = 1 if messages[0]["role"] == "system" else 0
+    kept = keep_the_first(messages, longest, count)
+    return kept if count(kept) <= longest else kept[:first] + kept[-1:]
+
+
 def _all_at_once(messages, longest, count):
     first = 1 if messages[0]["role"] == "system" else 0
-    return messages[:first + 2] + messages[-1:] if count(messages) > longest else list(messages)
+    long = count(messages) > longest and len(messages) > first + 3
+    return messages[:first + 2] + messages[-1:] if long else list(messages)
 
 
 def _head_and_last(messages, longest, count):
@@ -1424,7 +1668,7 @@ def _always_a_system(messages, longest, count):
 KEEP_THE_FIRST = Exercise(
     name="keep_the_first", chapter=14, kind="function", entry="keep_the_first",
     title="A history that keeps its beginning", difficulty="medium", importance="useful", minutes=12,
-    reference=keep_the_first,
+    reference=keep_the_first, run=_run_keep,
     fixtures=(two_of_the_oldest_have_to_go, without_a_system_message, all_of_it_fits_exactly,
               one_word_too_many, only_the_first_and_the_last_are_left, nothing_is_left_to_drop,
               nothing_is_left_and_no_system_message, a_single_long_question, a_single_question_alone),
@@ -1461,6 +1705,20 @@ KEEP_THE_FIRST = Exercise(
             lambda messages, first: first + 2),
             "Nothing between was left to drop, and the last question was dropped. It stays, "
             "however long it is."),
+        Misconception("the middle counted", _counted(lambda kept, first, count: count(kept[first + 2:-1])),
+            "Only the middle was counted. The instructions, the first turn and the last question "
+            "are part of the length."),
+        Misconception("the system message not counted", _counted(lambda kept, first, count: count(kept[first:])),
+            "The system message was left out of the count. The model reads it like all the others."),
+        Misconception("each message counted alone", _counted(
+            lambda kept, first, count: sum(count([message]) for message in kept)),
+            "Each message was counted by itself, and the mark that begins a text with each of them. "
+            "Count the whole list at once."),
+        Misconception("too long is an error", _refused,
+            "With nothing left to drop it fails, as the chapter's function does. Here what is there "
+            "is returned, however long it is."),
+        Misconception("the first turn given up", _first_turn_given_up,
+            "With nothing left between, the first turn was dropped, too. It stays, however long it is."),
         Misconception("a single question twice", _head_and_last,
             "A single question is in the result twice: it is the first and the last. With nothing"
             " to drop, return what is there."),
@@ -1596,6 +1854,26 @@ def _row_by_row(probabilities):
     return choose_each
 
 
+def _each_row(draws, likeliest=lambda logits, i: logits[i].argmax()):
+    """draws(row, temperature, generator): how a row above temperature 0 gets its token."""
+    def choose_each(logits, temperatures, generators):
+        return torch.tensor([
+            int(draws(logits[i:i + 1], t, generators[i])) if t else int(likeliest(logits, i))
+            for i, t in enumerate(temperatures)])
+    return choose_each
+
+
+def _drawn(row, t, generator):
+    return draw((row / t).softmax(-1), torch.rand(1, generator=generator))
+
+
+def _down_the_batch(logits, temperatures, generators):
+    t = torch.tensor(temperatures)[:, None]
+    p = (logits / t.where(t > 0, torch.ones(()))).softmax(0)
+    return torch.tensor([int(draw(p[i:i + 1], torch.rand(1, generator=generators[i]))) if temperatures[i]
+                         else int(logits[i].argmax()) for i in range(len(logits))])
+
+
 def _divided_by_zero(logits, temperatures, generators):
     return torch.cat([
         draw((row / t).softmax(-1)[None], torch.rand(1, generator=generator))
@@ -1665,6 +1943,30 @@ CHOOSE_EACH = Exercise(
         Misconception("softmax across requests", _row_by_row(lambda logits, t: (logits / t).softmax(0)),
             "The softmax went across the requests, so that their texts depend on each other. Each"
             " row is a distribution of its own."),
+        Misconception("softmax down the batch", _down_the_batch,
+            "The softmax went down the batch: over the requests, for each token. Each row is a "
+            "distribution over the vocabulary."),
+        Misconception("softmax over one row", _each_row(lambda row, t, generator: draw(
+            (row / t).softmax(0), torch.rand(1, generator=generator))),
+            "The softmax went over a dimension of size 1, and every probability is 1. It goes over "
+            "the vocabulary, the last dimension."),
+        Misconception("the likeliest of all rows", _each_row(_drawn, lambda logits, i: logits.argmax()),
+            "The likeliest token was sought in the whole batch, whose numbers go beyond the "
+            "vocabulary. Look within the row."),
+        Misconception("a number for each token", _each_row(lambda row, t, generator: draw(
+            (row / t).softmax(-1), torch.rand(row.shape[1], generator=generator)[:1])),
+            "More than one number was drawn from a row's generator, so that all later steps differ. "
+            "One is enough."),
+        Misconception("a row without its batch", _each_row(lambda row, t, generator: draw(
+            (row[0] / t).softmax(-1), torch.rand(1, generator=generator))),
+            "The function that draws wants a batch of one row, two dimensions, and got a single one."),
+        Misconception("numbers from a bell curve", _each_row(lambda row, t, generator: draw(
+            (row / t).softmax(-1), torch.randn(1, generator=generator))),
+            "The numbers come from a bell curve, and half of them are negative. Draw uniform ones, "
+            "between 0 and 1."),
+        Misconception("a dimension too many", lambda logits, temperatures, generators: (
+            choose_each(logits, temperatures, generators)[:, None]),
+            "Each token has kept a dimension of its own. Wanted is one plain number for each row."),
         Misconception("no softmax", _row_by_row(lambda logits, t: logits / t),
             "The numbers drawn from are logits: they may be negative, and their sum is not one. "
             "A softmax makes them probabilities."),
@@ -1690,7 +1992,7 @@ def nearest(query, vectors, k):
 
 
 def vectors_of_different_length():
-    chance = torch.Generator().manual_seed(14)
+    chance = torch.Generator().manual_seed(34)          # no mistake on record gets this order
     return (torch.randn(6, generator=chance) + 0.2,
             torch.randn(9, 6, generator=chance) * torch.rand(9, 1, generator=chance).mul(8) + 0.3, 4)
 
@@ -1738,6 +2040,15 @@ NEAREST = Exercise(
             "Sorted by distance, where length counts. Here the direction alone counts."),
         Misconception("without the sign", _nearest(lambda q, v: _cosine(q, v).abs()),
             "A vector that points the opposite way counts as near. Keep the sign."),
+        Misconception("lengths of the columns", _nearest(lambda q, v: v @ q / (v.norm(dim=0) * q.norm())),
+            "The lengths are those of the columns. Each vector is a row, and its length goes over the "
+            "last dimension."),
+        Misconception("columns normalised", _nearest(lambda q, v: v / v.norm(dim=0) @ q),
+            "The columns were made equally long. Each vector is a row: divide it by its own length."),
+        Misconception("in the order of the rows", lambda query, vectors, k: sorted(nearest(query, vectors, k)),
+            "The right rows, sorted by their numbers. The nearest stands first."),
+        Misconception("the nearest passed over", lambda query, vectors, k: nearest(query, vectors, k + 1)[1:],
+            "The nearest was passed over. The query is none of the rows, so nothing has to be left out."),
         Misconception("squared length", _nearest(lambda q, v: v @ q / (v * v).sum(-1)),
             "Short vectors win: products were divided by the square of the length. The length is "
             "its root."),
