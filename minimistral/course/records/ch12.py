@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def five_rows_in_groups_of_eight():
 
 
 def a_scale_for_each_row_in_8_bits():
-    return _weight(2, 7, 20), 8, None
+    return _weight(2, 7, 20) / 16, 8, None      # some scales are below 0.001, as in real models
 
 
 def three_bits_a_group_of_zeros_and_an_outlier():
@@ -118,6 +119,65 @@ def _dequantized_instead(weight, bits, group=None):
     return dequantize(numbers, scales), scales
 
 
+def _over_the_groups(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    scales = (groups.abs().amax(1) / most).bfloat16()                    # (out, group)
+    numbers = (groups / scales.float().clamp(min=1e-30)[:, None]).round()
+    return numbers.to(torch.int8).flatten(1), scales
+
+
+def _over_the_groups_as_columns(weight, bits, group=None):
+    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    scales = groups.abs().amax(1) / (2 ** (bits - 1) - 1)
+    return groups / scales[..., None], scales
+
+
+def _group_as_their_number(weight, bits, group=None):
+    return quantize(weight, bits, weight.shape[1] // group if group else None)
+
+
+def _half_of_the_range(groups):
+    return (groups.amax(-1) - groups.amin(-1)) / 2
+
+
+def _as_neighbours_in_a_column(weight, bits, group=None):
+    groups = weight.float().unflatten(1, (group or weight.shape[1], -1))
+    scales = (groups.abs().amax(1) / (2 ** (bits - 1) - 1)).bfloat16()
+    numbers = (groups / scales.float().clamp(min=1e-30)[:, None]).round()
+    return numbers.to(torch.int8).flatten(1), scales
+
+
+def _one_for_all_without_groups(weight, bits, group=None):
+    if group:
+        return quantize(weight, bits, group)
+    scale = (weight.float().abs().max() / (2 ** (bits - 1) - 1)).bfloat16()
+    return (weight.float() / scale.float()).round().to(torch.int8), scale
+
+
+def _weights_rounded(weight, bits, group=None):
+    scales = quantize(weight, bits, group)[1]
+    steps = scales.float().clamp(min=1e-30)[..., None]
+    groups = weight.float().unflatten(1, (scales.shape[1], -1)).round() / steps
+    return groups.to(torch.int8).flatten(1), scales
+
+
+def _steps_for_a_weight(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    scales = (most / groups.abs().amax(-1).clamp(min=1e-30)).bfloat16()
+    return (groups * scales.float()[..., None]).round().to(torch.int8).flatten(1), scales
+
+
+def _divisor_at_least(least):
+    def quantize(weight, bits, group=None):
+        scales = _quantizes()(weight, bits, group)[1]
+        groups = weight.float().unflatten(1, (scales.shape[1], -1))
+        steps = (groups / scales.float().clamp(min=least)[..., None]).round()
+        return steps.to(torch.int8).flatten(1), scales
+    return quantize
+
+
 def _by_column(weight, bits, group=None):
     most = 2 ** (bits - 1) - 1
     scales = (weight.float().abs().amax(0) / most).bfloat16()
@@ -147,11 +207,12 @@ def _group_first(weight, bits, group=None):
     return numbers.to(torch.int8).reshape(weight.shape), scales.reshape(len(weight), -1)
 
 
-def _in_its_own_dtype(weight, bits, group=None):
+def _in_its_own_dtype(weight, bits, group=None, clamp=True):
     most = 2 ** (bits - 1) - 1
     groups = weight.unflatten(1, (-1, group or weight.shape[1]))
     scales = (groups.abs().amax(-1) / most).bfloat16()
-    numbers = (groups / scales.clamp(min=1e-30)[..., None]).round().clamp(-most, most)
+    numbers = (groups / scales.clamp(min=1e-30)[..., None]).round()
+    numbers = numbers.clamp(-most, most) if clamp else numbers
     return numbers.to(torch.int8).flatten(1), scales
 
 
@@ -181,7 +242,21 @@ QUANTIZE = Exercise(
         Misconception("rounded down",
             _quantizes(turn=lambda s, top: s.floor().clamp(-top, top)),
             "Every weight goes to the step below, and small negative ones become -1. Take the "
-            "nearest step."),
+            "nearest step.",
+            also=[_quantizes(turn=lambda s, top: s.floor())]),
+        Misconception("a half added, then cut off", _quantizes(turn=lambda s, top: s + 0.5),
+            "Weights above zero are right, those below come out a step too high: cutting off goes "
+            "towards zero. Take a function that rounds."),
+        Misconception("rounded before dividing", _weights_rounded,
+            "The weights were rounded to whole numbers, not their steps. Divide by the scale first, "
+            "then round."),
+        Misconception("the largest number of 4 bits", _quantizes(most=lambda bits: 7),
+            "Right in 4 bits only: the largest whole number was fixed at 7. It follows from the "
+            "bits; with 8 it is 127."),
+        Misconception("a hat for a power", _quantizes(most=lambda bits: 2 ^ (bits - 1) - 1),
+            "The largest number is wrong: Python's hat is no power, it compares the bits of two "
+            "numbers. A power has two stars.",
+            also=[_quantizes(most=lambda bits: (2 ^ (bits - 1)) - 1)]),
         Misconception("one number too many", _quantizes(most=lambda bits: 2 ** (bits - 1)),
             "The largest whole number is too large by one, and one side is clipped. With 4 "
             "bits it is 7: as many above zero as below."),
@@ -190,26 +265,59 @@ QUANTIZE = Exercise(
             "with 4 bits the largest number is 7."),
         Misconception("largest without its sign",
             _quantizes(absmax=lambda groups: groups.amax(-1)),
-            "A group whose largest weight is negative gets too small a scale and is clipped. "
-            "Take the absolute values before the maximum."),
+            "A group whose largest weight is negative gets too small a scale. Take the absolute "
+            "values before the maximum.",
+            also=[_quantizes(absmax=lambda groups: groups.amax(-1), turn=lambda s, top: s.round()),
+                  _quantizes(absmax=lambda groups: groups.amax(-1).abs()),
+                  _quantizes(absmax=lambda groups: groups.amax(-1).abs(),
+                             turn=lambda s, top: s.round())]),
+        Misconception("half of the range", _quantizes(absmax=_half_of_the_range),
+            "The scale comes from the distance between the smallest and the largest weight. Here "
+            "zero stays zero: take the largest absolute value.",
+            also=[_quantizes(absmax=_half_of_the_range, turn=lambda s, top: s.round())]),
+        Misconception("the largest as the scale", _quantizes(
+                scale=lambda s: s.bfloat16(), most=lambda bits: 1),
+            "The scale is the largest weight itself. One step is that weight over the largest "
+            "whole number.",
+            also=[lambda weight, bits, group=None: (
+                quantize(weight, bits, group)[0], _quantizes(most=lambda bits: 1)(
+                    weight, bits, group)[1])]),
+        Misconception("steps for a weight", _steps_for_a_weight,
+            "Your scale says how many steps a weight of 1 has. It is the other way round: the length "
+            "of one step, largest weight over largest number."),
         Misconception("absmax over the wrong axis", _by_column,
             "There is a scale for each column. The weights of one row, or of a group in it, "
             "share a scale: reduce the last axis."),
+        Misconception("maximum over the groups", _over_the_groups,
+            "The maximum runs over the groups of a row, not within one. The axes are rows, groups, "
+            "weights of a group: reduce the last.",
+            also=[_over_the_groups_as_columns]),
         Misconception("one scale for the whole matrix", _one_for_all,
-            "All rows have the same scale, and the small rows are lost. Each group has its own."),
+            "Rows share one scale, and the small rows are lost. Each group has its own; without "
+            "groups, each row.",
+            also=[_one_for_all_without_groups]),
         Misconception("group forgotten",
             lambda weight, bits, group=None: quantize(weight, bits, None),
             "There is one scale for each row, whatever the group. Cut the row into groups "
             "before you take the maximum."),
         Misconception("groups that are not neighbours", _quantizes(cut=_interleaved),
             "Your groups take every n-th weight. A group is neighbours in a row: the groups' axis "
-            "comes before the axis within a group."),
+            "comes before the axis within a group.",
+            also=[_as_neighbours_in_a_column]),
+        Misconception("group as the number of groups", _group_as_their_number,
+            "Each row was cut into as many groups as one group has weights. The number given is the "
+            "size of a group."),
         Misconception("scale used before it was rounded",
             lambda weight, bits, group=None: (
                 _quantizes(scale=lambda s: s)(weight, bits, group)[0],
                 quantize(weight, bits, group)[1]),
             "Some numbers differ by one. Divide by the scale as it is stored, after its "
             "rounding to bfloat16."),
+        Misconception("largest rounded, then divided",
+            lambda weight, bits, group=None: (
+                _quantizes(absmax=lambda g: g.abs().amax(-1).bfloat16())(weight, bits, group)),
+            "A few scales and numbers differ a little: the largest weight was rounded to bfloat16. "
+            "Divide by the largest number first, then round the scale."),
         Misconception("scales in float32", _quantizes(scale=lambda s: s),
             "The scales are float32. They are stored in bfloat16, and used as they are stored."),
         Misconception("zeros divided by zero", _nan_for_zeros,
@@ -240,10 +348,19 @@ QUANTIZE = Exercise(
         Misconception("a scale for zeros", _quantizes(
                 scale=lambda s: s.clamp(min=1e-8).bfloat16()),
             "A group of zeros is stored with a scale above 0. Its scale is 0; keep only the divisor "
-            "above 0."),
+            "above 0.",
+            also=[_quantizes(scale=lambda s: torch.where(s == 0, 1.0, s).bfloat16())]),
+        Misconception("a divisor too large", _divisor_at_least(1e-3),
+            "Small weights become zero: what keeps a divisor above 0 is larger than their scale. "
+            "Scales of 0.0001 are usual; take far less.",
+            also=[_divisor_at_least(1e-2), _divisor_at_least(0.1)]),
         Misconception("divided in bfloat16", _in_its_own_dtype,
-            "Weights that come in bfloat16 go wrong: its three digits are too few to round by. Turn "
-            "them into float32 first."),
+            "Some numbers differ by one: the division ran in bfloat16, whose three digits are too few "
+            "to round by. Turn weights and scales into float32 first.",
+            also=[lambda weight, bits, group=None: _in_its_own_dtype(weight, bits, group, False),
+                  lambda weight, bits, group=None: _in_its_own_dtype(weight.bfloat16(), bits, group),
+                  lambda weight, bits, group=None: _in_its_own_dtype(
+                      weight.bfloat16(), bits, group, False)]),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -324,7 +441,8 @@ PACK = Exercise(
             lambda numbers: (numbers[:, 0::2].to(torch.uint8) << 4
                              | numbers[:, 1::2].to(torch.uint8)),
             "A negative number on the right fills the left half with ones. Add 8 first, so that "
-            "no number has a sign."),
+            "no number has a sign.",
+            also=[lambda numbers: numbers[:, 0::2] << 4 | numbers[:, 1::2]]),
         Misconception("two's complement kept",
             lambda numbers: (numbers[:, 0::2].to(torch.uint8) << 4
                              | numbers[:, 1::2].to(torch.uint8) & 15),
@@ -346,14 +464,36 @@ PACK = Exercise(
             "for each half."),
         Misconception("shifted to the right",
             lambda numbers: _shifted(numbers)[:, 0::2] >> 4 | _shifted(numbers)[:, 1::2],
-            "The first numbers are gone: they were moved to the right, out of the byte. The other "
-            "arrow moves to the left."),
+            "The first numbers are gone: they were moved out of the byte. Move them to the left, by "
+            "half a byte."),
+        Misconception("not shifted",
+            lambda numbers: _shifted(numbers)[:, 0::2] | _shifted(numbers)[:, 1::2],
+            "Both numbers of a pair lie in the right half, one over the other. Move the first by "
+            "half a byte to the left.",
+            also=[lambda numbers: _shifted(numbers)[:, 0::2] + _shifted(numbers)[:, 1::2]]),
+        Misconception("joined by and",
+            lambda numbers: _shifted(numbers)[:, 0::2] << 4 & _shifted(numbers)[:, 1::2],
+            "All bytes are 0: 'and' keeps only the bits that both halves have. Join them with 'or', "
+            "or add them."),
+        Misconception("added before shifting",
+            lambda numbers: _shifted(numbers)[:, 0::2] << 4 + _shifted(numbers)[:, 1::2],
+            "Python adds before it shifts, so the first numbers were moved out of the byte. Put "
+            "the shift into brackets."),
+        Misconception("8 added to the byte",
+            lambda numbers: ((numbers[:, 0::2] << 4 | numbers[:, 1::2]) + 8).to(torch.uint8),
+            "8 was added to the finished byte. Add it to every number, before two of them are "
+            "joined.",
+            also=[lambda numbers: (numbers[:, 0::2] * 16 + numbers[:, 1::2] + 8).to(torch.uint8)]),
         Misconception("shifted by 7",
             lambda numbers: (numbers + 7).to(torch.uint8)[:, 0::2] << 4
             | (numbers + 7).to(torch.uint8)[:, 1::2],
             "All numbers are one too small, and -8 has no place. Add 8: zero is stored as 8."),
         Misconception("one number for each byte", lambda numbers: _shifted(numbers),
-            "Each number still has a byte of its own. Join neighbours: half as many columns."),
+            "Each number still has a byte of its own. Join neighbours: half as many columns.",
+            also=[lambda numbers: torch.cat(
+                      [_shifted(numbers)[:, 0::2] << 4, _shifted(numbers)[:, 1::2]], 1),
+                  lambda numbers: torch.stack(
+                      [_shifted(numbers)[:, 0::2] << 4, _shifted(numbers)[:, 1::2]], -1)]),
         Misconception("signed bytes",
             lambda numbers: pack(numbers).view(torch.int8),
             "The bytes are right but signed. The result is uint8."),
@@ -429,7 +569,26 @@ UNPACK = Exercise(
     misconceptions=(
         Misconception("8 not taken off",
             _unpacks(lambda p: (p >> 4).to(torch.int8), lambda p: (p & 15).to(torch.int8)),
-            "All numbers are 8 too large and none is negative. Packing added 8; take it off."),
+            "All numbers are 8 too large and none is negative. Packing added 8; take it off.",
+            also=[_unpacks(lambda p: p >> 4, lambda p: p & 15)]),
+        Misconception("8 taken off one half only", _unpacks(_high, lambda p: (p & 15).to(torch.int8)),
+            "One number of each pair is right, the other 8 too large. Take 8 off both halves.",
+            also=[_unpacks(lambda p: (p >> 4).to(torch.int8), _low)]),
+        Misconception("8 taken off the byte",
+            _unpacks(lambda p: (p - 8 >> 4).to(torch.int8), lambda p: (p - 8 & 15).to(torch.int8)),
+            "8 was taken off the whole byte, before it was cut. Take it off each half."),
+        Misconception("7 taken off", lambda packed: unpack(packed) + 1,
+            "All numbers are one too large. Packing added 8: what is stored as 8 is zero."),
+        Misconception("subtracted before the half was taken",
+            lambda packed: _unpacks(lambda p: p >> 4 - 8, lambda p: p & 15 - 8)(packed).to(torch.int8),
+            "Python subtracts before it shifts or masks, so other bits were taken. Put the half into "
+            "brackets, then subtract 8.",
+            also=[_unpacks(_high, lambda p: p.to(torch.int8) & 15 - 8),
+                  _unpacks(lambda p: p.to(torch.int8) >> 4 - 8, lambda p: p.to(torch.int8) & 15 - 8)]),
+        Misconception("left half not moved",
+            _unpacks(lambda p: (p & 240).to(torch.int8) - 8, _low),
+            "The left half still counts sixteens. Move it to the right, by half a byte.",
+            also=[_unpacks(lambda p: (p << 4).to(torch.int8) - 8, _low)]),
         Misconception("subtracted without a sign",
             _unpacks(lambda p: (p >> 4) - 8, lambda p: (p & 15) - 8),
             "Negative numbers come back near 250: bytes have no sign. Turn them into int8 "
@@ -439,9 +598,11 @@ UNPACK = Exercise(
         Misconception("all left halves, then all right ones",
             _unpacks(_high, _low, lambda a, b: torch.cat([a, b], 1)),
             "First come all left halves, then all right ones. The two numbers of a byte are "
-            "neighbours: stack them on a new last axis, then flatten."),
+            "neighbours: stack them on a new last axis, then flatten.",
+            also=[_unpacks(_high, _low, lambda a, b: torch.stack([a, b]).reshape(len(a), -1))]),
         Misconception("rows doubled", _unpacks(_high, _low, lambda a, b: torch.cat([a, b], 0)),
-            "There are twice as many rows. The two numbers of a byte are neighbours in a row."),
+            "There are twice as many rows. The two numbers of a byte are neighbours in a row.",
+            also=[_unpacks(_high, _low, lambda a, b: torch.stack([a, b], 1).flatten(0, 1))]),
         Misconception("left half not cleared of the right",
             _unpacks(_high, lambda p: p.to(torch.int8) - 8),
             "The right half still carries the left one. Keep its four bits only, with & 15."),
@@ -526,6 +687,21 @@ def _affine_by_aminmax(weight, bits):
     return torch.floor((weight - small) / scale + 0.5).clamp(0, 2**bits - 1).byte(), scale, small
 
 
+def _scale_kept_positive(make):
+    """The scale made in another way, everything else as asked."""
+    def affine(weight, bits):
+        small, large = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+        scale = make(large - small, 2**bits - 1)
+        return ((weight - small) / scale).round().to(torch.uint8), scale, small
+    return affine
+
+
+def _range_of_absmax(weight, bits, top=None):
+    small = weight.amin(-1, keepdim=True)
+    scale = (weight.abs().amax(-1, keepdim=True) / (top or 2**bits - 1)).clamp(min=1e-8)
+    return ((weight - small) / scale).round().to(torch.uint8), scale, small
+
+
 def _one_range(weight, bits):
     smallest = weight.min()
     scale = ((weight.max() - smallest) / (2**bits - 1)).clamp(min=1e-8)
@@ -541,8 +717,16 @@ AFFINE = Exercise(
                  "max of values": _affines(high=lambda w: w.max(dim=1, keepdim=True).values)},
     misconceptions=(
         Misconception("levels instead of steps", _affines(levels=lambda bits: 2**bits),
-            "The scale is a little too small a step, and the largest number is never reached. "
-            "Sixteen levels have fifteen steps between them."),
+            "The step is a little too small: in 4 bits the largest weight gets number 16, which does "
+            "not exist. Sixteen levels have fifteen steps between them."),
+        Misconception("a hat for a power", _affines(levels=lambda bits: 2 ^ bits - 1),
+            "The scale is wrong: Python's hat is no power, it compares the bits of two numbers. A "
+            "power has two stars.",
+            also=[_affines(levels=lambda bits: (2 ^ bits) - 1)]),
+        Misconception("1 taken off the quotient",
+            _scale_kept_positive(lambda width, top: (width / (top + 1) - 1).clamp(min=1e-8)),
+            "The scale is 1 too small, nearly always 1e-8: the 1 was taken off after the division. "
+            "Put the number of steps into brackets."),
         Misconception("a bit for the sign", _affines(levels=lambda bits: 2 ** (bits - 1) - 1),
             "Half of the numbers are unused: you kept a bit for the sign. Here all numbers "
             "count from 0 up."),
@@ -550,7 +734,10 @@ AFFINE = Exercise(
                 low=lambda w: -w.abs().amax(-1, keepdim=True),
                 high=lambda w: w.abs().amax(-1, keepdim=True)),
             "The range is symmetric around zero, so a row far from zero wastes most of its "
-            "numbers. Use the row's own smallest and largest."),
+            "numbers. Use the row's own smallest and largest.",
+            also=[_range_of_absmax,
+                  lambda weight, bits: _range_of_absmax(weight, bits, 2 ** (bits - 1) - 1),
+                  _affines(low=lambda w: -w.abs().amax(-1, keepdim=True))]),
         Misconception("smallest not subtracted", _affines(steps=lambda w, s, low: w / s),
             "Rows far from zero do not fit: what is stored is the distance from zero. Count the "
             "steps from the smallest weight."),
@@ -565,14 +752,23 @@ AFFINE = Exercise(
             _affines(steps=lambda w, s, low: w / s - low),
             "The smallest weight was subtracted from steps. Subtract first, in weights; then "
             "divide."),
+        Misconception("only the smallest divided", _affines(steps=lambda w, s, low: w - low / s),
+            "Only the smallest weight was divided by the scale. Put the subtraction into brackets."),
+        Misconception("rounded twice",
+            _affines(steps=lambda w, s, low: (w / s).round() - (low / s).round()),
+            "Weights and smallest were rounded apart, so some numbers are one off. Subtract first, "
+            "divide, and round once."),
         Misconception("smallest added", _affines(steps=lambda w, s, low: (w + low) / s),
             "The smallest weight was added. Its own distance from itself must come out as 0."),
         Misconception("cut off", _affines(turn=torch.floor),
             "All weights come back too small: they were cut off to the step below. Round to the "
             "nearest."),
         Misconception("one range for the matrix", _one_range,
-            "All rows share one range. Each row has its own smallest and largest: reduce the last "
-            "axis and keep it."),
+            "All rows share one range, or one end of it. Each row has its own smallest and largest: "
+            "reduce the last axis and keep it.",
+            also=[_affines(low=lambda w: w.min()), _affines(high=lambda w: w.max()),
+                  _affines(low=lambda w: w.min().expand(len(w), 1)),
+                  _affines(low=lambda w: w.min().expand(len(w), 1), high=lambda w: w.max())]),
         Misconception("ranges of the columns",
             lambda weight, bits: tuple(x.T for x in _affines()(weight.T, bits)),
             "There is a range for each column. The weights of one row share scale and "
@@ -581,8 +777,17 @@ AFFINE = Exercise(
                 _affines()(weight, bits)[0],
                 (weight.amax(-1, keepdim=True) - weight.amin(-1, keepdim=True)) / (2**bits - 1),
                 weight.amin(-1, keepdim=True)),
-            "A row of equal weights has scale 0, and dividing by it is not a number. Keep the "
-            "scale at 1e-8 or above."),
+            "A row of equal weights has a scale of 0, or nearly. Keep the scale itself, after its "
+            "division, at 1e-8 or above.",
+            also=[_scale_kept_positive(lambda width, top: width.clamp(min=1e-8) / top)]),
+        Misconception("1e-8 as the upper limit",
+            _scale_kept_positive(lambda width, top: (width / top).clamp(max=1e-8)),
+            "No scale is above 1e-8: the limit was taken as the largest scale. It is the smallest "
+            "that is allowed."),
+        Misconception("scale in bfloat16",
+            _scale_kept_positive(lambda width, top: (width / top).clamp(min=1e-8).bfloat16()),
+            "The scale has three digits only: it became bfloat16, as in the chapter's piece. Here it "
+            "stays float32."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -706,16 +911,34 @@ STORED_BYTES = Exercise(
         Misconception("bits taken for bytes", _bytes(total=lambda w, n, s: w + n * s),
             "Eight times too many: these are bits. Eight of them are a byte."),
         Misconception("one scale for the matrix", _bytes(scales=lambda r, c, g: 1),
-            "Only one scale is counted. Every group of every row has one."),
+            "Only one scale is counted. Every group of every row has one; without groups, every row.",
+            also=[_bytes(scales=lambda r, c, g: r * c // g if g else 1)]),
         Misconception("a scale for each row only", _bytes(scales=lambda r, c, g: r),
             "One scale for each row is counted. With groups, a row has columns / group of them."),
         Misconception("groups along the columns",
             _bytes(scales=lambda r, c, g: (-(-r // g) if g else 1) * c),
             "The groups run down the columns. They lie within a row: columns / group for each."),
+        Misconception("as many scales as a group has weights",
+            _bytes(scales=lambda r, c, g: r * (g or 1)),
+            "A row got as many scales as a group has weights. It has as many as it has groups: "
+            "columns / group."),
+        Misconception("a scale for each weight", _bytes(scales=lambda r, c, g: r * c),
+            "Every weight got a scale of its own. The weights of a group share one."),
+        Misconception("a bit for each scale", _bytes(total=lambda w, n, s: -(-(w + n) // 8)),
+            "Each scale counts as one bit. It has as many as are given."),
+        Misconception("scales always of 16 bits", _bytes(total=lambda w, n, s: -(-(w + 16 * n) // 8)),
+            "Right while a scale has 16 bits. How many it has is given."),
         Misconception("a byte for each number", _bytes(numbers=lambda n, bits: 8 * n),
             "Each number has a byte of its own. Packed, it takes as many bits as it has."),
+        Misconception("4 or 8 bits", _bytes(numbers=lambda n, bits: n * (4 if bits <= 4 else 8)),
+            "Right in 4 and in 8 bits. Numbers of 3 bits got 4, those of 5 a byte: here they stand "
+            "without a gap, whatever their bits."),
         Misconception("scale bits taken for bytes", _bytes(total=lambda w, n, s: -(-w // 8) + n * s),
             "The scales are counted eight times: their size is given in bits."),
+        Misconception("whole bytes of a scale",
+            _bytes(total=lambda w, n, s: -(-w // 8) + n * (s // 8)),
+            "A scale's bits that do not fill a byte are dropped. Add the bits of all numbers and "
+            "scales, then make bytes."),
         Misconception("scales of a single row", _bytes(scales=lambda r, c, g: c // (g or c)),
             "The scales of a single row are counted. Every row has its own."),
         Misconception("a part of a byte dropped", _bytes(total=lambda w, n, s: (w + n * s) // 8),
@@ -730,6 +953,11 @@ STORED_BYTES = Exercise(
                 (1, shape[1]), bits, group, scale_bits),
             "Every row was rounded up to a byte, which leaves gaps. Add the bits of all rows, then "
             "round up once."),
+        Misconception("each group rounded up",
+            lambda shape, bits, group, scale_bits: shape[0] * (shape[1] // (group or shape[1]))
+            * -(-((group or shape[1]) * bits + scale_bits) // 8),
+            "Every group was rounded up to a byte, which leaves gaps. Add all bits, then round up "
+            "once."),
         Misconception("without groups no scales",
             _bytes(scales=lambda r, c, g: r * c // g if g else 0),
             "Right with groups. Without them a row still has a scale: one."),
@@ -755,7 +983,7 @@ def a_batch_and_groups_of_six():
 
 def one_row_and_one_group():
     numbers, scales = quantize(_weight(12, 9, 10), 4, None)
-    return _weight(13, 3, 10), pack(numbers), scales
+    return _weight(13, 1, 10), pack(numbers), scales
 
 
 def groups_with_very_different_scales():
@@ -790,6 +1018,18 @@ def _late_scaled_by(pick):
     return late_product
 
 
+def _late_loop(step, size=lambda columns, n: columns // n, few=0):
+    """A loop over the groups that does ``step(so far, part, scale)``."""
+    def late_product(x, packed, scales):
+        numbers, n = unpack(packed).float(), scales.shape[1]
+        y, width = 0, size(x.shape[-1], n)
+        for g in range(n - few):
+            part = slice(g * width, (g + 1) * width)
+            y = step(y, x[..., part] @ numbers[:, part].T, scales[:, g].float())
+        return y
+    return late_product
+
+
 def _late_groups_interleaved(x, packed, scales):
     n = scales.shape[1]
     numbers = unpack(packed).float().unflatten(1, (-1, n)).transpose(1, 2)
@@ -814,14 +1054,38 @@ LATE = Exercise(
             "The sum over all groups was scaled by the sum of the scales. A sum of products is "
             "not a product of sums: scale each part."),
         Misconception("scaled by the first", _late_scaled_by(lambda s: s[:, 0]),
-            "Every group got the scale of the first one. Keep the parts apart until they are "
-            "scaled."),
+            "Only the first scale of each row is used. A row has as many groups as scales: keep "
+            "their parts apart until each is scaled."),
         Misconception("not scaled", _late_scaled_by(lambda s: 1.0),
             "The result counts steps, not weights: the scales are missing."),
         Misconception("divided by the scales",
             lambda x, packed, scales: x @ (unpack(packed).float().unflatten(
                 1, (scales.shape[1], -1)) / scales.float()[..., None]).flatten(1).T,
             "You divided by the scales. The way back from steps to weights multiplies."),
+        Misconception("x cut to whole numbers",
+            lambda x, packed, scales: _plain(x.trunc(), packed, scales),
+            "x lost its fractions: it was turned into whole numbers to fit the others. Turn the "
+            "numbers into floats instead.",
+            also=[lambda x, packed, scales: _plain(x.to(torch.int8).float(), packed, scales)]),
+        Misconception("groups counted in bytes",
+            _late_loop(lambda y, part, s: y + part * s, lambda columns, n: columns // 2 // n),
+            "Only the first half of the columns is used: the size of a group was counted in bytes. "
+            "A byte holds two numbers."),
+        Misconception("the last group only", _late_loop(lambda y, part, s: part * s),
+            "The part of a single group is returned. Add the parts of all groups.",
+            also=[lambda x, packed, scales: _late_loop(
+                lambda y, part, s: y + part * s, few=scales.shape[1] - 1)(x, packed, scales)]),
+        Misconception("the sum so far scaled again", _late_loop(lambda y, part, s: (y + part) * s),
+            "What was added before is scaled again with each group. Scale the new part alone, then "
+            "add it."),
+        Misconception("scaled twice", lambda x, packed, scales: x @ (unpack(packed).unflatten(
+                1, (scales.shape[1], -1)) * scales.float()[..., None] ** 2).flatten(1).T,
+            "The scales come in twice: with the numbers and with the parts. Once is enough, at the "
+            "parts."),
+        Misconception("8 taken off twice",
+            lambda x, packed, scales: _plain(x, packed, scales) - 8 * (
+                x.unflatten(-1, (scales.shape[1], -1)).sum(-1) @ scales.float().T),
+            "Every weight is 8 steps too small. Unpacking takes the 8 off by itself."),
         Misconception("groups interleaved", _late_groups_interleaved,
             "Your groups take every n-th column. A group is neighbours: the axis of the groups "
             "comes first."),
@@ -845,7 +1109,15 @@ LATE = Exercise(
             lambda x, packed, scales: (x.bfloat16() @ dequantize(
                 unpack(packed), scales).bfloat16().T).float(),
             "Only three digits are right: somewhere the numbers became bfloat16. Make the scales "
-            "float32 before you multiply."),
+            "float32 before you multiply.",
+            also=[lambda x, packed, scales: (torch.einsum(
+                      "...ng,ong->...on", x.unflatten(-1, (scales.shape[1], -1)),
+                      unpack(packed).float().unflatten(1, (scales.shape[1], -1))).bfloat16()
+                      * scales).sum(-1).float(),
+                  lambda x, packed, scales: (torch.einsum(
+                      "...ng,ong->...on", x.bfloat16().unflatten(-1, (scales.shape[1], -1)),
+                      unpack(packed).bfloat16().unflatten(1, (scales.shape[1], -1)))
+                      * scales).sum(-1).float()]),
         Misconception("parts averaged",
             lambda x, packed, scales: _plain(x, packed, scales) / scales.shape[1],
             "The result is too small by the number of groups: the parts were averaged. They are "
@@ -908,13 +1180,19 @@ def _only_groups_repaired(weight, bits, group):
     return ((groups / scales).int() * scales).reshape(weight.shape)
 
 
-def _trips(step=None, scale=None, top=None):
+def _trips(step=torch.round, scale=None, cut=lambda weight, group: weight.unflatten(1, (-1, group))):
     def round_trip(weight, bits, group):
-        most = top(bits) if top else 2 ** (bits - 1) - 1
-        groups = weight.unflatten(1, (-1, group))
+        most = 2 ** (bits - 1) - 1
+        groups = cut(weight, group)
         scales = (scale(groups) if scale else groups.abs().amax(-1, keepdim=True)) / most
-        return ((step or torch.round)(groups / scales) * scales).flatten(1)
+        return (step(groups / scales) * scales).reshape(weight.shape)
     return round_trip
+
+
+def _weights_trip_rounded(weight, bits, group):
+    scales = weight.unflatten(1, (-1, group)).abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    groups = weight.round().unflatten(1, (-1, group))
+    return ((groups / scales).int() * scales).flatten(1)
 
 
 BUG = Exercise(
@@ -943,6 +1221,14 @@ BUG = Exercise(
             "Every weight goes to the step below. Take the nearest one."),
         Misconception("one scale for everything", _trips(scale=lambda g: g.abs().max()),
             "All weights share one scale now. The maximum goes over the last axis only."),
+        Misconception("one scale for each row", _trips(cut=lambda weight, group: weight),
+            "A whole row shares one scale now. Cut the row into groups, and take the maximum within "
+            "each."),
+        Misconception("group as the number of groups",
+            _trips(cut=lambda weight, group: weight.unflatten(1, (group, -1))),
+            "There are as many groups as one has weights. The number given is the size of a group, "
+            "and that is the last axis.",
+            also=[_trips(cut=lambda weight, group: weight.reshape(group, -1))]),
         Misconception("largest without its sign", _trips(scale=lambda g: g.amax(-1, keepdim=True)),
             "Where the largest weight is negative, the scale is too small. The absolute value was "
             "right."),
@@ -950,11 +1236,22 @@ BUG = Exercise(
             lambda weight, bits, group: _only_rounding_repaired(weight, bits, group).T.reshape(
                 weight.shape),
             "The groups still come from the transposed matrix, and now the weights land in other "
-            "places. Cut the matrix as it is."),
+            "places. Cut the matrix as it is.",
+            also=[lambda weight, bits, group: _round_trip_bug(weight, bits, group).T.reshape(
+                weight.shape)]),
         Misconception("turned on the way back",
             lambda weight, bits, group: _round_trip(weight, bits, group).reshape(weight.T.shape).T,
-            "Groups and rounding are right. The last line still turns the matrix: give back the "
-            "shape of the weight."),
+            "The groups are right. The last line still turns the matrix: give back the shape of the "
+            "weight.",
+            also=[lambda weight, bits, group: _only_groups_repaired(weight, bits, group).reshape(
+                weight.T.shape).T]),
+        Misconception("not rounded any more", _trips(step=lambda s: s),
+            "Nothing is rounded now: the weights come back as they were. A weight is stored as a "
+            "whole number of steps."),
+        Misconception("something else rounded", lambda weight, bits, group: weight.round(),
+            "Something else was rounded. What becomes whole is the number of steps: a weight divided "
+            "by its scale.",
+            also=[_weights_trip_rounded]),
         Misconception("a half added, then cut off", _trips(step=lambda s: (s + 0.5).int()),
             "Weights above zero are right, those below come out a step too high: cutting off goes "
             "towards zero. Take a function that rounds."),
@@ -965,7 +1262,8 @@ BUG = Exercise(
         Misconception("maximum over the groups", _trips(scale=lambda g: g.abs().amax(
                 (0, 1), keepdim=True)),
             "The maximum runs over the groups, not within one. The last axis holds the weights "
-            "that share a scale."),
+            "that share a scale.",
+            also=[_trips(scale=lambda g: g.abs().amax(1, keepdim=True))]),
     ),
     hints=(
         Hint("Which symptom belongs to what?",
@@ -996,10 +1294,10 @@ def three_bits_and_many_choices():
 def a_row_of_zeros():
     weight = _weight(20, 3, 16)
     weight[1] = 0.0
-    return weight, 2, (0.5, 1.0, 0.8, 0.65)
+    return weight, 2, (0.65, 1.0, 0.5, 0.8)
 
 
-def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back=False,
+def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back=False, high_only=False,
            peak=lambda w: w.abs().amax(-1, keepdim=True).clamp(min=1e-8), turn=torch.round, give=None,
            most=lambda bits: 2 ** (bits - 1) - 1):
     def best_clip(weight, bits, shares):
@@ -1008,7 +1306,7 @@ def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back
         for share in shares:
             step = scale(largest, share, top) if scale else share * largest / top
             steps = turn(weight / step)
-            steps = steps.clamp(low - top, top) if clamp else steps
+            steps = steps.clamp(None if high_only else low - top, top) if clamp else steps
             again = steps * (largest / top if back else step)
             errors.append(error(again, weight) if error else (again - weight).pow(2).sum(-1))
         table = torch.stack(errors)                                     # (shares, out)
@@ -1018,6 +1316,60 @@ def _clips(error=None, clamp=True, pick=None, rows=True, scale=None, low=0, back
             return give(table, shares)
         return torch.tensor(shares)[pick(table) if pick else table.argmin(0)]
     return best_clip
+
+
+def _clip_row_by_row(anew=True, patient=True):
+    """A loop over rows; it may keep an earlier row's best, or stop where the sum first rises."""
+    def best_clip(weight, bits, shares):
+        most, chosen, best, lowest = 2 ** (bits - 1) - 1, [], shares[0], math.inf
+        for row in weight:
+            if anew:
+                best, lowest = shares[0], math.inf
+            for share in shares:
+                step = share * row.abs().max().clamp(min=1e-8) / most
+                again = (row / step).round().clamp(-most, most) * step
+                cost = (again - row).square().sum().item()
+                if cost < lowest:
+                    best, lowest = share, cost
+                elif not patient:
+                    break
+            chosen.append(best)
+        return torch.tensor(chosen)
+    return best_clip
+
+
+def _costs_in_steps(goal):
+    def best_clip(weight, bits, shares):
+        most, largest = 2 ** (bits - 1) - 1, weight.abs().amax(1, keepdim=True).clamp(min=1e-8)
+        steps = [s * largest / most for s in shares]
+        costs = [((weight / s).round().clamp(-most, most) - goal(weight, s)).square().sum(1) for s in steps]
+        return torch.tensor(shares)[torch.stack(costs).argmin(0)]
+    return best_clip
+
+
+def _clip_with_steps_as_they_were(weight, bits, shares):
+    most, largest = 2 ** (bits - 1) - 1, weight.abs().amax(1, keepdim=True).clamp(min=1e-8)
+    step, costs = largest / most, []
+    for share in shares:
+        again = (weight.clamp(-share * largest, share * largest) / step).round() * step
+        costs.append((again - weight).square().sum(1))
+    return torch.tensor(shares)[torch.stack(costs).argmin(0)]
+
+
+def _clip_numbers_with_steps_as_they_were(weight, bits, shares):
+    most, largest = 2 ** (bits - 1) - 1, weight.abs().amax(1, keepdim=True).clamp(min=1e-8)
+    step = largest / most
+    costs = [((weight / step).round().clamp(-s * most, s * most) * step - weight).square().sum(1)
+             for s in shares]
+    return torch.tensor(shares)[torch.stack(costs).argmin(0)]
+
+
+def _clip_at_a_quantile(weight, bits, shares):
+    most, costs = 2 ** (bits - 1) - 1, []
+    for share in shares:
+        step = weight.abs().quantile(share, 1, keepdim=True).clamp(min=1e-8) / most
+        costs.append(((weight / step).round().clamp(-most, most) * step - weight).square().sum(1))
+    return torch.tensor(shares)[torch.stack(costs).argmin(0)]
 
 
 def _clip_by_loop(weight, bits, shares):
@@ -1053,26 +1405,43 @@ CLIP = Exercise(
             "The worst weight decides, and that is always the clipped one. Take the sum of "
             "squares over the row."),
         Misconception("errors with their signs", _clips(error=lambda b, w: (b - w).sum(-1)),
-            "Errors above and below cancel. Square them before you add."),
+            "Errors above and below cancel. Square them before you add.",
+            also=[_clips(error=lambda b, w: (b - w).sum(-1) ** 2)]),
+        Misconception("errors in steps", _costs_in_steps(lambda w, step: w / step),
+            "The differences were counted in steps, and steps differ in length. Go back to weights, "
+            "and compare those with the row.",
+            also=[_costs_in_steps(lambda w, step: w)]),
         Misconception("absolute errors", _clips(error=lambda b, w: (b - w).abs().sum(-1)),
             "Absolute errors were added. A square makes a clipped weight count more; the task asks "
             "for squares."),
         Misconception("one choice for all rows", _clips(rows=False),
             "All rows got the same share. Each row chooses for itself."),
+        Misconception("an earlier row's sum kept", _clip_row_by_row(anew=False),
+            "The smallest sum of an earlier row still counts for the next ones. Begin anew with each "
+            "row."),
+        Misconception("stopped at the first rise", _clip_row_by_row(patient=False),
+            "The search stops as soon as a share is worse than the one before. A later one may be "
+            "better: try them all."),
         Misconception("the largest number shrinks, too",
             _clips(scale=lambda peak, share, most: peak / most / share),
             "The step grows where it should shrink. A share of 0.5 means: half the largest weight "
             "is the largest number."),
         Misconception("numbers of the shares", _clips(give=lambda table, shares: table.argmin(0)),
-            "You return which share it is. Return the share itself."),
+            "You return which share it is. Return the share itself.",
+            also=[_clips(give=lambda table, shares: table.argmin(0).float())]),
         Misconception("the error returned", _clips(give=lambda table, shares: table.amin(0)),
             "You return the smallest sum. Return the share that gave it."),
+        Misconception("the largest sum", _clips(pick=lambda table: table.argmax(0)),
+            "You chose the share with the largest sum. The best one has the smallest."),
         Misconception("chosen over the rows", _clips(pick=lambda table: table.argmin(1)),
             "There is a result for each share: the smallest sum was searched over the rows. Search "
             "over the shares."),
         Misconception("the last of equals",
             _clips(pick=lambda table: len(table) - 1 - table.flip(0).argmin(0)),
-            "Where sums are equal, the last share wins. The task asks for the first."),
+            "Where sums are equal, another share wins. The task asks for the first, in the order "
+            "given.",
+            also=[lambda weight, bits, shares: _clips()(weight, bits, sorted(shares)),
+                  lambda weight, bits, shares: _clips()(weight, bits, sorted(shares)[::-1])]),
         Misconception("largest of the matrix",
             _clips(peak=lambda w: w.abs().max().clamp(min=1e-8)),
             "All rows share one step. Each row has its own largest weight."),
@@ -1085,11 +1454,26 @@ CLIP = Exercise(
         Misconception("one number too many", _clips(most=lambda bits: 2 ** (bits - 1)),
             "The largest whole number is one too large: with 4 bits it is 7, as many above zero as "
             "below."),
+        Misconception("no bit for the sign", _clips(most=lambda bits: 2**bits - 1),
+            "The whole numbers need a bit more than there is: with 4 bits the largest is 7."),
+        Misconception("only one side clamped", _clips(high_only=True),
+            "Large negative weights are not cut. Whole numbers go from -most to most."),
+        Misconception("steps as they were", _clip_with_steps_as_they_were,
+            "The largest weights are cut, but all steps stay as coarse as before. The share makes "
+            "the step smaller.",
+            also=[_clip_numbers_with_steps_as_they_were]),
+        Misconception("step not divided", _clips(scale=lambda peak, share, most: share * peak),
+            "One step is as long as the largest weight, so nearly all becomes 0 or 1. Divide by the "
+            "largest whole number."),
+        Misconception("a share of the weights", _clip_at_a_quantile,
+            "A share of the weights was cut, counted by number. The share is one of the largest "
+            "weight: 0.5 is half of it."),
         Misconception("-8 used as well", _clips(low=-1),
             "One side is cut later than the other. Whole numbers go from -most to most."),
         Misconception("back with the whole scale", _clips(back=True),
-            "The way back uses the scale without the share, so every weight comes back larger. "
-            "Multiply by the step you divided by."),
+            "Nothing beats a share of 1, because finer steps are not seen to help. Are weights "
+            "rounded to steps, and does the way back take the same step?",
+            also=[_clips(turn=lambda s: s)]),
     ),
     hints=(
         Hint("Why clip at all?",
@@ -1135,6 +1519,41 @@ def _run_mixed(candidate, model, bits_of):
     return [float(kept), *(w.detach().clone() for w in made.state_dict().values())]
 
 
+@torch.no_grad()
+def _mixes_the_wrong_one(model, bits_of):
+    new = copy.deepcopy(model)
+    _mixes(same=True)(model, bits_of)
+    return new
+
+
+@torch.no_grad()
+def _mix_once(model, bits_of):
+    new = copy.deepcopy(model)
+    for name, weight in new.named_parameters():
+        if (kind := name.split(".")[-2]) in bits_of:
+            weight.copy_(dequantize(*quantize(weight, bits_of[kind])))
+            break
+    return new
+
+
+@torch.no_grad()
+def _mix_with_every_bits(model, bits_of):
+    new = model
+    for bits in bits_of.values():
+        new = _mixes()(new, dict.fromkeys(bits_of, bits))
+    return copy.deepcopy(new)
+
+
+@torch.no_grad()
+def _mix_with_float_scales(model, bits_of):
+    new = copy.deepcopy(model)
+    for name, weight in new.named_parameters():
+        if (kind := name.split(".")[-2]) in bits_of:
+            step = weight.abs().amax(1, keepdim=True) / (2 ** (bits_of[kind] - 1) - 1)
+            weight.copy_((weight / step.clamp(min=1e-30)).round() * step)
+    return new
+
+
 def _mixes(choose=None, group=None, bits=None, same=False, back=None, every=False):
     @torch.no_grad()
     def with_bits(model, bits_of):
@@ -1176,12 +1595,21 @@ MIXED = Exercise(
     equivalents={"modules": _mix_by_modules, "state_dict": _mix_by_state, "parameters": _mixes()},
     misconceptions=(
         Misconception("the model itself changed", _mixes(same=True),
-            "The model that was handed in has changed. Work on a copy."),
+            "The model that was handed in has changed. Work on a copy, and give that back.",
+            also=[_mixes_the_wrong_one]),
         Misconception("every matrix", _mixes(
                 bits=lambda d, kind: d.get(kind, 8), every=True),
-            "All matrices were rounded. Only the kinds that are named change."),
+            "All matrices were rounded. Only the kinds that are named change.",
+            also=[_mixes(bits=lambda d, kind: d.get(kind, 4), every=True)]),
         Misconception("one number of bits for all", _mixes(bits=lambda d, kind: min(d.values())),
-            "All kinds got the same bits. Each kind has its own."),
+            "The kinds did not get their own bits, but the same. Look them up by the kind.",
+            also=[_mixes(bits=lambda d, kind: next(iter(d.values()))), _mix_with_every_bits]),
+        Misconception("the first match only", _mix_once,
+            "A single matrix changed: the function returns inside the loop. Return the copy when all "
+            "names have been seen."),
+        Misconception("scales of float32", _mix_with_float_scales,
+            "Nearly: the scales were not rounded to bfloat16. The two functions of the chapter do "
+            "that."),
         Misconception("first layer only",
             _mixes(choose=lambda name: name.split(".")[-2] if "layers.1" not in name else ""),
             "Only the first layer changed. A kind is all matrices of that name, in every layer."),
