@@ -30,6 +30,7 @@ from torch import nn
 from minimistral.checkpoint import load_model, save_model
 from minimistral.corpora import load_corpus
 from minimistral.devices import processor_name
+from minimistral.files import write_whole
 from minimistral.instruct import answer_rows, answers, fine_tune, score_interval
 from minimistral.lora import ATTENTION, add_lora, load_adapter, merge_lora, save_adapter
 from minimistral.questions import (
@@ -209,8 +210,7 @@ def tune(out: Path, recipe: TuningRecipe = RECIPE, full: bool = False,
 
 
 def write_record(out: Path, facts: dict) -> None:
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    (out / "record.json").write_text(text, encoding="utf-8", newline="\n")
+    write_whole(out / "record.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def join(out: Path, name: str, other: Path) -> None:

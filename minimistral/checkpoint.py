@@ -8,13 +8,14 @@ converted here, at the door.
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimistral.checkpoint_files import (
-    Undrawn, finite, match, open_folder, read_weight, write_json, write_weights,
+    finite, match, on_meta, open_folder, read_weight, write_json, write_weights,
     written_whole)
 from minimistral.checkpoint_hf import config_to_hf
 from minimistral.config import ModelConfig
@@ -104,15 +105,24 @@ def load_model(folder_or_name, *, device=None, dtype=None) -> Transformer:
     damaged, incomplete, not finite, of another shape, or of a kind not built.
     """
     folder = find_model(folder_or_name)
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} must be a floating-point type such as "
-                         f"torch.bfloat16; a model is quantized after it is loaded")
     if (folder / "adapter.json").is_file():                             # chapter 13
         base = load_model(base_of(folder), device=device, dtype=dtype)  # chapter 13
         return merge_lora(load_adapter(base, folder))                   # chapter 13
+    model, places, dtype = open_model(folder, device, dtype)
+    weights = {name: read_weight(*place, device, dtype)
+               for name, place in places.items()}
+    model.load_state_dict(weights, assign=True)       # these tensors, not copies
+    return model.eval()
+
+
+def open_model(folder: Path, device, dtype) -> tuple:
+    """A folder's model, still without numbers; what read_weight asks, by weight;
+    and the dtype of all. Every name and shape is compared."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} must be a floating-point type such as "
+                         f"torch.bfloat16; a model is quantized after it is loaded")
     config, layout, stored = open_folder(folder)
-    with torch.device("meta"), Undrawn():             # shapes alone, no numbers
-        model = Transformer(config)
+    model = on_meta(config)                           # shapes alone, no numbers
     shapes = {name: tuple(w.shape) for name, w in model.state_dict().items()}
     places = {name: locate(name, shape, config, layout)
               for name, shape in shapes.items()}
@@ -122,11 +132,8 @@ def load_model(folder_or_name, *, device=None, dtype=None) -> Transformer:
                           and torch.device(device or "cpu").type == "cpu")
         dtype = (torch.float32 if shipped_on_cpu
                  else stored[places["tok_embeddings.weight"].name].dtype)
-    weights = {name: read_weight(stored[place.name], place.convert, shapes[name],
-                                 device, dtype)
-               for name, place in places.items()}
-    model.load_state_dict(weights, assign=True)       # these tensors, not copies
-    return model.eval()
+    return model, {name: (stored[place.name], place.convert, shapes[name])
+                   for name, place in places.items()}, dtype
 
 
 class Place(NamedTuple):

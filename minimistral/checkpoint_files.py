@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from minimistral.checkpoint_hf import config_from_hf
 from minimistral.config import ModelConfig, count_parameters
 from minimistral.config_files import read_json
+from minimistral.files import draft_of, write_whole
+from minimistral.model import Transformer
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32,
           "F16": torch.float16, "BF16": torch.bfloat16}
@@ -203,6 +205,12 @@ class Undrawn(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def on_meta(config: ModelConfig) -> Transformer:
+    """The model with shapes and without numbers: the meta device takes no memory."""
+    with torch.device("meta"), Undrawn():
+        return Transformer(config)
+
+
 def read_stored(entry: Stored, convert) -> Tensor:
     """Read one tensor, converted. What needs no conversion is no copy: it is read from the
     file where it is used."""
@@ -231,14 +239,13 @@ def finite(weight: Tensor) -> bool:
 
 
 def write_json(path: Path, values: dict) -> None:
-    text = json.dumps(values, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 @contextmanager
 def written_whole(folder: Path, stem: str) -> Iterator[Path]:
-    """Write a folder's files into the draft that this yields. Only when all of them
-    are on the disk do they take the old ones' places, the weights first; then older
+    """Write a folder's files, each whole, into the draft that this yields. Only when all
+    are there do they take the old ones' places, the weights first; then older
     weights of the same `stem` that lie beside them under other names are removed.
     If anything fails before, the draft goes and the folder is as it was (OSError)."""
     folder = Path(folder).absolute()
@@ -251,9 +258,6 @@ def written_whole(folder: Path, stem: str) -> Iterator[Path]:
             draft.mkdir(parents=True)
             yield draft
             files = sorted(draft.iterdir(), key=lambda file: file.suffix == ".json")
-            for file in files:
-                with open(file, "r+b") as opened:
-                    os.fsync(opened.fileno())
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} was not saved ({error}); what was there before is "
                           f"untouched") from error
@@ -289,7 +293,8 @@ def write_weights(folder: Path, stem: str, weights: dict[str, Tensor],
         file = file if len(shards) > 1 else f"{stem}.safetensors"
         tensors = dict(convert(name, weights[name]) for name in names)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, folder / file, {"format": "pt"})
+        with draft_of(folder / file) as draft:
+            save_file(tensors, draft, {"format": "pt"})
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         size = sum(weight.nbytes for weight in weights.values())

@@ -11,6 +11,7 @@ import torch
 from minimistral.config_files import (
     FOREIGN_KEYS, HARMLESS_KEYS, check_config, config_to_params, moe_from_json,
     read_json, window_from_json)
+from minimistral.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ModelConfig:
         """The text of params.json; also written to `path` where one is given."""
         text = json.dumps(config_to_params(self), indent=2) + "\n"
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8", newline="\n")
+            write_whole(Path(path), text)
         return text
 
 

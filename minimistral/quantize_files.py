@@ -7,15 +7,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minimistral.checkpoint import load_model, locate
+from minimistral.checkpoint import load_model, open_model
 from minimistral.checkpoint_files import (
-    Undrawn, finite, match, open_folder, read_stored, read_weight, write_weights,
-    written_whole)
+    finite, on_meta, read_stored, read_weight, write_weights, written_whole)
 from minimistral.config import ModelConfig
 from minimistral.model import Transformer
 from minimistral.quantize import (
     Int4Linear, QuantizedLinear, layers_to_quantize, quantize_model)
-from minimistral.shipped import SHIPPED, find_model
+from minimistral.shipped import find_model
 
 STEM = "quantized"
 
@@ -53,23 +52,15 @@ def load_quantized(folder_or_name, bits: int = 8, group: int | None = None, skip
         return load_saved(folder, device, dtype)
     if (folder / "adapter.json").is_file():
         return quantize_model(load_model(folder, device=device, dtype=dtype), bits, group, skip)
-    config, layout, stored = open_folder(folder)
-    model = empty_model(config)
+    model, places, dtype = open_model(folder, device, dtype)
     chosen = set(layers_to_quantize(model, bits, group, skip))
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    places = {name: locate(name, shape, config, layout) for name, shape in shapes.items()}
-    match({place.name: place.shape for place in places.values()}, stored, folder)
-    if dtype is None:
-        on_cpu = torch.device(device or "cpu").type == "cpu"
-        dtype = (torch.float32 if folder.parent == SHIPPED and on_cpu
-                 else stored[places["tok_embeddings.weight"].name].dtype)
     for name, place in places.items():
-        entry, layer = stored[place.name], name.removesuffix(".weight")
+        layer = name.removesuffix(".weight")
         if layer in chosen:
-            weight = read_stored(entry, place.convert).to(device or "cpu", dtype)
+            weight = read_stored(*place[:2]).to(device or "cpu", dtype)
             model.set_submodule(layer, QuantizedLinear.of(weight, bits, group))
         else:
-            weight = read_weight(entry, place.convert, shapes[name], device, dtype)
+            weight = read_weight(*place, device, dtype)
             model.load_state_dict({name: weight}, strict=False, assign=True)
         del weight
     return model.eval()
@@ -84,7 +75,7 @@ def load_saved(folder: Path, device=None, dtype=None) -> Transformer:
             if "tok_embeddings.weight" not in names:
                 raise ValueError(f"{file} lacks tensor 'tok_embeddings.weight'")
             dtype = dtype or opened.get_tensor("tok_embeddings.weight").dtype
-            model = empty_model(ModelConfig.from_json(folder / "params.json"))
+            model = on_meta(ModelConfig.from_json(folder / "params.json"))
             for name in names:
                 put(model, name, opened.get_tensor, set(names), dtype, file)
     except (SafetensorError, OSError) as error:
@@ -137,9 +128,3 @@ def check_pair(packed: Tensor, scales: Tensor, shape: tuple[int, int], where: st
                          f"{rows} rows of {columns}")
     if not scales.is_floating_point() or not finite(scales):
         raise ValueError(f"{where}: its scales hold NaN or infinity, or are no floats")
-
-
-def empty_model(config: ModelConfig) -> Transformer:
-    """A model of shapes alone, on the meta device."""
-    with torch.device("meta"), Undrawn():
-        return Transformer(config)

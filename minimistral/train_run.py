@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minimistral import attention
+from minimistral.files import draft_of, write_whole
 from minimistral.onednn import wide_products
 
 # Settings that a resumed run may change, as they do not change the weights.
@@ -51,7 +52,7 @@ class TrainRecord:
         """The record as JSON text, also written to `path` if given."""
         text = json.dumps({**asdict(self), "tokens_per_second": self.tokens_per_second})
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8", newline="\n")
+            write_whole(Path(path), text + "\n")
         return text
 
 
@@ -163,8 +164,15 @@ class Run:
         record = asdict(self.record)
         state = {"step": self.done, "identity": self.identity, "record": record}
         path = folder / f"step-{self.done:08d}.safetensors"
-        write_whole(path, dict(self.named_tensors()), {"state": json.dumps(state)})
-        for old in sorted(folder.glob("step-*.safetensors"))[:-2]:
+        tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors()}
+        try:
+            with draft_of(path) as draft:
+                save_file(tensors, draft, {"state": json.dumps(state)})
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"could not write {path}: {error}. What was saved before is intact; "
+                          f"free some disk space and run the same call again") from error
+        killed = folder.glob(".step-*.part")             # what a save left that was killed
+        for old in [*sorted(folder.glob("step-*.safetensors"))[:-2], *killed]:
             old.unlink()
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -221,22 +229,6 @@ def fingerprint(tokens) -> str:
     for part in tokens:
         digest.update(part.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside `path` and move it there when it is complete on
-    the disk. If that fails the old file stays as it was; raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, metadata)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}. What was saved before is intact; "
-                      f"free some disk space and run the same call again") from error
 
 
 # ------------------------------------------------------------------- quicker steps

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,11 @@ from minimistral import checkpoint, shipped
 from minimistral.checkpoint import (
     HF_NAMES, hf_name, load_model, permute_rotary, save_model, unpermute_rotary)
 from minimistral.config import ModelConfig, MoEConfig
+from minimistral.lora import add_lora, save_adapter
 from minimistral.model import Transformer
+from minimistral.quantize import quantize_model
+from minimistral.quantize_files import save_quantized
+from minimistral.train import TrainConfig, train
 
 DENSE = ModelConfig(dim=24, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8,
                     hidden_dim=40, vocab_size=61, rope_theta=123456.0)
@@ -443,6 +448,34 @@ def test_nothing_is_saved_of_a_broken_model(saved):
         save_model(make(DENSE), saved.parent / "taken")
     assert files(saved) == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model", "taken"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
+def test_files_of_weights_may_be_read_like_others(tmp_path):
+    """safetensors by itself writes for the owner alone."""
+    model, before = make(DENSE), os.umask(0o022)
+    try:
+        save_model(model, tmp_path / "mistral")
+        save_model(model, tmp_path / "hf", layout="hf", max_shard_bytes=20_000)
+        save_quantized(quantize_model(model, 8), tmp_path / "quantized")
+        save_adapter(add_lora(make(DENSE), 2), tmp_path / "adapter")
+        train(make(DENSE), torch.arange(60), TrainConfig(
+            steps=1, batch_size=1, seq_len=8, warmup_steps=0, folder=str(tmp_path / "run")), progress=False)
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.glob("*/*")}
+    assert len(modes) > 8 and set(modes.values()) == {"0o644"}, modes
+
+
+def test_a_configuration_is_written_whole_or_not_at_all(saved, monkeypatch):
+    def fail(_):
+        raise OSError("no space left")
+
+    before = files(saved)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        MIXTURE.to_json(saved / "params.json")
+    assert files(saved) == before
 
 
 @pytest.fixture

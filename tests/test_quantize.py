@@ -323,6 +323,12 @@ def test_a_checkpoint_is_quantized_on_the_way_in(tmp_path, layout):
     assert len(loaded.state_dict()) == len(wanted)
 
 
+def test_whole_numbers_are_no_dtype_for_what_stays_a_float(tmp_path):
+    mm.save_model(small(), tmp_path)
+    with pytest.raises(ValueError, match="must be a floating-point type"):
+        mm.load_quantized(tmp_path, dtype=torch.int8)
+
+
 def test_load_model_names_who_reads_a_quantized_folder(tmp_path):
     mm.save_quantized(mm.quantize_model(small(), 8), tmp_path / "q")
     with pytest.raises(ValueError, match="load_quantized reads it"):

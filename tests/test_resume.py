@@ -109,8 +109,9 @@ def test_what_a_killed_save_left_behind_is_not_a_checkpoint(tmp_path):
     folder = tmp_path / "two"
     folder.mkdir()
     newest = max((tmp_path / "one").iterdir())
-    shutil.copy(newest, folder / (newest.name + ".part"))
+    shutil.copy(newest, folder / f".{newest.name}.1.part")
     assert run(folder) == whole
+    assert saved(folder) == saved(tmp_path / "one")                # and does not stay for ever
 
 
 @pytest.mark.parametrize("more, message", [

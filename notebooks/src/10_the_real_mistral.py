@@ -512,11 +512,11 @@ for kind, (folder, ids, recorded) in kinds.items():
 
 # %%
 # minimistral/checkpoint.py
-# show: load_model
+# show: load_model, open_model
 
 # %% [markdown]
-# In order: read the configuration and the headers; build the model on meta; compare every name and shape;
-# and only then read, one tensor at a time, each straight to its place. (`locate` is the table of names and the
+# In order, and first in `open_model`: read the configuration and the headers; build the model on meta; compare every name
+# and shape; and only then read, one tensor at a time, each straight to its place. (`locate` is the table of names and the
 # rows in one; it stands under *Further*. Skip the lines for chapter 13.) `assign=True` takes these tensors in place
 # of the empty ones. So the peak is the weights and one tensor more.
 

@@ -16,21 +16,13 @@ import torch
 from torch import Tensor
 
 import minimistral as mm
-from minimistral.checkpoint_files import Undrawn, open_folder
+from minimistral.checkpoint_files import on_meta, open_folder
 from minimistral.doctor import total_memory
 
 from ..figures import BLACK, BLUE, GREEN, ORANGE, new_figure
 
 GB = 1e9
 DISK_SPEED = 1e9  # bytes a second: a disk of today; an old one reads a tenth of that
-
-# ---------------------------------------------------------------- models without numbers
-
-
-def on_meta(config: mm.ModelConfig) -> mm.Transformer:
-    """The model with shapes and without numbers: the meta device takes no memory."""
-    with torch.device("meta"), Undrawn():
-        return mm.Transformer(config)
 
 
 def largest_tensor(config: mm.ModelConfig) -> int:
