@@ -214,9 +214,9 @@ def _add_reset(commands) -> None:
 
 
 def _reset(arguments: argparse.Namespace) -> None:
-    from minimistral.lab import course_folder, from_here, reset_chapter, work_folder
+    from minimistral.lab import course_folder, course_work_folder, from_here, reset_chapter
 
-    work = work_folder()
+    work = course_work_folder()
     for name, kept in reset_chapter(course_folder(), work, arguments.chapter):
         print(f"{name.as_posix()}: fresh" + (f"; yours is {kept.name}" if kept else ""))
     print(f"What passed, and your pieces in {from_here(work / 'mine')}, stay as they are.")

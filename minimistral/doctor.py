@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from minimistral.lab import course_work_folder
 from minimistral.shipped import NAMES, SHIPPED
 
 OK, WARN, MISSING, OPTIONAL = "OK", "WARN", "MISSING", "OPTIONAL"
@@ -145,7 +146,7 @@ def _windows_memory() -> int:
 
 
 def disk() -> Iterator[Finding]:
-    folder = _existing(work_folder())
+    folder = _existing(course_work_folder())
     free = shutil.disk_usage(folder).free
     status, repair = (OK, "") if free > GIB else (WARN, "Free 1 GiB for trained models")
     yield Finding("disk", status, f"{free / GIB:.1f} GiB free at {folder}", repair)
@@ -202,7 +203,7 @@ def figures() -> Iterator[Finding]:
 
 def work() -> Iterator[Finding]:
     """Whether the learner's files can be written."""
-    folder = work_folder()
+    folder = course_work_folder()
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             yield Finding("work folder", OK, f"{folder} can be written")
@@ -271,16 +272,6 @@ def _browser() -> Finding:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     python, libraries, device, memory, disk, jupyter, widgets, figures, work, models, options,
 )
-
-
-def work_folder() -> Path:
-    """The learner's folder, even where no course is checked out: then it would be `work/` here."""
-    from minimistral import lab
-
-    try:
-        return lab.work_folder()
-    except FileNotFoundError:
-        return Path.cwd() / "work"
 
 
 def _existing(folder: Path) -> Path:

@@ -34,9 +34,14 @@ def course_folder() -> Path:
     )
 
 
-def work_folder() -> Path:
-    """Where the learner's files are: MINIMISTRAL_WORK, or `work/` in the course's checkout."""
-    return Path(os.environ.get("MINIMISTRAL_WORK") or course_folder() / "work").absolute()
+def course_work_folder() -> Path:
+    """Where the learner's files are: MINIMISTRAL_WORK, or `work/` in the course's checkout, or
+    here where there is none."""
+    try:
+        beside = course_folder()
+    except FileNotFoundError:
+        beside = Path.cwd()
+    return Path(os.environ.get("MINIMISTRAL_WORK") or beside / "work").absolute()
 
 
 def from_here(path: Path) -> str:
@@ -163,7 +168,7 @@ def lab_arguments(work: Path) -> list[str]:
 
 def main(*, browser: bool, options: list[str], only_copy: bool = False) -> int:
     """Copy, greet, open: the whole of `minimistral lab`. `only_copy` ends after the first."""
-    course, work = course_folder(), work_folder()
+    course, work = course_folder(), course_work_folder()
     written = copy_course(course, work)
     if written:
         print(f"Copied {len(written)} notebooks to {from_here(work)}")

@@ -127,7 +127,18 @@ def test_elsewhere_the_work_folder_is_that_of_the_course(tmp_path, monkeypatch):
     monkeypatch.delenv("MINIMISTRAL_TESTING", raising=False)
     monkeypatch.delenv("MINIMISTRAL_WORK", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert progress_module.work_folder() == lab.work_folder() == Path(__file__).parents[1] / "work"
+    assert progress_module.work_folder() == lab.course_work_folder() == Path(__file__).parents[1] / "work"
+
+
+def test_without_a_course_the_work_folder_would_be_here(tmp_path, monkeypatch):
+    def absent():
+        raise FileNotFoundError
+
+    monkeypatch.delenv("MINIMISTRAL_TESTING", raising=False)
+    monkeypatch.delenv("MINIMISTRAL_WORK", raising=False)
+    monkeypatch.setattr(lab, "course_folder", absent)
+    monkeypatch.chdir(tmp_path)
+    assert progress_module.work_folder() == lab.course_work_folder() == tmp_path / "work"
 
 
 def test_automated_runs_start_from_nothing(tmp_path):

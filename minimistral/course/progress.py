@@ -47,10 +47,7 @@ def work_folder() -> Path:
             return folder
         if _is_ours(folder / "work") or all((folder / name).is_dir() for name in ("notebooks", "exercises")):
             return folder / "work"
-    try:
-        return lab.work_folder()
-    except FileNotFoundError:
-        return here / "work"
+    return lab.course_work_folder()
 
 
 def _is_ours(folder: Path) -> bool:
