@@ -9,6 +9,7 @@ sliding window to a model of this kind, so prompt and text stay below the window
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -185,7 +186,7 @@ def measure(name: str, pythons: dict[str, str], threads: int, rounds: int) -> di
         key: getattr(config, key) for key in (
             "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size",
             "norm_eps", "rope_theta")} | {"length": 256 + new}
-    engine = Engine(model, progress=False)
+    engine = Engine(copy.deepcopy(model), progress=False)  # it moves weights; the plain page's stay
 
     def here(write):
         def run(prompt, new):
