@@ -71,8 +71,8 @@ reveal("base", "B", "A question inside a tale is followed by more tale. That is 
        "what it was trained for.")
 
 # %% [markdown]
-# The second model, tales-chat, is the first one after some minutes of *fine-tuning*. By the end of the core we
-# know what these minutes did, and you will have tuned it further. It can be asked four kinds of questions: who has a
+# The second model, tales-chat, is the first one after *fine-tuning*. By the end of the core we
+# know what that did, and you will have tuned it further. It can be asked four kinds of questions: who has a
 # thing, where a thing is, where somebody is, and things that the tale has *not* told. Then the answer is three
 # dots, because the tales have no word for *not*. It matters most for an assistant: to say that it does not know.
 #
@@ -273,8 +273,8 @@ print("4,096 x 4,096 with r = 8:", 2 * 8 * 4096, "numbers,",
 # D: r \times \text{in}, \quad U: \text{out} \times r $$
 #
 # In words: go down to r numbers, up again, scale, and add to what the matrix says anyway. Only `down` and `up`
-# learn (Hu and others, 2021). `alpha` over `rank` is a plain factor; with it, another rank needs no other
-# learning rate.
+# learn (Hu and others, 2021). `alpha` over `rank` is a plain factor; it is there so that another rank
+# needs no other learning rate.
 #
 # How should they start? The model must be as good as before at step 0, so `up @ down` must be 0. And both have
 # to learn from then on. We try three starts.
@@ -342,7 +342,7 @@ mine_chat = mine("tales-chat")
 torch.manual_seed(13)
 with swap(mine_chat.pieces):
     lora.add_lora(mine_chat, rank=2, alpha=8.0)
-print("learning: {:,} of {:,} parameters".format(*ch13.trained_share(mine_chat)))
+print("{:,} numbers learn, {:,} stay".format(*ch13.trained_and_frozen(mine_chat)))
 predict("style", "40 questions it never saw: how many in the new style after a few "
         "seconds?", answer=None)
 
@@ -398,7 +398,8 @@ for what in ("plain", "style", "plain again"):
 
 # %% [markdown]
 # A manner of answering is one thing. Can an adapter also learn to answer at all? We gave tales-dense adapters of rank 4
-# on the four matrices of its attention, and the same questions in the same order.
+# on the four matrices of its attention, and the same questions in the same order. (Each learned at a rate of
+# its own: the next cell but one prints them.)
 
 # %%
 predict("reach", "The adapter's right answers over those of all parameters?",
@@ -406,7 +407,8 @@ predict("reach", "The adapter's right answers over those of all parameters?",
 
 # %%
 tuned, part = record["lora"]["after"], record["lora"]["parameters"]
-print(f"{part['trained']:,} of {part['total']:,} parameters: {part['share']:.2%}")
+print(f"{part['trained']:,} numbers beside {part['total']:,}: {part['share']:.2%},",
+      f"rate {record['lora']['training']['lr']} ({run['training']['lr']} for all)")
 attempts = {"all parameters": run["after"], "adapter": tuned}
 rows = ch13.by_kind(attempts)
 show(ch13.shares_picture(rows, list(attempts), "An adapter learns it more slowly"),
@@ -442,7 +444,7 @@ assert after >= first > shares["all parameters"] and after / best > 0.95
 # %% [markdown]
 # After 600 steps the adapter answers about half, and its loss still falls. Too narrow,
 # or only slow? After 5,000 it answers more than all parameters did after 600. With 2,000 more, at half
-# the rate, **it is tales-chat**: 60 kB, which `load_model` merges into tales-dense. All parameters,
+# the rate, **it is tales-chat**: a small file, which `load_model` merges into tales-dense. All parameters,
 # after 3,000, answer nearly every question, and have forgotten the tales. The adapter gets above 95% of
 # their right answers, in more than twice the steps: only four directions of a matrix can change (we guess).
 #
@@ -453,7 +455,7 @@ assert after >= first > shares["all parameters"] and after / best > 0.95
 # %% [markdown]
 # ## What it forgets
 #
-# The model now answers. Can it still tell tales? Nobody showed it one while it learned.
+# The model now answers. Can it still tell tales? It read tales while it learned, but none was a target.
 
 # %%
 predict("forget", "The loss on tales (nats per byte), after fine-tuning:",

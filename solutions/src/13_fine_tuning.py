@@ -198,23 +198,30 @@ check("answer_nats", answer_nats)
 # each token by the prediction made one step too early.
 
 # %% [markdown]
-# Sum or mean? One question, and options of different length.
+# Sum or mean? One question, a long answer that is right, a short one that is not, and two models. What does each
+# rule let them choose?
 
 # %%
-tokenizer, chat = mm.load_tokenizer("tales-chat"), mm.load_model("tales-chat")
-one = questions.ask_many(1, 5, kind="person", language="en")[0]
-options = [one.answer, "...", "The sun was shining."]
+tokenizer = mm.load_tokenizer("tales-chat")
+one = questions.ask_many(1, 0, kind="where", language="en")[0]
+options = [one.answer, "..."]
 rows = instruct.answer_rows(tokenizer, [[*one.messages, {
     "role": "assistant", "content": option}] for option in options])
-with torch.no_grad():
-    logits = chat(rows.inputs, positions=rows.positions)
+counted = (rows.targets != IGNORE).sum(-1).tolist()
 try:
-    counted = (rows.targets != IGNORE).sum(-1).tolist()
-    means = answer_nats(logits, rows.targets).tolist()
-    for option, mean, n in zip(options, means, counted):
-        print(f"{mean:6.2f} nats a token, {mean * n:6.2f} in all  {option}")
-except (NotImplementedError, TypeError, AttributeError):
+    for name in ("tales-chat", "tales-dense"):
+        with torch.no_grad():
+            logits = mm.load_model(name)(rows.inputs, positions=rows.positions)
+        means = [float(mean) for mean in answer_nats(logits, rows.targets)]
+        print(name)
+        for option, mean, n in zip(options, means, counted):
+            print(f"{mean:6.2f} nats a token, {mean * n:6.2f} in all  {option}")
+except (NotImplementedError, TypeError):
     print("not written yet")
+
+# %% [markdown] tags=["solution"]
+# tales-chat is sure, whichever way one counts. The base model never saw this format: by the sum it takes the three
+# dots, which are fewer tokens, by the mean the right answer. So the rule belongs to a score.
 
 # %% [markdown]
 # ## Exercise 6: a score and its uncertainty

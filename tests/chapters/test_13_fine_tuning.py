@@ -43,7 +43,8 @@ class WithLayers(nn.Module):
 @pytest.mark.parametrize(
     ("name", "work", "told"),
     [
-        ("answer_rows", lambda tokenizer, conversations: (tokenizer, []), "elements"),
+        ("answer_rows", lambda tokenizer, conversations: (tokenizer, []), "by name"),
+        ("answer_rows", lambda tokenizer, conversations: [], "stopped with"),
         ("LoRALinear", lambda base, rank, alpha: base, "stopped with"),
         ("LoRALinear", WithLayers, "plain matrices"),
         ("chat_ids", lambda tokenizer, messages: [], "elements"),

@@ -147,10 +147,10 @@ def nats_on_tales(model) -> float:
     return ladder.validation_nats(model) / len(ladder.corpus.val.encode())
 
 
-def trained_share(model) -> tuple[int, int]:
-    """(parameters that learn, all parameters)"""
+def trained_and_frozen(model) -> tuple[int, int]:
+    """(parameters that learn, parameters that stay)"""
     sizes = [(w.numel(), w.requires_grad) for w in model.parameters()]
-    return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+    return sum(n for n, learns in sizes if learns), sum(n for n, learns in sizes if not learns)
 
 
 def curves_picture(series: dict[str, dict], title: str):

@@ -256,7 +256,7 @@ ANSWER_ROWS = Exercise(
         Misconception("padded with the end token", _padded_with_the_end,
             "Padded inputs are the end token, as elsewhere. Here they are 0."),
         Misconception("no names", lambda tokenizer, conversations: tuple(answer_rows(tokenizer, conversations)),
-            "These are three tensors without names. The training reads them by name: put them into Rows."),
+            "This is a tuple without names. The training reads inputs, targets and positions by name: return Rows."),
         Misconception("padded with IGNORE in the inputs", _rows(fill=IGNORE),
             "The inputs hold IGNORE, and no embedding has that number. Padded inputs are 0."),
         Misconception("positions of padding go on",
