@@ -47,10 +47,14 @@ def test_no_exercise_of_the_student_shows_an_answer(copies):
             assert "BEGIN SOLUTION" not in "".join(cell["source"])
 
 
-def test_the_links_of_both_readmes_lead_somewhere(copies):
-    for folder in copies.values():
-        for target in re.findall(r"\]\(([^)]+)\)", (folder / "README.md").read_text("utf-8")):
-            assert (folder / target).exists(), target
+def test_the_links_of_all_pages_lead_somewhere(copies):
+    for page in (page for folder in copies.values() for page in [*folder.glob("*.md"), *folder.glob("docs/*.md")]):
+        for target, place in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", page.read_text("utf-8")):
+            aim = page.parent / target if target else page
+            assert aim.exists(), f"{page.name}: {target}"
+            if place and aim.suffix == ".md":
+                headings = re.findall("^#+ (.*)", aim.read_text("utf-8"), re.M)
+                assert place in [re.sub(r"[^\w -]", "", h).replace(" ", "-").lower() for h in headings], (page, place)
 
 
 def test_hint_check_and_search_work_in_the_student_s_copy(copies, tmp_path):

@@ -11,6 +11,7 @@ finds them.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from .slides import write_slides
 from .syllabus import CHAPTERS, EXERCISES, NOTEBOOKS, SOLUTIONS, Chapter, chapter
 
 NEEDED = ("run.py", "pyproject.toml", "constraints.txt", "LICENSE")
+LINK = re.compile(r"\[([^]]+)\]\(([\w./-]+\.(?:ipynb|md))(?:#[^)]*)?\)")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints")
 
 STUDENT = """# minimistral: the student's copy
@@ -68,7 +70,10 @@ Not for students: this copy has the solutions.
 | `answers/` | for each chapter: the predictions with their answers, the orders to type |
 | `slides/` | one HTML file for each chapter; no network needed. Arrow keys go, N shows notes, F fills the screen; printing gives a handout |
 
-`python3 run.py lab` opens the course here, as in the student's copy.
+`python3 run.py lab` opens the course here, as in the student's copy. The guide refers to what follows; it is from the
+README of the whole course.
+
+{start}
 """
 
 
@@ -91,7 +96,9 @@ def make_copies(out: Path, numbers: Sequence[int] = (), root: Path | None = None
     for folder in (student, instructor):
         _common(root, folder, chosen)
     write_whole(student / "README.md", STUDENT.format(chapters=_named(chosen)))
-    write_whole(instructor / "README.md", INSTRUCTOR.format(chapters=_named(chosen)))
+    start = "".join(_of_readme(root, heading) for heading in ("## Start", "### A small PyTorch on Linux"))
+    write_whole(instructor / "README.md", INSTRUCTOR.format(chapters=_named(chosen), start=start.strip()))
+    shutil.copy2(root / "CONTRIBUTING.md", instructor)
     _notebooks(root, instructor, SOLUTIONS, chosen)
     (instructor / "docs").mkdir()
     for page in (root / "docs").glob("*.md"):
@@ -99,6 +106,8 @@ def make_copies(out: Path, numbers: Sequence[int] = (), root: Path | None = None
     for one in chosen:
         write_slides(one.number, instructor / "slides", root=root)
         write_whole(instructor / "answers" / f"{one.name}.md", answer_key(one, root))
+    _unlink(student)
+    _unlink(instructor)
     return [student, instructor]
 
 
@@ -117,6 +126,21 @@ def _notebooks(root: Path, folder: Path, kind: str, chosen: Iterable[Chapter]) -
     (folder / kind).mkdir()
     for one in chosen:
         shutil.copy2(root / one.path(kind), folder / kind)
+
+
+def _unlink(folder: Path) -> None:
+    """A link to a page that this copy leaves out becomes its words."""
+    for page in [*folder.glob("docs/*.md"), *folder.glob("*/*.ipynb")]:
+        def there(link: re.Match, page=page) -> str:
+            return link[0] if (page.parent / link[2]).exists() else link[1]
+
+        write_whole(page, LINK.sub(there, page.read_text(encoding="utf-8")))
+
+
+def _of_readme(root: Path, heading: str) -> str:
+    """A section of the course's README, to the next heading."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    return re.search(rf"^{heading}\n.*?(?=^#)", readme, re.M | re.S)[0]
 
 
 def _refuse_answers(path: Path) -> None:
