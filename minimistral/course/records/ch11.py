@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -98,6 +100,24 @@ def _whole_windows(config, batch, length, bits):
     return batch * seen * cache_bytes_per_token(config) / config.n_layers
 
 
+def _only_windows(config, batch, length, bits):
+    seen = sum(min(length, config.window(n) or 0) for n in range(config.n_layers))
+    return batch * seen * cache_bytes_per_token(config) / config.n_layers
+
+
+def _last_layer(config, batch, length, bits):
+    seen = min(length, config.window(config.n_layers - 1) or length)
+    return batch * seen * cache_bytes_per_token(config) / config.n_layers
+
+
+def _all_grows_with_experts(config, batch, length, bits=16):
+    numbers = 8 * step_bytes(config, 1, 0, bits) / bits
+    if config.moe:
+        E, k = config.moe.num_experts, config.moe.num_experts_per_tok
+        numbers *= E * (1 - (1 - k / E) ** batch) / k
+    return numbers * bits / 8 + batch * cache_bytes(config, length)
+
+
 def _no_window(config, batch, length, bits):
     return batch * length * cache_bytes_per_token(config)
 
@@ -156,6 +176,23 @@ STEP_BYTES = Exercise(
             _step(cache=lambda config, batch, length, bits:
                   batch * cache_bytes(config, length) * bits / 16),
             "The cache changed with the bits of the weights. It keeps 16 bits for each number."),
+        Misconception("the cache's bytes taken for numbers",
+            _step(cache=lambda config, batch, length, bits:
+                  batch * cache_bytes(config, length) * bits / 8),
+            "The cache was multiplied by the bits. What a token takes there is given in bytes "
+            "already."),
+        Misconception("keys and values doubled",
+            _step(cache=lambda config, batch, length, bits: 2 * batch * cache_bytes(config, length)),
+            "The cache is twice too large: the bytes of a token hold its keys and its values "
+            "already."),
+        Misconception("no tokens where no window is", _step(cache=_only_windows),
+            "Layers without a window were given no tokens at all. They look at the whole text."),
+        Misconception("the cache of one layer", _step(cache=_last_layer),
+            "The cache of a single layer was counted. Add up the tokens that all layers look at."),
+        Misconception("the new token added",
+            _step(cache=lambda config, batch, length, bits: batch * cache_bytes(config, length + 1)),
+            "One token too many in each cache. The length is that of the whole text, the newest "
+            "token included."),
         Misconception("two experts whatever the batch", _step(touched=lambda E, k, batch: k),
             "A mixture's bytes do not grow with the batch. Several texts wake up more experts than "
             "one does."),
@@ -173,7 +210,15 @@ STEP_BYTES = Exercise(
         Misconception("a whole number of experts", _step(
                 touched=lambda E, k, batch: round(E * (1 - (1 - k / E) ** batch))),
             "The number of experts was rounded. It is an average over many steps, and need not be "
-            "whole."),
+            "whole.",
+            also=[_step(touched=lambda E, k, batch: int(E * (1 - (1 - k / E) ** batch)))]),
+        Misconception("a multiple for a power",
+            _step(touched=lambda E, k, batch: E * (1 - (1 - k / E) * batch)),
+            "The chance to be left out was multiplied by the batch. All texts leave an expert out "
+            "with the product of their chances: a power."),
+        Misconception("all weights grow with the experts", _all_grows_with_experts,
+            "Attention and output grew with the number of experts. They are there once; only "
+            "experts are read for more texts."),
         Misconception("the share of left-out experts",
             _step(touched=lambda E, k, batch: E * (1 - k / E) ** batch),
             "You counted the experts that nobody chose. Those chosen are the rest."),
@@ -200,6 +245,19 @@ STEP_BYTES = Exercise(
                 step_bytes(config, batch, length, bits) - batch * cache_bytes(config, length))
             + batch * cache_bytes(config, length),
             "The weights are 8 times too large: bits were added as if they were bytes."),
+        Misconception("whole bytes only",
+            lambda config, batch, length, bits=16: bits // 8 * (
+                step_bytes(config, batch, 0, 8)) + batch * cache_bytes(config, length),
+            "Weights of 4 bits take no bytes at all in yours: a division of whole numbers drops "
+            "half a byte."),
+        Misconception("in gigabytes",
+            lambda config, batch, length, bits=16: step_bytes(config, batch, length, bits) / 1e9,
+            "You return gigabytes. The task asks for bytes."),
+        Misconception("the looked-up rows added",
+            lambda config, batch, length, bits=16: step_bytes(config, batch, length, bits) + (
+                0 if config.tied_embeddings else batch * config.dim * bits / 8),
+            "The rows that are looked up were added. They are so few that the count leaves them "
+            "out."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -272,20 +330,28 @@ def _run_accept(candidate, proposed, q, p, times):
 def _shares(candidate, proposed, q, p, times):
     """Shares of the outcomes: a row for each number of tokens, a column for the last one, and how
     often the tokens before it were not the proposed ones."""
-    if _many(candidate, proposed, q, p, 20) != _many(candidate, proposed, q, p, 20):
+    first = _many(candidate, proposed, q, p, 20)
+    if None in first:
+        return None
+    for tokens in first:
+        if not isinstance(tokens, (list, tuple)):
+            raise ValueError("no list")
+        if not all(isinstance(token, Integral) for token in tokens):
+            raise ValueError("tokens that are no whole numbers")
+    if first != _many(candidate, proposed, q, p, 20):
         raise ValueError("other tokens from the same generator")
     chance = torch.Generator().manual_seed(11)
     found, odd = torch.zeros(len(proposed) + 2, p.shape[1]), 0
     for _ in range(times):
         given = list(proposed)
-        tokens = list(candidate(given, q.clone(), p.clone(), chance))
+        tokens = candidate(given, q.clone(), p.clone(), chance)
         if given != proposed:
             raise ValueError("the list of proposals was changed")
         if len(tokens) > len(proposed) + 1:
             raise ValueError(f"{len(tokens)} tokens for {len(proposed)} proposals")
         if tokens:
-            found[len(tokens), int(tokens[-1])] += 1
-            odd += [int(t) for t in tokens[:-1]] != proposed[:len(tokens) - 1]
+            found[len(tokens), tokens[-1]] += 1
+            odd += list(tokens[:-1]) != proposed[:len(tokens) - 1]
         else:
             found[0] += 1 / p.shape[1]
     return torch.cat([found.flatten() / times, torch.tensor([odd / times])])
@@ -293,8 +359,7 @@ def _shares(candidate, proposed, q, p, times):
 
 def _many(candidate, proposed, q, p, times):
     chance = torch.Generator().manual_seed(3)
-    return [[int(t) for t in candidate(list(proposed), q.clone(), p.clone(), chance)]
-            for _ in range(times)]
+    return [candidate(list(proposed), q.clone(), p.clone(), chance) for _ in range(times)]
 
 
 def _close_shares(expected, actual):
@@ -420,6 +485,48 @@ def _accepted_ones_lost(proposed, q, p, generator):
     return found if len(found) > len(proposed) else found[-1:]
 
 
+def _last_row_after_a_rejection(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return [*found[:-1], draw_one(p[-1], generator)]
+
+
+def _last_difference_after_a_rejection(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one((p[-1] - q[-1]).clamp(min=0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _the_next_row_itself(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one(p[i + 1], generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _missing_to_the_next_row(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one((p[i + 1] - q[i]).clamp(min=0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _returned_in_the_loop(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) < p[i, token] / q[i, token]:
+            return proposed[:i + 1]
+        return [*proposed[:i], draw_one((p[i] - q[i]).clamp(min=0), generator)]
+    return [draw_one(p[-1], generator)]
+
+
+def _tensors(proposed, q, p, generator):
+    return [torch.tensor(token) for token in accept(proposed, q, p, generator)]
+
+
+def _one_token(proposed, q, p, generator):
+    return accept(proposed, q, p, generator)[-1]
+
+
 def _rejected_returned(proposed, q, p, generator):
     found = accept(proposed, q, p, generator)
     return found if len(found) > len(proposed) else proposed[:len(found)]
@@ -523,6 +630,35 @@ ACCEPT = Exercise(
             "that is handed in."),
         Misconception("the proposals changed", _grown_in_place,
             "Your code wrote into the list of proposals, which is counted later. Build a new list."),
+        Misconception("the last row after a rejection", _last_row_after_a_rejection,
+            "After a rejection the token comes from the last row of p. Draw from what row i has more "
+            "than q, and return.", also=[_last_difference_after_a_rejection]),
+        Misconception("what the next row has more than q", _missing_to_the_next_row,
+            "In place of a rejected token you draw with the row after. Row i of p is for proposal i, "
+            "as row i of q is.", also=[_the_next_row_itself]),
+        Misconception("weights p over q", _accepts(rest=lambda p, q, token: p / q),
+            "After a rejection you draw in proportion to p over q. What is missing is a difference, "
+            "p minus q."),
+        Misconception("the difference through a softmax",
+            _accepts(rest=lambda p, q, token: (p - q).softmax(-1)),
+            "A softmax lets every token come. Cut the difference at zero; the draw needs no weights "
+            "that sum to 1."),
+        Misconception("q subtracted at the end, too", _accepts(bonus=lambda kept, q, p, g: [
+                draw_one((p[-1] - q[-1]).clamp(min=0) if len(q) else p[-1], g)]),
+            "After the last proposal nothing was proposed, so nothing is subtracted. Draw from the "
+            "last row of p as it is."),
+        Misconception("accepted with probability q",
+            _accepts(ratio=lambda u, p, q, token: u < float(q[token])),
+            "You accept as often as the draft likes a token. It was drawn by q already; accept with "
+            "probability p over q."),
+        Misconception("returned in the loop", _returned_in_the_loop,
+            "You return after the first proposal, accepted or not. Go on while proposals are "
+            "accepted."),
+        Misconception("tensors in the list", _tensors,
+            "The list holds tensors. They print like numbers, but a stop id is not found among them. "
+            "Return plain whole numbers."),
+        Misconception("one token instead of a list", _one_token,
+            "One token comes back, not a list. Return the accepted ones and the new one together."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -547,15 +683,35 @@ def a_slow_start_and_one_disturbance():
 
 
 def nothing_to_warm_up():
-    return [0.004, 0.006, 0.005], 3, 0
+    return [0.006, 0.004, 0.007, 0.005, 0.0045], 5, 0
 
 
 def a_long_warm_up():
     return [1.0, 0.6, 0.3, 0.2, 0.1, 0.007, 0.009, 0.008, 0.050, 0.0075], 5, 5
 
 
-def _run_timer(candidate, durations, rounds, warm_up):
-    return candidate(FakeDevice(durations), rounds, warm_up)
+def a_device_that_is_still_busy():
+    return [0.3, 0.2, 0.004, 0.006, 0.005], 1, 0, 2
+
+
+class _Watched(FakeDevice):
+    """A fake device that knows whether its own clock was read."""
+
+    read = False
+
+    def clock(self):
+        self.read = True
+        return super().clock()
+
+
+def _run_timer(candidate, durations, rounds, warm_up, queued=0):
+    device = _Watched(durations)
+    for _ in range(queued):
+        device.run()
+    told = candidate(device, rounds, warm_up)
+    if not device.read:
+        raise ValueError("the clock of the device was never read")
+    return told
 
 
 def _timer(before=True, inside=True, warm=True, late=False, sum_up=statistics.median, skip=0):
@@ -613,6 +769,60 @@ def _waits_before(device, rounds, warm_up):
     return statistics.median(samples)
 
 
+def _waits_after_each(device, rounds, warm_up):
+    samples = []
+    for _ in range(warm_up + rounds):
+        begun = device.clock()
+        device.run()
+        device.wait()
+        samples.append(device.clock() - begun)
+    return statistics.median(samples[warm_up:])
+
+
+def _clock_before_waiting(device, rounds, warm_up):
+    samples = []
+    for _ in range(warm_up + rounds):
+        begun = device.clock()
+        device.wait()
+        device.run()
+        device.wait()
+        samples.append(device.clock() - begun)
+    return statistics.median(samples[warm_up:])
+
+
+def _clock_read_once(device, rounds, warm_up):
+    for _ in range(warm_up):
+        device.run()
+    device.wait()
+    begun, samples = device.clock(), []
+    for _ in range(rounds):
+        device.run()
+        device.wait()
+        samples.append(device.clock() - begun)
+    return statistics.median(samples)
+
+
+def _warmed(number):
+    return lambda device, rounds, warm_up: _timer()(device, rounds, number(warm_up))
+
+
+def _warm_in_every_round(device, rounds, warm_up):
+    return statistics.median(_timer()(device, 1, warm_up) for _ in range(rounds))
+
+
+def _pythons_clock(device, rounds, warm_up):
+    for _ in range(warm_up):
+        device.run()
+    samples = []
+    for _ in range(rounds):
+        device.wait()
+        begun = time.perf_counter()
+        device.run()
+        device.wait()
+        samples.append(time.perf_counter() - begun)
+    return statistics.median(samples)
+
+
 def _mean(samples):
     return sum(samples) / len(samples)
 
@@ -621,7 +831,8 @@ TIMER = Exercise(
     name="time_it", chapter=11, kind="bug", entry="time_it",
     title="A benchmark that fools itself", difficulty="easy", importance="essential", minutes=8,
     reference=_timer(), run=_run_timer, may_change_inputs=True,
-    fixtures=(a_slow_start_and_one_disturbance, nothing_to_warm_up, a_long_warm_up),
+    fixtures=(a_slow_start_and_one_disturbance, nothing_to_warm_up, a_long_warm_up,
+              a_device_that_is_still_busy),
     equivalents={"one loop": _timer_in_one_loop, "wait after each": _timer(late=True)},
     misconceptions=(
         Misconception("unchanged", _timer(before=False, inside=False, warm=False, sum_up=_mean),
@@ -658,6 +869,28 @@ TIMER = Exercise(
             warm=False, skip=warm_up)(device, rounds, 0),
             "The warm-up was cut from the rounds. It comes before them: the number of samples "
             "stays."),
+        Misconception("waits only after the work", _waits_after_each,
+            "Work that somebody else had queued is in the first sample. Wait before the clock is read "
+            "the first time, too."),
+        Misconception("the clock read before the waiting", _clock_before_waiting,
+            "The clock is read, and then you wait: what was queued before is in the sample. Wait "
+            "first, then read."),
+        Misconception("the clock read once", _clock_read_once,
+            "Each sample holds all rounds before it. Read the clock again at the start of every "
+            "round."),
+        Misconception("another number of warm-up runs", _warmed(lambda asked: 1),
+            "The warm-up does not have as many runs as are asked for. Some devices need more, some "
+            "none.", also=[_warmed(lambda asked: 2), _warmed(lambda asked: asked + 1)]),
+        Misconception("warmed up in every round", _warm_in_every_round,
+            "You warm up again before every sample. Once before the first one is enough."),
+        Misconception("returned in the loop", lambda device, rounds, warm_up: _timer()(
+                device, 1, warm_up),
+            "You return after the first sample. Take the median when all rounds are done."),
+        Misconception("Python's clock", _pythons_clock,
+            "You read Python's clock. This device has a watch of its own, and its work takes time only "
+            "there."),
+        Misconception("in milliseconds", _timer(sum_up=lambda samples: 1000 * statistics.median(samples)),
+            "You return milliseconds. The task asks for seconds."),
     ),
     hints=(
         Hint("The time is far too short",
@@ -666,7 +899,7 @@ TIMER = Exercise(
         Hint("The time is far too long",
              "The first runs are slow on every device. Run warm_up times, wait, and only then "
              "measure."),
-        Hint("One fixture is still off",
+        Hint("One input is still off",
              "One sample was disturbed. statistics.median takes the middle one."),
     ),
     praise="Warm up, wait, take the median: three lines that most wrong benchmarks lack.",
@@ -729,7 +962,7 @@ def a_dense_model_in_8_bits():
 
 
 def a_mixture_in_16_bits():
-    return MIXED, 3.0e9, 130e9, 16
+    return MIXED, 3.0e9, 120e9, 16
 
 
 def equal_at_32_texts():
@@ -746,6 +979,14 @@ def mixtral_on_an_h200():
 
 def seven_b_on_an_a100_in_4_bits():
     return MODELS["mistral-7b-v0.2"], 2039e9, 312e12, 4
+
+
+def mixtral_where_arithmetic_is_cheap():
+    return MODELS["mixtral-8x7b-v0.1"], 8000e9, 2500e12, 16
+
+
+def a_mixture_that_turns_early():
+    return MIXED, 3.0e9, 6.0e9, 16
 
 
 def _from(read=None, work=None, give=lambda batch: batch):
@@ -767,6 +1008,21 @@ def _longer(config, speed, rate, bits):
     return batch
 
 
+def _among(batches):
+    def arithmetic_from(config, speed, rate, bits):
+        for batch in batches:
+            if step_operations(config, batch, 0) / rate >= step_bytes(config, batch, 0, bits) / speed:
+                return batch
+    return arithmetic_from
+
+
+def _doubling(config, speed, rate, bits):
+    batch = 1
+    while step_operations(config, batch, 0) / rate < step_bytes(config, batch, 0, bits) / speed:
+        batch *= 2
+    return batch
+
+
 def _by_halving(config, speed, rate, bits):
     low, high = 0, 1
     def slow(batch):
@@ -783,9 +1039,9 @@ TURN = Exercise(
     name="arithmetic_from", chapter=11, kind="function", entry="arithmetic_from",
     title="Where arithmetic takes over", difficulty="medium", importance="useful", minutes=8,
     reference=_from(),
-    fixtures=(a_dense_model_in_8_bits, a_mixture_in_16_bits, mixtral_on_an_h200,
-              seven_b_on_an_a100_in_4_bits, equal_at_32_texts,
-              arithmetic_from_the_first_text_on),
+    fixtures=(a_dense_model_in_8_bits, a_mixture_in_16_bits, mixtral_where_arithmetic_is_cheap,
+              mixtral_on_an_h200, seven_b_on_an_a100_in_4_bits, equal_at_32_texts,
+              a_mixture_that_turns_early, arithmetic_from_the_first_text_on),
     equivalents={"a loop": _from(), "by halving": _by_halving},
     misconceptions=(
         Misconception("reading of one text for all batches",
@@ -814,7 +1070,24 @@ TURN = Exercise(
             "One too small: that is the last batch limited by reading. The next one is asked for."),
         Misconception("the operations for each byte", lambda config, speed, rate, bits: rate / speed,
             "You return how many operations fit into the time of a byte. How many texts is that, "
-            "with these bits?"),
+            "with these bits?", also=[lambda config, speed, rate, bits: int(rate / speed),
+                                      lambda config, speed, rate, bits: math.ceil(rate / speed)]),
+        Misconception("one too large", _from(give=lambda batch: batch + 1),
+            "One too large: arithmetic takes at least as long one text earlier."),
+        Misconception("operations multiplied by the batch again",
+            _from(work=lambda config, batch, length: batch * step_operations(config, batch, length)),
+            "Too small: the operations were multiplied by the batch once more. They are those of all "
+            "texts already."),
+        Misconception("all experts from the start",
+            _from(read=lambda config, batch, length, bits: step_bytes(config, 10**6, length, bits)),
+            "Right for large batches, too large for small ones of a mixture: a few texts do not read "
+            "all experts."),
+        Misconception("doubled until it is enough", _doubling,
+            "Only some batches were tried. The smallest one may lie between two of them.",
+            also=[_among([1, 8, 64, 512, 1024])]),
+        Misconception("the search ends too early", _among(range(1, 1000)),
+            "The search stopped before it found a batch. A mixture turns late, at hundreds of texts or "
+            "more: search on.", also=[_among(range(1, 300))]),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -853,6 +1126,11 @@ def weights_that_do_not_fit():
     return config, 2 * count_parameters(config).total - 3 * int(cache_bytes(config, 1000)), 1000, 16
 
 
+def one_text_that_fits_exactly():
+    held = count_parameters(PATTERN).total * 2
+    return PATTERN, held + int(cache_bytes(PATTERN, 60)), 60, 16
+
+
 def _fits(weights=None, cache=None, down=math.floor, least=0):
     def texts_that_fit(config, memory, length, bits):
         held = weights(config, bits) if weights else count_parameters(config).total * bits / 8
@@ -870,12 +1148,20 @@ def _fits_by_adding(config, memory, length, bits):
     return texts
 
 
+def _fits_below(config, memory, length, bits):
+    used, texts = count_parameters(config).total * bits / 8, 0
+    while used + cache_bytes(config, length) < memory:
+        used += cache_bytes(config, length)
+        texts += 1
+    return texts
+
+
 FIT = Exercise(
     name="texts_that_fit", chapter=11, kind="function", entry="texts_that_fit",
     title="How many texts fit", difficulty="easy", importance="useful", minutes=6,
     reference=_fits(),
     fixtures=(a_window_shorter_than_the_text, a_mixture_with_4_bits, tied_tables_and_a_pattern,
-              seven_b_on_24_gb, weights_that_do_not_fit),
+              seven_b_on_24_gb, weights_that_do_not_fit, one_text_that_fits_exactly),
     equivalents={"by division": lambda config, memory, length, bits: int(max(
         0, (memory - count_parameters(config).total * bits / 8) // cache_bytes(config, length))),
         "one after the other": _fits_by_adding},
@@ -925,12 +1211,32 @@ FIT = Exercise(
             "their own."),
         Misconception("the weights forgotten", _fits(weights=lambda config, bits: 0),
             "The caches share the memory with the weights. Take those off first."),
+        Misconception("the last one left out", _fits_below,
+            "A text that fills the memory to the last byte still fits. You leave it out."),
+        Misconception("the cache multiplied by the layers",
+            _fits(cache=lambda config, length, bits: config.n_layers * cache_bytes(config, length)),
+            "Too few: the bytes of a text's cache are those of all layers together already."),
+        Misconception("the cache multiplied by the length",
+            _fits(cache=lambda config, length, bits: length * cache_bytes(config, length)),
+            "Far too few: the bytes of a cache are those of the whole text. You multiplied them by "
+            "its length."),
+        Misconception("keys and values doubled",
+            _fits(cache=lambda config, length, bits: 2 * cache_bytes(config, length)),
+            "Half as many as fit: the bytes of a cache hold keys and values already."),
+        Misconception("whole bytes only",
+            _fits(weights=lambda config, bits: count_parameters(config).total * (bits // 8)),
+            "Weights of 4 bits weigh nothing in yours: a division of whole numbers drops half a "
+            "byte."),
+        Misconception("what a step with a text reads", lambda config, memory, length, bits: max(0, int(
+                (memory - step_bytes(config, 1, length, bits)) // cache_bytes(config, length))),
+            "What a step reads holds a text's cache, and lacks what no token uses. In memory is the "
+            "whole model, once."),
     ),
     hints=(
         Hint("I do not know where to start", "What is in memory once, and what once for each text?"),
         Hint("Which bytes?", "Total parameters times bits over 8, once. Then ch11.cache_bytes for "
              "each text; the rest of the memory over that."),
-        Hint("One fixture is wrong", "Whole texts only, so round down, and never below 0."),
+        Hint("One input is wrong", "Whole texts only, so round down, and never below 0."),
     ),
     praise="Memory, not speed, sets the largest batch of most machines.",
 )
@@ -967,6 +1273,14 @@ def _gains(tokens=None, price=None):
     return speed_up
 
 
+def _paid_as_far_as(first):
+    """The draft's cost for the accepted proposals, or (0) for the first rejected one as well."""
+    def speed_up(acceptance, drafts, cost):
+        made = sum(acceptance**i for i in range(first, drafts + first))
+        return sum(acceptance**i for i in range(drafts + 1)) / (1 + cost * made)
+    return speed_up
+
+
 def _gain_closed(acceptance, drafts, cost):
     if acceptance == 1:
         return (drafts + 1) / (1 + drafts * cost)
@@ -995,7 +1309,8 @@ GAIN = Exercise(
         Misconception("one power too few", _gains(tokens=lambda a, n: sum(a**i for i in range(n))),
             "The last case is missing: all proposals accepted, and one more token."),
         Misconception("all or nothing", _gains(tokens=lambda a, n: 1 + n * a**n),
-            "Too few: a step in which the third proposal fails keeps the first two."),
+            "Too few: a step in which the third proposal fails keeps the first two.",
+            also=[_gains(tokens=lambda a, n: 1 + a**n)]),
         Misconception("by cases, without the last", _gains(tokens=lambda a, n: sum(
                 (i + 1) * a**i * (1 - a) for i in range(n))),
             "The cases do not sum to 1: all proposals accepted, with n + 1 tokens, is one of them."),
@@ -1018,7 +1333,29 @@ GAIN = Exercise(
                 acceptance**i for i in range(drafts + 1)) * (1 + drafts * cost),
             "More time makes it slower: divide the tokens by the time of the step."),
         Misconception("the model steps for each proposal", _gains(price=lambda n, cost: 1 + n),
-            "Checking all proposals is one step of the model, not one for each."),
+            "Checking all proposals is one step of the model, not one for each.",
+            also=[_gains(price=lambda n, cost: n * (1 + cost)),
+                  _gains(price=lambda n, cost: 1 + n * (1 + cost))]),
+        Misconception("only accepted proposals paid", _paid_as_far_as(1),
+            "Rejected proposals cost as much as accepted ones. All are made before the check.",
+            also=[_paid_as_far_as(0)]),
+        Misconception("the further token twice", _gains(
+                tokens=lambda a, n: 1 + sum(a**i for i in range(n + 1))),
+            "The further token is counted twice: the first term of your sum, 1, is that token."),
+        Misconception("one power too many", _gains(
+                tokens=lambda a, n: sum(a**i for i in range(n + 2))),
+            "One term too many: a step writes at most one token more than was proposed."),
+        Misconception("by cases, the last one with a rejection", _gains(tokens=lambda a, n: sum(
+                (i + 1) * a**i * (1 - a) for i in range(n + 1))),
+            "In the last case nothing is rejected. It happens with probability a to the n, without "
+            "1 - a."),
+        Misconception("proposals without end", _gains(tokens=lambda a, n: 1 / (1 - a)),
+            "That is the sum for proposals without end. A step has a given number of them, so the sum "
+            "has an end."),
+        Misconception("parentheses missing", lambda acceptance, drafts, cost: sum(
+                acceptance**i for i in range(drafts + 1)) / 1 + drafts * cost,
+            "The draft's time is added to the result. It belongs to the time below the line: "
+            "parentheses are missing."),
         Misconception("divided by zero", lambda acceptance, drafts, cost: (
             1 - acceptance ** (drafts + 1)) / (1 - acceptance) / (1 + drafts * cost),
             "If everything is accepted, the closed formula divides by zero. Then a step writes all "
@@ -1056,6 +1393,16 @@ def _run_toy(candidate, toy, prompt, n, drafts, sure):
     model = toy(sure)
     written = candidate(model, count_up, list(prompt), n, drafts)
     return [[int(token) for token in written], model.steps]
+
+
+def _same_writing(expected, actual):
+    (text, steps), (written, taken) = expected, actual
+    if len(text) != len(written):
+        return f"expected {len(text)} tokens, got {len(written)}"
+    wrong = next((i for i, (a, b) in enumerate(zip(text, written)) if a != b), None)
+    if wrong is not None:
+        return f"at place {wrong} of the new text expected {text[wrong]}, got {written[wrong]}"
+    return None if steps == taken else f"the text is right, but expected {steps} steps, got {taken}"
 
 
 def _writes(grow=None, keep=None):
@@ -1100,6 +1447,35 @@ def _writes_kept_first(model, propose, prompt, n, drafts):
     return text[len(prompt):len(prompt) + n]
 
 
+def _writes_cut_to_before(model, propose, prompt, n, drafts):
+    text = [*prompt, model.run(prompt)[-1]]
+    while len(text) < len(prompt) + n:
+        proposed = propose(text, drafts)
+        told, right = model.run([text[-1], *proposed]), 0
+        while right < len(proposed) and proposed[right] == told[right]:
+            right += 1
+        model.keep(len(text))
+        text += [*proposed[:right], told[right]]
+    return text[len(prompt):len(prompt) + n]
+
+
+def _writes_without_prompt(model, propose, prompt, n, drafts):
+    return _writes(keep=lambda model, text: model.keep(len(text) - len(prompt)))(
+        model, propose, prompt, n, drafts)
+
+
+def _agreeing_anywhere(proposed, told, right):
+    right = sum(a == b for a, b in zip(proposed, told))
+    return [*proposed[:right], told[right]]
+
+
+def _held_against_the_next(proposed, told, right):
+    right = 0
+    while right < len(proposed) and proposed[right] == told[right + 1]:
+        right += 1
+    return [*proposed[:right], told[right]]
+
+
 def _writes_kept_right(model, propose, prompt, n, drafts):
     right_now = []
 
@@ -1140,7 +1516,7 @@ def _write_and_keep_if_wrong(model, propose, prompt, n, drafts):
 ROLL_BACK = Exercise(
     name="speculate_greedy", chapter=11, kind="bug", entry="speculate_greedy",
     title="Fast, and not the same text", difficulty="hard", importance="essential", minutes=12,
-    reference=_writes(), run=_run_toy, may_change_inputs=True,
+    reference=_writes(), run=_run_toy, compare=_same_writing, may_change_inputs=True,
     fixtures=(proposals_often_wrong, proposals_usually_right, one_proposal_at_a_time),
     equivalents={"zip": _write_by_zip, "only after a rejection": _write_and_keep_if_wrong},
     misconceptions=(
@@ -1199,6 +1575,30 @@ ROLL_BACK = Exercise(
             else proposed[:right] or told[:1]),
             "After a rejection behind right proposals the model's own token is thrown away. It stands "
             "in the answers already."),
+        Misconception("always the first answer", _writes(
+            grow=lambda proposed, told, right: [*proposed[:right], told[0]]),
+            "After accepted proposals you take the model's first answer. It belongs to the first "
+            "place; take the one at the first wrong place."),
+        Misconception("the wrong proposal taken", _writes(
+            grow=lambda proposed, told, right: proposed[:right + 1] or told[:1]),
+            "The first wrong proposal goes into the text. In its place stands the model's own "
+            "answer."),
+        Misconception("one answer too late", _writes(
+            grow=lambda proposed, told, right: [*proposed[:right], told[right + 1]]),
+            "The answer you add is one place too late: it follows a proposal that was rejected.",
+            also=[_writes(grow=lambda proposed, told, right: [
+                *proposed[:right], *told[right + 1:right + 2]])]),
+        Misconception("cut to the text before the check", _writes_cut_to_before,
+            "Accepted proposals leave the cache, too: it is cut to the text as it was before the "
+            "check."),
+        Misconception("the prompt not counted", _writes_without_prompt,
+            "You keep as many tokens as were written. The prompt is in the cache as well."),
+        Misconception("agreeing places counted", _writes(grow=_agreeing_anywhere),
+            "Proposals that agree behind a wrong one were counted. They follow a text that nobody "
+            "wrote: count up to the first wrong one."),
+        Misconception("held against the next answer", _writes(grow=_held_against_the_next),
+            "Each proposal is held against the answer after its own. The first answer is for the "
+            "first proposal."),
     ),
     hints=(
         Hint("The text is wrong", "After a rejection, which tokens does the model still hold that "
@@ -1289,6 +1689,12 @@ DRAFT = Exercise(
             "One proposal too many. Make exactly as many as are asked for."),
         Misconception("the rarest", _drafts(pick=lambda line: line.argmin()),
             "You follow the rarest pairs. The largest count is the likeliest successor."),
+        Misconception("the count itself", _drafts(pick=lambda line: line.max()),
+            "You take the largest count itself. Asked for is its place: the token that it belongs "
+            "to."),
+        Misconception("returned in the loop", _drafts(number=lambda count: min(1, count)),
+            "Only one proposal comes back, however many are asked for. Return when the loop is "
+            "done."),
     ),
     hints=(
         Hint("I do not know where to start", "Which row of the counts belongs to the last token of "
