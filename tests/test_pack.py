@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -228,5 +229,21 @@ def test_a_pack_is_whole_or_not_there(wheels, course, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="there already"):
         pack.make(tmp_path / "there", [pack.here()], course)
-    with pytest.raises(ValueError, match="no git checkout"):
-        pack.copy_course(tmp_path, tmp_path / "x")
+    (course / ".git" / "HEAD").unlink()
+    with pytest.raises(ValueError, match="git cannot read it"):
+        pack.copy_course(course, tmp_path / "x")
+
+
+def test_an_unpacked_archive_is_packed_without_git(course, tmp_path):
+    assert pack.copy_course(course, tmp_path / "from git").startswith("the commit ")
+    shutil.rmtree(course / ".git")
+    inside = course / "pack.part" / "course"  # the pack may be made in the course's own folder
+    assert pack.copy_course(course, inside) == "an unpacked archive"
+    assert files(inside) == files(tmp_path / "from git") and len(files(inside)) == 5
+    # what git leaves out is read as names: no paths, no exceptions
+    assert not [line for line in (ROOT / ".gitignore").read_text("utf-8").splitlines() if re.search(r"^!|./.", line)
+                and not line.startswith("#")]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -62,7 +62,7 @@ Python itself must be there already. This pack is for {targets}.
 - In the installed course, `.venv/bin/minimistral doctor --offline` (on Windows
   `.venv\\Scripts\\minimistral doctor --offline`) shows that a day without a network lacks nothing.
 
-Made from the commit {commit} on {date}: {megabytes:.0f} MB in {files} files.
+Made from {source} on {date}: {megabytes:.0f} MB in {files} files.
 """
 
 
@@ -173,18 +173,22 @@ def _requirements(folder: Path, name: str, extra: str, environment: dict[str, st
 
 
 def copy_course(root: Path, folder: Path) -> str:
-    """Copy what git keeps of the course; returns the commit's name. Raises ValueError outside git."""
+    """Copy what git keeps of the course, or of an unpacked archive what it would keep; returns from what."""
+    if not (root / ".git").exists():
+        left_out = [line.strip("/") for line in (root / ".gitignore").read_text(encoding="utf-8").splitlines()]
+        shutil.copytree(root, folder, ignore=shutil.ignore_patterns(folder.parent.name, *left_out))
+        return "an unpacked archive"
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True).stdout
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, check=True,
                                 capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        raise ValueError(f"{root} is no git checkout; a pack is made from one") from None
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{root} is a git checkout, but git cannot read it: {error}") from None
     for name in filter(None, listed.decode("utf-8").split("\0")):
         if (root / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, folder / name)
-    return commit
+    return f"the commit {commit}"
 
 
 def web_edition(folder: Path) -> None:
@@ -212,7 +216,7 @@ def make(out: Path, targets: list[Target], root: Path = ROOT) -> None:
     draft = out.with_name(f"{out.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     (draft / "wheels").mkdir(parents=True)
-    commit = copy_course(root, draft / "course")
+    source = copy_course(root, draft / "course")
     for target in targets:
         print(f"Packages for Python {target.python} on {target.system} ...", flush=True)
         with tempfile.TemporaryDirectory(dir=draft) as place:
@@ -223,7 +227,7 @@ def make(out: Path, targets: list[Target], root: Path = ROOT) -> None:
     web_edition(draft / "html")
     shutil.copyfile(pack_install.__file__, draft / "install.py")
     described = [{"system": t.system, "python": t.python} for t in targets]
-    record = {"commit": commit, "date": datetime.now(UTC).date().isoformat(), "targets": described}
+    record = {"source": source, "date": datetime.now(UTC).date().isoformat(), "targets": described}
     (draft / "pack.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n")
     (draft / "README.md").write_text(_readme(draft, record, targets), encoding="utf-8", newline="\n")
     write_sums(draft)
@@ -236,7 +240,7 @@ def _readme(draft: Path, record: dict, targets: list[Target]) -> str:
                    for info in zipfile.ZipFile(wheel).infolist()) / len(targets)
     return README.format(
         targets=", ".join(f"Python {t.python} on {t.system}" for t in targets),
-        disk=f"about {unpacked / 1e9 + 0.2:.1f} GB", commit=record["commit"], date=record["date"],
+        disk=f"about {unpacked / 1e9 + 0.2:.1f} GB", source=record["source"], date=record["date"],
         megabytes=sum(sizes) / 1e6, files=len(sizes) + 2,
     )
 

@@ -274,8 +274,8 @@ DEFINITIONS: dict[str, dict[str, int]] = {
     },
     "checkpoint": {
         "HF_NAMES": 10, "hf_name": 10, "permute_rotary": 10, "unpermute_rotary": 10,
-        "rotary_heads": 10, "load_model": 10, "open_model": 10, "Place": 10, "locate": 10, "as_it_is": 10,
-        "unstack": 10, "save_model": 10, "as_hf": 10,
+        "rotary_heads": 10, "load_model": 10, "open_model": 10, "Place": 10, "locate": 10,
+        "as_it_is": 10, "unstack": 10, "save_model": 10, "as_hf": 10,
     },
     "parity": {
         "Difference": 10, "first_difference": 10, "record": 10, "compare": 10,
