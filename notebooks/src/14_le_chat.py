@@ -70,7 +70,9 @@ def continued(messages, stop_ids=(eos,)):
 
 
 asked = [{"role": "user", "content": TALE + "\nWho has the ring?"}]
-print(asked[0]["content"], "\n ->", continued(asked))
+for line in asked[0]["content"].splitlines():
+    print(textwrap.fill(line, 80))
+print(" ->", continued(asked))
 predict("stop", "And if nobody watches for the end-of-text token?",
         ["the model stops by itself", "it writes on, up to its limit of tokens",
          "an error: there is nothing after the end"], answer="")
@@ -152,7 +154,7 @@ assert "\N{REPLACEMENT CHARACTER}" in "".join(shown)
 reveal("half", "B", "Three bytes that belong together were decoded as three wrong "
        "characters. Nothing after that can repair it.")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # This is the classic mistake of programs that stream, and its author never sees it, because English has no
 # such characters. The cure: bytes that may be the beginning of a character wait for the next token.
 #
@@ -160,7 +162,7 @@ reveal("half", "B", "Three bytes that belong together were decoded as three wron
 # begins with a byte from c0 up: it has 2 bytes in all, from e0 on 3, from f0 on 4. The bytes that follow lie
 # between 80 and bf.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### Your turn: never half a character
 #
 # You get bytes; return the text of all complete characters, and the bytes that have to wait. Only the
@@ -216,7 +218,7 @@ assert by_piece == "one END two" and whole == "one END"
 reveal("border", "B", "No piece holds the whole stop. And looking at all of the "
        "text finds it when it was shown already.")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Both ways are wrong. What was shown cannot be taken back. So text
 # that **may become** a stop sequence has to wait: after "one E" we can show "one ". If "N" comes next, we
 # wait on; if it is "L", then "EL" may go.
@@ -338,7 +340,8 @@ status, body = ch14.post(server.address, "/v1/chat/completions",
 events = body.split("\n\n")
 for event in events:
     start = event.find('"choices"')
-    print(event[:6], event[start:] if start >= 0 else event[6:])
+    told = event[:6] + (event[start:] if start >= 0 else event[6:])
+    print(textwrap.fill(told, 80, subsequent_indent=" " * 6))     # to fit the page
 assert events[-2] == "data: [DONE]" and events[-1] == ""
 
 # %% [markdown]
@@ -554,8 +557,8 @@ predict("batching", "Twelve answers, four places. When does continuous batching 
 # %% tags=["try"]
 explore(ch14.batch_explorer, lengths=Choice(list(ch14.LENGTHS), "mixed"),
         arrivals=Choice(list(ch14.ARRIVALS)), places=Choice([2, 4, 8], 4),
-        settings=[{"lengths": "all alike"}, {"lengths": "mixed"},
-                  {"lengths": "one very long"}])
+        settings=[{"lengths": "mixed"}, {"lengths": "one very long"},
+                  {"lengths": "all alike"}])
 
 # %% [markdown]
 # The same as plain code.
@@ -599,7 +602,8 @@ said = "".join(other.say("Who has the ring?"))
 print("another model, same chat:", " ".join(said.split())[:50], "...")
 widths = {name: mm.MODELS[name].dim for name in
           ("mistral-7b-v0.2", "mixtral-8x7b-v0.1", "mixtral-8x22b-v0.1")}
-print("widths of the open models of early 2024:", widths)
+print("widths of the open models of early 2024:",
+      *(f"{name}: {width}" for name, width in widths.items()), sep="\n  ")
 print("numbers in a vector of Mistral Embed: 1024")
 assert 1024 not in widths.values()
 verdict(25, "false", "False twice: an assistant is a program around a model, and "

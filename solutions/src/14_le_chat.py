@@ -310,7 +310,7 @@ vectors = torch.stack(list(map(vector, sentences)))
 for question in ("Where did Anna find the key?", "Leo found a key in the mill."):
     try:
         rows = nearest(vector(question), vectors, 2)
-        print(question, "->", [sentences[i] for i in rows])
+        print(question, *(sentences[i] for i in rows), sep="\n   ")
     except (NotImplementedError, TypeError):
         print("not written yet")
 

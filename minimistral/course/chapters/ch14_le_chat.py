@@ -141,8 +141,8 @@ def layers_picture():
     """Model, assistant, platform: what each adds around the one before."""
     figure, ax = new_figure(8.4, 3.4)
     boxes = [("platform", "addresses, keys, errors, usage, many clients at once", 10.0, 3.0),
-             ("assistant", "history, chat format, stop, tuning on answers", 8.2, 2.0),
-             ("model", "token ids in, one distribution out", 6.2, 1.0)]
+             ("assistant", "history, chat format, stop, tuning on answers", 8.2, 2.1),
+             ("model", "token ids in, one distribution out", 6.2, 1.2)]
     for n, (name, what, width, height) in enumerate(boxes):
         ax.add_patch(Rectangle((5 - width / 2, 0.3 * n + 0.1), width, height - 0.3 * n, facecolor="white",
                                edgecolor=COLOURS[1 + n], linestyle=("-", "--", "-.")[n], linewidth=2))
