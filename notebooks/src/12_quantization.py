@@ -446,9 +446,9 @@ assert speedups["8 plain"] < 1 < speedups["8 bits"]
 quarter = speedups["8 bits"] > 3.9
 print(f"8 bits are faster than float32: {speedups['8 bits'] > 1}")
 print(f"and the plain path is slower:   {speedups['8 plain'] < 1}")
-reveal("speed", "A" if quarter else "B", "The weights are read faster, but what "
-       "reads no weights (norms, looks, calls) takes as long as before. C is the "
-       "plain path.")
+reveal("speed", "A" if quarter else "B", "A quarter is read, but there are as many "
+       "weights to multiply, and norms and looks read none of them. C is the plain "
+       "path.")
 
 # %% [markdown]
 # (Read the order from these bars, not the factors: they are those of one machine, and its file says how busy that

@@ -23,8 +23,8 @@ from minimistral.quantize import dequantize, pack, quantize, unpack
 # Difficulty: easy · importance: useful · 7 minutes
 #
 # Absmax keeps zero in the middle. A row whose weights all lie between 4 and 7 wastes most of its numbers. The
-# other usual way stores for each row a scale **and** the smallest weight: 0 stands for the smallest, 2^bits - 1
-# for the largest. (Many formats store the number of zero instead, the *zero point*; it says the same.)
+# other usual way stores for each row a scale **and** the smallest weight: 0 stands for the smallest,
+# `2**bits - 1` for the largest. (Many formats store the number of zero instead, the *zero point*; it says the same.)
 #
 # Complete the three lines. `scale` and `smallest` are columns, (out, 1); the scale is at least 1e-8, so that a
 # row of equal weights does not divide by zero. Example: `[[4.0, 5.2, 7.0]]` with 2 bits gives numbers
@@ -50,12 +50,12 @@ def affine(weight, bits):
 check("affine", affine)
 
 # %% [markdown] tags=["solution"]
-# Sixteen levels have fifteen steps between them, so the divisor is 2^bits - 1. Nothing needs a sign: numbers count
-# from the smallest weight up. Weights of a trained model lie around zero, so the gain is small, and it is paid for
+# Sixteen levels have fifteen steps between them, so the divisor is `2**bits - 1`. Nothing needs a sign: numbers
+# count from the smallest weight up. Weights of a trained model lie around zero, so the gain is small, and it is paid for
 # with a second number for each row and an addition on the way back.
 
 # %% [markdown]
-# How much does the zero point gain on a real matrix? Compare with absmax.
+# How much does the smallest weight gain on a real matrix? Compare with absmax.
 
 # %%
 model = mm.load_model("tales-dense")
@@ -233,7 +233,7 @@ check("round_trip", round_trip)
 # are cut to it, and all others get finer steps. Find the best share for each row.
 #
 # For a share s: step = s · (largest absolute weight of the row, at least 1e-8) / most, with most =
-# 2^(bits - 1) - 1. Round, clamp to ±most, go back to weights, and sum the squared differences to the row.
+# `2**(bits - 1) - 1`. Round, clamp to ±most, go back to weights, and sum the squared differences to the row.
 # Return for each row the share of `shares` with the smallest sum (the first of equals), float32 (out,).
 
 
