@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minimistral.course.copies import make_copies
-from minimistral.course.slides import formula, make_slides, markdown, page, taught, write_slides
+from minimistral.course.slides import code, formula, make_slides, markdown, page, taught, write_slides
 from minimistral.course.syllabus import CHAPTERS, chapter
 from minimistral.lab import course_folder
 
@@ -120,6 +120,14 @@ def test_an_answer_stands_below_its_question(slides):
     bodies = [s.body for s in slides if s.kind == "reveal"]
     assert all("<p class=asked>" in body for body in bodies)
     assert "“" in bodies[-1]  # the verdict repeats the headline
+    asked = [s.body for s in make_slides(3) if "We put 100 words in front" in s.body]
+    assert len(asked) == 2  # a question with a number that the cell computes
+
+
+def test_no_heading_stands_alone(slides):
+    opened = {s.title: s.body for s in slides if s.kind == "opening"}
+    assert opened["The verdict on the headline"].count("<p class=asked>“") == 1
+    assert not [title for title, body in opened.items() if body.endswith("</h2>")]
 
 
 def test_no_slide_is_too_full(slides):
@@ -152,7 +160,15 @@ def test_every_formula_of_the_stories_becomes_a_picture():
 
 def test_code_is_shown_without_asserts_and_questions():
     cell = 'x = 1                      # a number\nassert x == 1\npredict("a", "what?",\n        ["1"], answer="")\nprint(x)'
-    assert taught(cell) == ["x = 1                      # a number", "print(x)"]
+    assert taught(cell) == ["x = 1  # a number", "print(x)"]
+    assert taught("abc = 1    # one\nx = 2          # two") == ["abc = 1  # one", "x = 2    # two"]
+    assert taught("x = 1    # one\n" + 60 * "y" + " = 2  # a longer comment") == [
+        "x = 1  # one", 60 * "y" + " = 2  # a longer comment"]
+
+
+def test_code_is_as_large_as_its_lines_allow():
+    assert "font-size:30px" in code(["x = 1"]) and "font-size:30px" not in code(["x = 1"], beside=60 * ["x"])
+    assert "font-size:23px" in code([79 * "x"]) and "font-size:20px" in code([90 * "x"])
     assert taught("for x in y:\n    print(x)\n    assert x\nif x:\n    assert y") == ["for x in y:", "    print(x)"]
     assert taught("not python (") == ["not python ("]
 
@@ -178,4 +194,4 @@ def test_a_cell_may_be_left_out_by_its_tag(tmp_path):
             cell["metadata"]["tags"] = ["slide-skip"]
     (tmp_path / "notebooks").mkdir()
     (tmp_path / chapter(0).path()).write_text(json.dumps(notebook), "utf-8")
-    assert len(make_slides(0, root=tmp_path)) == len(make_slides(0)) - 2  # its code, and what it prints
+    assert len(make_slides(0, root=tmp_path)) == len(make_slides(0)) - 1  # its code with what it prints

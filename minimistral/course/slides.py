@@ -26,7 +26,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +38,12 @@ LEAD = 45        # words of prose below a heading
 CODE_LINES = 18  # on one slide; longer code is cut in two
 OUT_LINES = 19   # printed lines shown
 UNDER = 5        # and fewer than this many below a figure
-TOGETHER = 75    # words of short texts that share a slide
-WIDE = 79        # columns of code that fit; 91 in the smaller size
-BESIDE = 14      # lines of code and output together that fit on one slide
+TOGETHER = 85    # words of short texts that share a slide
+WIDE = 79        # columns of code that fit in the usual size
+BESIDE = 16      # lines of code and output together that fit on one slide
+USUAL, LARGEST, SMALLEST = 23, 30, 18  # pixels of code, on a screen 720 high
+HEAD = ("", "")  # lines of code that a small heading takes
+ASKED = "Predict · "
 SILENT = {"predict", "reveal", "bet", "verdict", "show", "explore", "display", "check", "hint"}
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.S)
 MATHTEXT = ((r"\\le\b", r"\leq"), (r"\\ge\b", r"\geq"), (r"\\bmod\b", r"\;\mathrm{mod}\;"))
@@ -75,11 +78,11 @@ def _questions(sections: list[Section]) -> dict[str | int, str]:
     """What predict() asks, by the prediction's name; a headline has its number."""
     found: dict[str | int, str] = {
         h.number: f"“{h.text}”" for c in CHAPTERS for h in c.headlines}
-    for section in sections:
-        for part in section.parts:
-            for name, arguments in _calls(part.text, "predict") if part.kind == "code" else ():
-                if len(arguments) > 1:
-                    found[arguments[0]] = arguments[1]
+    for part in (part for section in sections for part in section.parts if part.kind == "code"):
+        calls = [arguments for _, arguments in _calls(part.text, "predict")]
+        shown = [text for text in map(output_text, part.outputs) if text.startswith(ASKED)]
+        if len(calls) == len(shown):
+            found |= {a[0]: text.removeprefix(ASKED).splitlines()[0] for a, text in zip(calls, shown)}
     return found
 
 
@@ -101,7 +104,8 @@ def _section(section: Section, slides: list[Slide], asked: dict[str | int, str])
         question, *rest = lead.split("\n\n")
         slides.append(Slide(title, f"<h1>{html.escape(title)}</h1>{markdown(question)}", "title", rest))
         return
-    slides.append(Slide(title, f"<h2>{markdown(title, inline=True)}</h2>", "opening"))
+    opening = Slide(title, f"<h2>{markdown(title, inline=True)}</h2>", "opening")
+    slides.append(opening)
     for number, part in enumerate(section.parts):
         if "slide-skip" in part.tags:
             continue
@@ -109,6 +113,9 @@ def _section(section: Section, slides: list[Slide], asked: dict[str | int, str])
             _prose(part, slides, title, lead=number == 0)
         elif not part.tags & {"imports", "library"}:
             _code(part, slides, title, one, asked)
+    if opening.body.endswith("</h2>"):  # no heading stands alone: what is answered here stands below it
+        opening.body += "".join(_asked(question) for part in section.parts if part.kind == "code"
+                                for question in _answered(part, asked))
 
 
 def _prose(part: Part, slides: list[Slide], title: str, lead: bool) -> None:
@@ -149,7 +156,7 @@ def _first_sentences(text: str) -> str:
 
 
 def _code(part: Part, slides: list[Slide], title: str, one: Chapter, asked: dict[str | int, str]) -> None:
-    answered = [asked.get(a[0], "") if a else "" for _, a in _calls(part.text, "reveal", "verdict")]
+    answered = _answered(part, asked)
     shown = [_output(output) for output in part.outputs]
     if "your-turn" in part.tags:
         _your_turn(part, slides, title, one)
@@ -165,12 +172,25 @@ def _code(part: Part, slides: list[Slide], title: str, one: Chapter, asked: dict
             if printed.count("\n") >= UNDER:
                 _listing("", printed, slides, title)
                 printed = ""
-            slides.append(Slide(title, head + said + (_pre(printed) if printed else ""), "figure"))
+            slides.append(Slide(title, head + said + (_pre(printed.splitlines()) if printed else ""), "figure"))
             printed = ""
         elif kind != "printed":
+            if kind == "panel" and "<table" in said and (told := re.search(r"<pre>(.*?)</pre>", said, re.S)):
+                lines = html.unescape(told[1]).splitlines()[:OUT_LINES]
+                name = re.search(r"<strong>(.*?)</strong>", said)
+                slides.append(Slide(title, (f"<h3>{name[1]}</h3>" if name else "") + _pre(lines, HEAD), "code"))
+                said = said.replace(told[0], "")
             question = answered.pop(0) if kind == "reveal" and answered else ""
-            before = f"<p class=asked>{html.escape(question)}</p>" if question else ""
-            slides.append(Slide(title, before + said, kind))
+            slides.append(Slide(title, _asked(question) + said, kind))
+
+
+def _answered(part: Part, asked: dict[str | int, str]) -> list[str]:
+    """The questions that a cell answers, in order."""
+    return [asked.get(a[0], "") if a else "" for _, a in _calls(part.text, "reveal", "verdict")]
+
+
+def _asked(question: str) -> str:
+    return f"<p class=asked>{html.escape(question)}</p>" if question else ""
 
 
 def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
@@ -181,14 +201,14 @@ def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
     if not out and len(lines) < 3:
         return
     *before, last = _parts(lines) or [[]]
-    slides += [Slide(title, code("\n".join(part)), "code") for part in before]
+    slides += [Slide(title, code(part), "code") for part in before]
     if last and len(last) + len(out) <= BESIDE:
-        slides.append(Slide(title, code("\n".join(last)) + (_pre("\n".join(out)) if out else ""), "code"))
+        slides.append(Slide(title, code(last, out) + (_pre(out, last) if out else ""), "code"))
         return
     if last:
-        slides.append(Slide(title, code("\n".join(last)), "code"))
+        slides.append(Slide(title, code(last), "code"))
     if out:
-        slides.append(Slide(title, "<h3>It prints</h3>" + _pre("\n".join(out)), "code"))
+        slides.append(Slide(title, "<h3>It prints</h3>" + _pre(out, HEAD), "code"))
 
 
 def _parts(lines: list[str]) -> list[list[str]]:
@@ -210,8 +230,16 @@ def taught(text: str) -> list[str]:
         return lines
     for node in reversed(list(_untaught(body))):
         del lines[node.lineno - 1:node.end_lineno]
-    lines = [re.sub(r" {2,}# ", "  # ", line) if len(line) > WIDE else line for line in lines]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").splitlines()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_comments(lines))).strip("\n").splitlines()
+
+
+def _comments(lines: list[str]) -> list[str]:
+    """Comments beside code moved to the left, below each other where that fits."""
+    beside = [re.fullmatch(r"(.*\S) {2,}(# .*)", line) for line in lines]
+    column = max((len(match[1]) for match in beside if match), default=0)
+    if any(match and column + 2 + len(match[2]) > WIDE for match in beside):
+        column = 0
+    return [f"{match[1]:{column}}  {match[2]}" if match else line for match, line in zip(beside, lines)]
 
 
 def _untaught(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -231,9 +259,9 @@ def _your_turn(part: Part, slides: list[Slide], title: str, one: Chapter) -> Non
     names = re.findall(r"""\bcheck\(\s*["'](\w+)["']""", part.text)
     found = [e for e in chapter_exercises(one.number) if e.name in names]
     heading = "; ".join(f"{e.title}, {e.minutes} minutes" for e in found) or title
-    body = "\n".join(taught(part.text)[:CODE_LINES])
+    body = taught(part.text)[:CODE_LINES]
     notes = [f"**Ask:** {e.hints[0].text}" for e in found if e.hints]
-    slides.append(Slide(title, f"<h3>Your turn: {html.escape(heading)}</h3>{code(body)}", "turn", notes))
+    slides.append(Slide(title, f"<h3>Your turn: {html.escape(heading)}</h3>{code(body, HEAD)}", "turn", notes))
 
 
 # ---------------------------------------------------------------- outputs
@@ -243,7 +271,7 @@ def _output(output: dict) -> tuple[str, str]:
     """(kind, HTML or text) of a cell's output."""
     text = output_text(output)
     page = "".join(output.get("data", {}).get("text/html", ""))
-    if text.startswith("Predict · "):
+    if text.startswith(ASKED):
         return "predict", _question(text)
     if text.startswith("What happened"):
         _, *lines = text.splitlines()
@@ -260,15 +288,17 @@ def _output(output: dict) -> tuple[str, str]:
 
 def _question(text: str) -> str:
     """A prediction as a question for hands."""
-    question, *rest = text.removeprefix("Predict · ").splitlines()
+    question, *rest = text.removeprefix(ASKED).splitlines()
     options = [line for line in rest if re.match(r"[A-Z]  ", line)]
     listed = "".join(f"<li>{html.escape(line[3:])}</li>" for line in options)
     choices = f'<ol type="A">{listed}</ol>' if options else "<p>Say a number.</p>"
     return f"<h3>Predict</h3><p class=question>{html.escape(question)}</p>{choices}"
 
 
-def _pre(text: str) -> str:
-    return f'<pre class="out{_wide(text)}">{html.escape(text)}</pre>'
+def _pre(lines: list[str], beside: Sequence[str] = ()) -> str:
+    """What was printed, in the size of the code that stands beside it."""
+    text = html.escape("\n".join(lines))
+    return f'<pre class="out" style="font-size:{_size([*lines, *beside])}px">{text}</pre>'
 
 
 # ---------------------------------------------------------------- Markdown, code, formulas
@@ -310,18 +340,21 @@ def formula(tex: str, *, display: bool) -> str:
             f'src="data:image/png;base64,{data}">')
 
 
-def code(text: str) -> str:
+def code(lines: list[str], beside: Sequence[str] = ()) -> str:
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    look = HtmlFormatter(noclasses=True, cssclass=f"code{_wide(text)}", nobackground=True)
-    return highlight(text, PythonLexer(), look)
+    size = f"font-size:{_size([*lines, *beside])}px"
+    look = HtmlFormatter(noclasses=True, cssclass="code", nobackground=True, prestyles=size)
+    return highlight("\n".join(lines), PythonLexer(), look)
 
 
-def _wide(text: str) -> str:
-    """A class for lines that would not fit in the usual size."""
-    return " wide" if max(map(len, text.splitlines()), default=0) > WIDE else ""
+def _size(lines: list[str]) -> int:
+    """Pixels of a letter: as large as the longest line, and so many lines, allow."""
+    widest = max(map(len, lines), default=0)
+    fits = min(USUAL * WIDE // max(widest, 1), 410 // max(len(lines), 1))
+    return max(min(fits, LARGEST), USUAL if widest <= WIDE else SMALLEST)
 
 
 # ---------------------------------------------------------------- the page
@@ -330,10 +363,10 @@ CSS = """
 *{box-sizing:border-box} body{margin:0;background:#444;font:32px/1.35 system-ui,"Segoe UI",Roboto,Arial,sans-serif;color:#111}
 .slide{position:relative;width:1280px;height:720px;background:#fff;margin:0 auto 24px;padding:56px 72px 60px;overflow:hidden}
 .slide>header{position:absolute;top:14px;left:72px;right:72px;font-size:20px;color:#555;display:flex;justify-content:space-between}
-.main{height:100%;transform-origin:0 0;display:flex;flex-direction:column;justify-content:center}
+.main{height:100%;transform-origin:0 0;display:flex;flex-direction:column;justify-content:safe center}
 .main>*{max-width:100%} h1{font-size:76px;margin:0 0 24px} h2{font-size:58px;line-height:1.15;margin:0 0 24px}
 h3{font-size:30px;color:#005a8c;margin:0 0 16px} p{margin:0 0 18px} .short p,.question{font-size:42px;line-height:1.3} .asked{color:#555;margin-bottom:40px}
-li{margin:0 0 12px} ol[type=A]{font-size:38px;padding-left:1.5em} pre{font:23px/1.35 ui-monospace,Consolas,"DejaVu Sans Mono",monospace;margin:0 0 14px;white-space:pre-wrap} .wide pre,pre.wide{font-size:20px}
+li{margin:0 0 12px} ol[type=A]{font-size:38px;padding-left:1.5em} pre{font:23px/1.35 ui-monospace,Consolas,"DejaVu Sans Mono",monospace;margin:0 0 14px;white-space:pre-wrap}
 .code pre{background:#f6f6f6;padding:12px 16px} pre.out{border-left:6px solid #0072B2;padding:6px 16px}
 code{font-family:ui-monospace,Consolas,"DejaVu Sans Mono",monospace;font-size:.9em}
 img{max-width:100%} .figure .main>img{width:100%;height:580px;object-fit:contain} .figure h3+img{height:530px!important}
