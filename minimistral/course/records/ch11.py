@@ -962,7 +962,7 @@ def a_dense_model_in_8_bits():
 
 
 def a_mixture_in_16_bits():
-    return MIXED, 3.0e9, 120e9, 16
+    return MIXED, 3.0e9, 119e9, 16
 
 
 def equal_at_32_texts():
@@ -986,7 +986,7 @@ def mixtral_where_arithmetic_is_cheap():
 
 
 def a_mixture_that_turns_early():
-    return MIXED, 3.0e9, 6.0e9, 16
+    return MIXED, 3.0e9, 5.7e9, 16
 
 
 def _from(read=None, work=None, give=lambda batch: batch):
