@@ -45,6 +45,10 @@ def half_precision():
     return _random(4, 5, 6).bfloat16(), 2
 
 
+def scores_that_tie():
+    return (4 * _random(6, 11, 6)).round() / 2, 3
+
+
 def all_experts_chosen():
     return _random(5, 3, 4), 4
 
@@ -76,6 +80,15 @@ def _same_routing(expected, actual) -> str | None:
     names = [", ".join(f"{e}: {row[e]:.2f}" for e in row.nonzero().flatten().tolist())
              for row in (wanted[1][wrong], got[1][wrong])]
     return f"for token {wrong} expected {{{names[0]}}}, got {{{names[1]}}}"
+
+
+def _ties_free(candidate, logits, k):
+    """The routing, with the first of equal scores in the place of each: which of them wins is free."""
+    routing = candidate(logits, k)
+    if _as_table(routing) is routing or routing[1].max() >= logits.shape[1]:
+        return routing
+    first = (logits[:, :, None] == logits[:, None, :]).int().argmax(-1)          # (N, E)
+    return routing[0], first.gather(1, routing[1])
 
 
 def _softmax_first(logits, k):
@@ -131,6 +144,24 @@ def _full_width(logits, k):
     return table, torch.arange(logits.shape[1]).expand_as(table)
 
 
+def _table_kept(logits, k):
+    logits = logits.float()
+    experts = logits.topk(k).indices
+    hidden = torch.full_like(logits, -torch.inf).scatter(1, experts, logits.gather(1, experts))
+    return hidden.softmax(-1), experts
+
+
+def _others_at_zero(logits, k):
+    top, experts = logits.float().topk(k)
+    return torch.zeros(logits.shape).scatter(1, experts, top).softmax(-1).gather(1, experts), experts
+
+
+def _by_threshold(logits, k):
+    logits = logits.float()
+    lowest = logits.topk(k).values[:, -1:]
+    return tuple(logits.masked_fill(logits < lowest, -torch.inf).softmax(-1).topk(k))
+
+
 def _one_sum(logits, k):
     shares, experts = logits.float().softmax(-1).topk(k, dim=-1)
     return shares / shares.sum(), experts
@@ -141,8 +172,8 @@ ROUTE = Exercise(
     title="The router's choice", difficulty="medium", importance="essential", minutes=8,
     reference=route,
     fixtures=(seven_tokens_five_experts, nine_tokens_six_experts_three_chosen,
-              logits_as_large_as_a_thousand, half_precision, all_experts_chosen),
-    compare=_same_routing,
+              logits_as_large_as_a_thousand, half_precision, scores_that_tie, all_experts_chosen),
+    run=_ties_free, compare=_same_routing,
     equivalents={
         "softmax, then top-k, then renormalise": _softmax_first,
         "by sorting": _by_sorting,
@@ -170,6 +201,11 @@ ROUTE = Exercise(
         Misconception("one sum for all tokens", _one_sum,
             "You divided by one sum over all tokens. Each token has its own sum, over its k "
             "weights: keep the axis of the tokens."),
+        Misconception("sums of the columns",
+            lambda logits, k: (lambda top: (top.values / top.values.sum(0), top.indices))(
+                logits.float().softmax(-1).topk(k)),
+            "Each weight was divided by a sum over all tokens of its column. The k weights of a token "
+            "are divided by their own sum."),
         Misconception("sums without their axis",
             lambda logits, k: (lambda top: (top.values / top.values.sum(-1), top.indices))(
                 logits.float().softmax(-1).topk(k)),
@@ -200,6 +236,22 @@ ROUTE = Exercise(
         Misconception("all experts with zeros", _full_width,
             "There is a column for every expert, with zeros. Only the k chosen are wanted, so "
             "that the others need not be computed."),
+        Misconception("a column for every expert", _table_kept,
+            "The experts are k for each token, the weights one for every expert. Pick the weights of the "
+            "chosen."),
+        Misconception("others at zero", _others_at_zero,
+            "The scores of those left out were set to 0, which still takes a share: e to the 0 is 1. To "
+            "leave out means minus infinity."),
+        Misconception("everything above a threshold", _by_threshold,
+            "Where scores tie with the last one chosen, more than k experts got a share. Take k of them, "
+            "whatever ties."),
+        Misconception("all alike", lambda logits, k: _top(logits, k, lambda c: torch.full_like(c, 1 / k)),
+            "All chosen experts weigh the same. The better score gets the larger weight: a softmax of the "
+            "chosen scores."),
+        Misconception("rows picked by experts", lambda logits, k: (lambda experts: (
+                logits.float()[experts].softmax(-1), experts))(logits.topk(k).indices),
+            "The weights have a third axis: the experts' numbers were used to pick whole rows. gather picks "
+            "numbers within each row."),
         Misconception("one expert", lambda logits, k: route(logits, 1),
             "Only one expert is chosen for each token. k says how many."),
         Misconception("always two", lambda logits, k: route(logits, 2),
@@ -208,6 +260,10 @@ ROUTE = Exercise(
                 logits.topk(k).values.softmax(-1), logits.topk(k).indices),
             "With half-precision scores the weights are half precision as well, and rounded. "
             "The router computes in float32."),
+        Misconception("float32 too late", lambda logits, k: (
+                logits.topk(k).values.softmax(-1).float(), logits.topk(k).indices),
+            "The weights are float32, but were rounded before: the softmax ran in half precision. Change the "
+            "type of the scores first."),
         Misconception("exponentials overflow", lambda logits, k: _top(
                 logits, k, lambda c: c.exp() / c.exp().sum(-1, keepdim=True)),
             "With scores near a thousand the exponential is infinite and gives NaN. The "
@@ -440,6 +496,9 @@ CHOSEN_EXPERTS = Exercise(
         Misconception("no weights", _step(weigh=lambda w, token, place: 1.0),
             "The experts' answers were added without their weights. Each answer counts as much "
             "as the router says."),
+        Misconception("into a copy", _step(add=lambda out, token, part: out[token].add_(part)),
+            "All sums are zero: rows picked with a list of numbers are a copy, and the answers went into "
+            "that. Add into the table itself."),
         Misconception("weight of the first place",
             _step(weigh=lambda w, token, place: w[token, 0, None]),
             "Every expert was weighed with the token's first weight. An expert that was named "
@@ -481,6 +540,10 @@ CHOSEN_EXPERTS = Exercise(
                 experts, x, weights / weights.sum(-1, keepdim=True), chosen),
             "The weights were made to sum to 1 once more. That is the router's work; take them "
             "as they come."),
+        Misconception("softmax here",
+            lambda experts, x, weights, chosen: chosen_experts(
+                experts, x, weights.softmax(-1), chosen),
+            "The weights went through a softmax. The router has done that; take them as they come."),
         Misconception("residual added",
             lambda experts, x, weights, chosen: x + chosen_experts(experts, x, weights, chosen),
             "The input was added to the result. The block does that; here only the experts' "
@@ -594,6 +657,12 @@ TOTAL_AND_ACTIVE = Exercise(
                 L * (E * 2 * d * h + d * E), L * (k * 2 * d * h + d * E))),
             "Each expert was counted with two matrices. A SwiGLU has three: the gate, the value "
             "and the way back."),
+        Misconception("one matrix", _numbers(lambda L, d, h, E, k: (
+                L * (E * d * h + d * E), L * (k * d * h + d * E))),
+            "Each expert was counted with one matrix. A SwiGLU has three of this size."),
+        Misconception("those at rest", _numbers(lambda L, d, h, E, k: (
+                L * (E * 3 * d * h + d * E), L * (E - k) * 3 * d * h)),
+            "The second number has the experts that rest. Those that work are asked for: k of them."),
         Misconception("one layer", _numbers(lambda L, d, h, E, k: (
                 E * 3 * d * h + d * E, k * 3 * d * h + d * E)),
             "That is one layer. Every layer has experts and a router of its own."),
@@ -764,6 +833,19 @@ TIDY_ROUTE = Exercise(
             _tidy(lambda w, e, o: w.gather(0, o), lambda w, e, o: e.sort(dim=-1).values),
             "The order was applied along the tokens, so weights came from other rows. It belongs "
             "to the last axis."),
+        Misconception("experts for places",
+            _tidy(lambda w, e, o: w.gather(1, e.sort(dim=-1).values), lambda w, e, o: e.sort(dim=-1).values),
+            "The experts' numbers were used as places among k weights. The order that sort returns names "
+            "places."),
+        Misconception("softmax over all",
+            lambda logits, k: (lambda e: (logits.float().softmax(-1).gather(1, e), e))(
+                logits.topk(k).indices.sort(dim=-1).values),
+            "The weights are shares among all experts, so they sum to less than 1. Those of route only "
+            "change places."),
+        Misconception("scores for weights",
+            lambda logits, k: (lambda e: (logits.float().gather(1, e), e))(
+                logits.topk(k).indices.sort(dim=-1).values),
+            "These are the experts' scores. Their weights, which route has made, should change places."),
         Misconception("weights indexed by the order",
             _tidy(lambda w, e, o: w[o], lambda w, e, o: e.sort(dim=-1).values),
             "The weights got a third axis: the order was used to pick whole rows. It names "
@@ -1047,6 +1129,21 @@ GROUP = Exercise(
                     chosen.flatten().argsort(stable=True), len(chosen)),
             "Slots were divided by the number of tokens. Row by row there are k slots for each "
             "token: divide by k."),
+        Misconception("divided by the number of experts",
+            lambda chosen, n_experts: _grouped(token=lambda o, k: o // n_experts,
+                                               place=lambda o, k: o % n_experts)(chosen, n_experts),
+            "Slots were divided by the number of experts. The table has k columns: divide by k."),
+        Misconception("k taken for two", _grouped(token=lambda o, k: o // 2, place=lambda o, k: o % 2),
+            "Slots were divided by 2. A token has k of them, as many as the table has columns."),
+        Misconception("where each slot goes",
+            _grouped(order=lambda c: c.flatten().argsort(stable=True).argsort()),
+            "This is the inverse: for each slot its place in the sorted row. What is asked for is which slot "
+            "stands there."),
+        Misconception("rows numbered in turn", lambda chosen, n_experts: (lambda o: (
+                torch.arange(len(chosen)).repeat(chosen.shape[1])[o], o % chosen.shape[1],
+                torch.bincount(chosen.flatten(), minlength=n_experts)))(chosen.flatten().argsort(stable=True)),
+            "The rows were numbered 0, 1, 2 ... again and again. Row by row each number comes k times before "
+            "the next."),
         Misconception("sorted experts for the order",
             _grouped(order=lambda c: c.flatten().sort().values),
             "The sorted expert numbers were used as if they were slots. The order is what argsort "
@@ -1159,6 +1256,16 @@ EXPECTED = Exercise(
         Misconception("times for power", lambda E, k, batch: E * (1 - (1 - k / E) * batch),
             "The probability was multiplied by the batch. That every one of the tokens spares an "
             "expert is a product: a power."),
+        Misconception("batch and k exchanged", lambda E, k, batch: E * (1 - (1 - batch / E) ** k),
+            "Batch and k have changed places. A token spares an expert with 1 - k / E, and every token of "
+            "the batch has to."),
+        Misconception("k in front", lambda E, k, batch: k * (1 - (1 - k / E) ** batch),
+            "The probability was multiplied by k. It belongs to each of E experts."),
+        Misconception("a probability taken from E", lambda E, k, batch: E - (1 - k / E) ** batch,
+            "A probability was taken away from a number of experts. On average E times that probability are "
+            "spared."),
+        Misconception("power without brackets", lambda E, k, batch: E * (1 - (1 - k / E**batch)),
+            "Only E was raised to the power. The whole of 1 - k / E needs brackets."),
         Misconception("a probability", lambda E, k, batch: 1 - (1 - k / E) ** batch,
             "That is the probability for one expert. There are E of them: add up."),
         Misconception("those at rest", lambda E, k, batch: E * (1 - k / E) ** batch,
@@ -1209,12 +1316,14 @@ def twenty_wide_in_five():
 
 def _use_experts(candidate, w1, w2, w3, parts):
     """How many experts, their shapes, and the sum of their answers on some rows."""
-    experts = list(candidate(w1, w2, w3, parts))
+    experts = candidate(w1, w2, w3, parts)
+    shapes = [tuple(tuple(m.shape) for m in expert) for expert in experts]
     x = _random(49, 4, w1.shape[1])
-    answers = [F.linear(F.silu(F.linear(x, a)) * F.linear(x, c), b) for a, b, c in experts]
-    shapes = [tuple(map(tuple, (m.shape for m in expert))) for expert in experts]
-    return {"the number of experts": len(experts), "the shapes": shapes,
-            "the sum of the answers": sum(answers)}
+    try:
+        total = sum(F.linear(F.silu(F.linear(x, a)) * F.linear(x, c), b) for a, b, c in experts)
+    except (RuntimeError, ValueError):
+        total = "shapes that do not fit"
+    return {"the number of experts": len(shapes), "the shapes": shapes, "the sum of the answers": total}
 
 
 def _cut(first=lambda w, n: w.chunk(n), second=lambda w, n: w.chunk(n, dim=1),
@@ -1259,6 +1368,17 @@ CUT = Exercise(
         Misconception("w1 or w3 not cut", _cut(third=lambda w, n: [w] * n),
             "w1 or w3 is whole in every expert. Gate and value meet number by number, so both "
             "need the same rows."),
+        Misconception("w2 turned", _cut(second=lambda w, n: [p.T for p in w.chunk(n, 1)]),
+            "w2 was transposed as well as cut. It stays (dim, hidden), with fewer columns."),
+        Misconception("w2 reshaped", _cut(second=lambda w, n: w.reshape(n, len(w), -1)),
+            "w2 was reshaped, which cuts along its rows. The parts have the right shape and the wrong numbers: "
+            "cut between columns."),
+        Misconception("other columns", _cut(first=lambda w, n: [w[i::n] for i in range(n)],
+                                            third=lambda w, n: [w[i::n] for i in range(n)]),
+            "The columns of w2 are not those of the rows in w1 and w3. An expert has the same hidden numbers "
+            "in all three."),
+        Misconception("read once", lambda w1, w2, w3, n: zip(w1.chunk(n), w2.chunk(n, 1), w3.chunk(n)),
+            "This can be read once only, and a layer reads its experts at every call. Make a list of it."),
         Misconception("w2 not cut", _cut(second=lambda w, n: [w] * n),
             "w2 is whole in every expert. It leads back from the hidden numbers that the expert "
             "has, so it needs their columns only."),
