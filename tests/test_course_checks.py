@@ -74,6 +74,16 @@ def test_the_line_that_failed_is_the_learners_own_below_a_decorator():
     assert judge(WEIGHTS, fails).message.endswith("The line: return scores.view(7)")
 
 
+def test_an_error_between_two_lines_is_told_without_a_line():
+    """Where time is up an error comes at any instruction, also at one that belongs to no line."""
+    def fails(scores):
+        raise ValueError("here")
+
+    fails.__code__ = fails.__code__.replace(co_linetable=b"\xff" * 9)
+    message = judge(WEIGHTS, fails).message
+    assert "ValueError: here" in message and "The line" not in message
+
+
 def test_equivalent_solutions_pass():
     assert judge(WEIGHTS, by_hand).status == PASS
     assert judge(WEIGHTS, lambda s: np.asarray(weights_of(s)))

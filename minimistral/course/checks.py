@@ -415,7 +415,8 @@ def _line(work, error) -> str:
     if filename is None and inspect.isclass(work):
         init = next((f for f in vars(work).values() if inspect.isfunction(f)), None)
         filename = init.__code__.co_filename if init else None
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == filename]
+    frames = [f for f in traceback.extract_tb(error.__traceback__)
+              if f.filename == filename and f.lineno]     # stopped between lines, it has none
     if not frames:
         return ""
     text = linecache.getline(filename, frames[-1].lineno).strip()
