@@ -159,7 +159,7 @@ reveal("order", "B", "Each weight is e to its score over a sum of such powers; "
 # %% [markdown]
 # So the order is free, if the chosen weights are **renormalised**: divided by their sum. Whoever forgets it
 # hands on a little more than half of what the experts say when the scores are random. No error, no wrong shape. We will
-# see what that does to a trained model.
+# see what that does to a trained model. (Some other mixtures are trained without renormalising; then it must be left out.)
 
 # %% [markdown]
 # ### Your turn: the router's choice
@@ -471,10 +471,14 @@ predict("strong", "With weight 0.1 use becomes even. What if the weight is 10?",
 # three positions: off, 0.1 and 10.
 
 # %%
+ranked = {name: [f"{100 * share:.1f}" for layer_ in run["shares"]
+                 for share in sorted(layer_, reverse=True)]
+          for name, run in runs.items()}
 show(ch09.shares_picture({name: run["shares"] for name, run in runs.items()}),
      alt="Without the balance loss the busiest experts get more than twice their "
      "even share, some nearly nothing. With weight 0.1 or 10 all are near 12.5%.",
-     data={name: [round(run["nats_per_byte"], 4)] for name, run in runs.items()})
+     data={"% of all choices": [f"layer {n}, expert {place}" for n in range(2)
+                                for place in range(1, 9)], **ranked})
 for name, run in runs.items():
     uses = [share for layer_ in run["shares"] for share in layer_]
     print(f"{name:10} least used {100 * min(uses):4.1f}%   busiest "
@@ -708,9 +712,11 @@ for run in timed:
 by_tokens = {run["tokens"]: ch09.cost_table(run) for run in timed}
 dense_, chosen_, all_ = by_tokens[16]
 assert dense_[1] == chosen_[1] and chosen_[2] > 3 * dense_[2]
+assert 0.7 < by_tokens[4096][1][3] / by_tokens[4096][0][3] < 1
 
 # %% [markdown]
-# With many tokens every expert has plenty of rows, and the mixture costs what its arithmetic costs. With 16 the arithmetic
+# With many tokens every expert has plenty of rows, and the mixture costs what its arithmetic costs (here even a little
+# less; its smaller products may suit the cache, we guess). With 16 the arithmetic
 # is still that of the dense layer, but all eight experts are read from memory, each for a few rows, and that takes the
 # time. This is headline 6 in seconds. The same on your machine, for two cases:
 

@@ -491,7 +491,8 @@ reveal("forget", "C", "What is not practised fades. An adapter can be taken off,
 sizes = (50, 100, 200, 400, 800, 1600, 3200)
 show(ch13.widths_picture(sizes, 0.9), alt="The half width of the interval falls "
      "from about 8 points with 50 questions to about 1 with 3,200.",
-     data={"questions": sizes, "plus/minus": [ch13.halves(n, 0.9) for n in sizes]})
+     data={"questions": sizes, "plus or minus, in % points": [
+         f"{100 * ch13.halves(n, 0.9):.1f}" for n in sizes]})
 low, high = instruct.score_interval(54, 60)
 print(f"54 of 60: between {low:.2f} and {high:.2f}")
 assert high - low > 0.14 and ch13.halves(3200, 0.9) < 0.012
