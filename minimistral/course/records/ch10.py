@@ -27,9 +27,10 @@ from ..exercises import Exercise, Hint, Misconception
 
 
 def _config(**changes) -> ModelConfig:
-    """No two sizes alike, and heads that do not fill the width."""
+    """No two sizes alike, heads that do not fill the width, and no part of the model that has as
+    many parameters as another; a table has a whole number of times 3 * dim * n_layers."""
     return ModelConfig(**{**dict(dim=48, n_layers=5, n_heads=12, n_kv_heads=3, head_dim=6,
-                                 hidden_dim=50, vocab_size=90), **changes})
+                                 hidden_dim=50, vocab_size=105), **changes})
 
 
 def a_dense_model():
@@ -83,6 +84,15 @@ def _counted(pair=ParameterCount, **steps):
         active = step("layers") * (alike + step("routing") + step("used") * step("expert"))
         return pair(total + step("outside"), active + step("working"))
     return count
+
+
+def _without_brackets(c):
+    outside = (2 - c.tied_embeddings) * c.vocab_size * c.dim + c.dim
+    stored, used = (c.moe.num_experts, c.moe.num_experts_per_tok) if c.moe else (1, 1)
+    router = c.dim * stored if c.moe else 0
+    attention = 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads)
+    return ParameterCount(*(c.n_layers * attention + router + 2 * c.dim
+                            + n * 3 * c.dim * c.hidden_dim + outside for n in (stored, used)))
 
 
 def _whole_model_times_experts(c):
@@ -163,7 +173,8 @@ COUNT_PARAMETERS = Exercise(
             "attention and norms are there once."),
         Misconception("each expert a whole layer", _layer_times_experts,
             "You multiplied whole layers. An expert is a feed-forward; attention and norms of "
-            "a layer are there once."),
+            "a layer are there once.",
+            also=[lambda c: ParameterCount(_layer_times_experts(c).total, count_parameters(c).active)]),
         Misconception("router forgotten", _counted(router=lambda c: 0),
             "A dense model is right; a mixture lacks something. Each layer also has a router, one "
             "matrix from the stream to the experts."),
@@ -172,6 +183,15 @@ COUNT_PARAMETERS = Exercise(
                 + (c.dim * c.moe.num_experts if c.moe else 0))),
             "The router was counted once for the whole model. Every layer chooses anew, with a "
             "router of its own."),
+        Misconception("a router without a mixture", _counted(
+                router=lambda c: c.dim * (c.moe.num_experts if c.moe else 1)),
+            "A mixture is right, a dense model too large: it has one feed-forward, so nothing "
+            "to choose and no router."),
+        Misconception("a router for each expert", lambda c: ParameterCount(*(
+                n + (c.n_layers * c.dim * c.moe.num_experts * (k - 1) if c.moe else 0)
+                for n, k in zip(count_parameters(c), (
+                    (c.moe.num_experts, c.moe.num_experts_per_tok) if c.moe else (1, 1))))),
+            "Every expert got a router. A layer has one, for all its experts together."),
         Misconception("everything at work", _counted(
                 used=lambda c: c.moe.num_experts if c.moe else 1),
             "Both numbers are equal for a mixture. A token uses only k of the E experts, so "
@@ -205,6 +225,17 @@ COUNT_PARAMETERS = Exercise(
                 c.dim * c.head_dim * (c.n_heads + 2 * c.n_kv_heads)),
             "Attention has three matrices in your count. The fourth joins the looks and leads "
             "back to the stream; it is as large as that of the queries."),
+        Misconception("keys and values as one", _counted(attention=lambda c:
+                c.dim * c.head_dim * (2 * c.n_heads + c.n_kv_heads)),
+            "Keys and values were counted as one matrix. Each has its own, of the same size."),
+        Misconception("two matrices of attention", _counted(attention=lambda c:
+                c.dim * c.head_dim * (c.n_heads + c.n_kv_heads)),
+            "Attention has two matrices in your count. There are four: queries, keys, values and "
+            "the way back."),
+        Misconception("heads without their size", _counted(
+                queries=lambda c: c.n_heads, keys=lambda c: c.n_kv_heads),
+            "Heads were counted as if each were one number. A head has a size, which is a field "
+            "of its own."),
         Misconception("two matrices in a feed-forward", _counted(
                 expert=lambda c: 2 * c.dim * c.hidden_dim),
             "The feed-forward has two matrices in your count. It has three: gate, value and "
@@ -227,10 +258,17 @@ COUNT_PARAMETERS = Exercise(
             "at both ends."),
         Misconception("one table at work", _counted(
                 working=_tables(lambda c: 1)),
-            "Total is right. Active counts one table; by the task both count in full, "
-            "although only one row of the first is read."),
+            "Total is right. Active lacks a table, or both; by the task they count in full, "
+            "although only one row of the first is read.",
+            also=[_counted(working=lambda c: 0), _counted(working=lambda c: c.dim)]),
         Misconception("one layer", _counted(layers=lambda c: 1),
             "That is a model of one layer. Every layer has weights of its own."),
+        Misconception("attention in each layer, the rest once", _without_brackets,
+            "Only attention was multiplied by the number of layers. Put all that a layer has into "
+            "brackets."),
+        Misconception("tables in each layer", _counted(
+                outside=lambda c: c.n_layers * _tables(lambda c: 2 - c.tied_embeddings)(c)),
+            "Tables and last norm were counted in every layer. They stand outside, once."),
         Misconception("a plain pair", _counted(pair=lambda total, active: (total, active)),
             "The numbers may be right, but they are a plain pair. Return them as a "
             "ParameterCount: the library reads them by name."),
@@ -336,6 +374,18 @@ def _by_pairs(back, out, whole=False):
     return move
 
 
+def _in_place_by_slices(back):
+    """Slices of the weight put into slices of the same tensor, which overlap."""
+    def move(weight, n_heads):
+        half = len(weight) // n_heads // 2
+        for head in weight.view(n_heads, 2 * half, -1):
+            pair, halves = (head[::2], head[1::2]), (head[:half], head[half:])
+            for there, here in zip(*((pair, halves) if back else (halves, pair))):
+                there.copy_(here)
+        return weight
+    return move
+
+
 def _rotary_misconceptions(way, other, order, back):
     """The mistakes of both directions; `back` tells whether this is the inverse."""
     return (
@@ -384,17 +434,27 @@ def _rotary_misconceptions(way, other, order, back):
             "first row on."),
         Misconception("overwritten while read", _by_pairs(back, lambda weight: weight, whole=True),
             "Rows were overwritten before they were read: input and result are one tensor. Write "
-            "into a new one."),
+            "into a new one.",
+            also=[_in_place_by_slices(back)]),
         Misconception("heads swapped with pairs", lambda weight, n_heads: weight.unflatten(
                 0, (n_heads, 2, -1) if back else (n_heads, -1, 2)).transpose(0, 1).reshape(
                 weight.shape),
             "The axis of the heads was swapped, so rows wander between heads. Only the two axes "
-            "inside a head change places."),
+            "inside a head change places.",
+            also=[lambda weight, n_heads: weight.unflatten(
+                      0, (n_heads, 2, -1) if back else (n_heads, -1, 2)).transpose(0, 2).reshape(
+                      weight.shape)]),
+        Misconception("the first head everywhere", lambda weight, n_heads: way(
+                weight[:len(weight) // n_heads], 1).repeat(n_heads, 1),
+            "Every head has the rows of the first one. Head h begins at row h times D."),
         Misconception("heads cut last", lambda weight, n_heads: weight.unflatten(
                 0, (2, n_heads, -1) if back else (-1, n_heads, 2)).transpose(
                 0 if back else 1, 2).reshape(weight.shape),
             "The first cut was not that of the heads, so rows of different heads were mixed. The "
-            "heads come first: each is a block of neighbouring rows."),
+            "heads come first: each is a block of neighbouring rows.",
+            also=[lambda weight, n_heads: weight.unflatten(
+                      0, (2, n_heads, -1) if back else (-1, 2, n_heads)).transpose(0, 1).reshape(
+                      weight.shape)]),
         Misconception("half of the rows", lambda weight, n_heads: weight.unflatten(
                 0, (n_heads, -1))[:, ::2].flatten(0, 1),
             "Only every other row is left. The other half of each head belongs behind the first, "
@@ -541,12 +601,29 @@ MEMORY_NEEDED = Exercise(
                 weights=lambda c, bits: count_parameters(c).total * (bits // 8)),
             "Bits were turned into whole bytes first, and less than eight of them became "
             "nothing. Divide at the end, with a fraction."),
+        Misconception("whole bits", _needed(
+                weights=lambda c, bits: count_parameters(c).total * int(bits) / 8),
+            "The bits were made a whole number. A weight may have 4.5 bits on the average: keep "
+            "the fraction.",
+            also=[_needed(weights=lambda c, bits: count_parameters(c).total * -(-bits // 1) / 8)]),
         Misconception("two bytes whatever the bits", _needed(
                 weights=lambda c, bits: weight_bytes(c)),
             "The weights take two bytes each in your count. The argument says how many bits a "
             "weight has."),
         Misconception("no cache", _needed(cache=lambda c, t, b: 0),
             "That is the weights alone. The text needs keys and values as well."),
+        Misconception("no weights", _needed(weights=lambda c, bits: 0),
+            "That is the cache alone. The weights come to it."),
+        Misconception("cache twice", _needed(cache=lambda c, t, b: 2 * t * cache_bytes_per_token(c)),
+            "The cache is twice too large. Bytes for a token are already those of keys and values, "
+            "two for each number."),
+        Misconception("cache in bits", _needed(cache=lambda c, t, b: 16 * t * cache_bytes_per_token(c)),
+            "The cache was multiplied by its 16 bits. It is given in bytes for a token: only "
+            "the number of tokens is missing."),
+        Misconception("cache of each layer", _needed(
+                cache=lambda c, t, b: c.n_layers * t * cache_bytes_per_token(c)),
+            "The cache was multiplied by the layers. The bytes for a token are those of all "
+            "layers together."),
         Misconception("one token", _needed(cache=lambda c, t, b: cache_bytes_per_token(c)),
             "The cache holds one token in your count. It holds all of the text."),
         Misconception("cache in few bits", _needed(
@@ -558,7 +635,8 @@ MEMORY_NEEDED = Exercise(
             "The count has two fields, and a pair cannot be multiplied by a fraction. Take the "
             "one that says what is stored."),
         Misconception("in GB", lambda config, tokens, bits: _needed()(config, tokens, bits) / 1e9,
-            "That is in GB. Bytes are asked for; the example only says how much it is."),
+            "That is in GB. Bytes are asked for; the example only says how much it is.",
+            also=[lambda config, tokens, bits: _needed()(config, tokens, bits) / 2**30]),
         Misconception("all divided by eight", lambda config, tokens, bits: (
                 count_parameters(config).total * bits + tokens * cache_bytes_per_token(config)) / 8,
             "The cache was divided by eight as well. It is in bytes already; only the weights "
@@ -666,6 +744,10 @@ def a_round_number_of_parameters():
     return _sizes(MODELS["mistral-7b-v0.1"], 7_100_000_000)
 
 
+def one_parameter_too_many():
+    return _sizes(_config(), count_parameters(_config()).total + 1)
+
+
 def _solved(outside=None, attention=None, norms=2, matrices=3, whole=True, layers=None):
     def hidden(total, dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size):
         around = outside(vocab_size, dim) if outside else 2 * vocab_size * dim + dim
@@ -678,6 +760,12 @@ def _solved(outside=None, attention=None, norms=2, matrices=3, whole=True, layer
             return left // one if left % one == 0 else 0
         return whole(left / one)
     return hidden
+
+
+def _layer_by_layer(total, dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size):
+    left = (total - 2 * vocab_size * dim - dim) // n_layers
+    left -= 2 * dim * head_dim * (n_heads + n_kv_heads) + 2 * dim
+    return left // (3 * dim) if left % (3 * dim) == 0 else 0
 
 
 def _searched(total, dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size):
@@ -711,7 +799,7 @@ HIDDEN_FROM_TOTAL = Exercise(
     minutes=10,
     reference=_solved(),
     fixtures=(mistral_7b, nemo_whose_heads_do_not_fill_the_width, a_small_model,
-              a_round_number_of_parameters),
+              a_round_number_of_parameters, one_parameter_too_many),
     seconds=20.0,
     equivalents={
         "rounded and counted again": lambda *sizes: _counted_again(*sizes),
@@ -730,6 +818,12 @@ HIDDEN_FROM_TOTAL = Exercise(
             "whole number."),
         Misconception("None", lambda *sizes: _solved()(*sizes) or None,
             "Where no whole number fits you return nothing. By the task it is the number 0."),
+        Misconception("-1", lambda *sizes: _solved()(*sizes) or -1,
+            "Where no whole number fits you return another sign. By the task it is the number 0."),
+        Misconception("nearly whole", _solved(whole=lambda x: round(x) * (abs(x - round(x)) < 0.01)),
+            "A total that is nearly right passes as right. It is exact by the task: one parameter "
+            "too many, and no width gives it.",
+            also=[_layer_by_layer]),
         Misconception("one table", _solved(outside=lambda v, d: v * d + d),
             "Only one table was taken off. The embeddings are not tied: there are two."),
         Misconception("a norm not taken off", _solved(outside=lambda v, d: 2 * v * d),
@@ -755,6 +849,16 @@ HIDDEN_FROM_TOTAL = Exercise(
         Misconception("nothing shared", _solved(attention=lambda d, H, K, D: 4 * d * H * D),
             "Keys and values were counted for every query head. They have the key/value heads "
             "only."),
+        Misconception("keys and values as one", _solved(
+                attention=lambda d, H, K, D: d * D * (2 * H + K)),
+            "Keys and values were taken off as one matrix. Each has its own, of the same size."),
+        Misconception("two matrices of attention", _solved(
+                attention=lambda d, H, K, D: d * D * (H + K)),
+            "Only two matrices of attention were taken off. There are four: queries, keys, values "
+            "and the way back."),
+        Misconception("heads without their size", _solved(
+                attention=lambda d, H, K, D: 2 * d * (H + K)),
+            "Heads were counted as if each were one number. The size of a head is given."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -831,23 +935,44 @@ CONVERT_ATTENTION = Exercise(
             "The two numbers of heads have changed places. The queries have the larger one."),
         Misconception("group size", _converted(
                 k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], H // K)),
-            "The keys were cut into as many parts as query heads share one. The number of "
-            "key/value heads is meant."),
+            "The keys were cut into another number of parts than they have heads. The number of "
+            "key/value heads is meant.",
+            also=[_converted(k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], 1))]),
         Misconception("keys not moved", _converted(k=lambda w, H, K: w["k_proj.weight"]),
             "The keys are not reordered at all. They are turned like the queries, so their rows "
             "move like theirs."),
         Misconception("keys moved the wrong way", _converted(
                 k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K)),
             "The number of heads is right, the direction is not: these weights come from "
-            "Hugging Face."),
+            "Hugging Face.",
+            also=[_converted(k=lambda w, H, K: permute_rotary(w["k_proj.weight"], K),
+                             q=lambda w, H, K: permute_rotary(w["q_proj.weight"], H))]),
+        Misconception("queries moved the wrong way", _converted(
+                q=lambda w, H, K: permute_rotary(w["q_proj.weight"], H)),
+            "The queries now go the other way, from Mistral's order to Hugging Face's. Their line "
+            "was right.",
+            also=[_converted(q=lambda w, H, K: permute_rotary(w["q_proj.weight"], H),
+                             k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], H)),
+                  _converted(q=lambda w, H, K: permute_rotary(w["q_proj.weight"], H),
+                             k=lambda w, H, K: permute_rotary(w["k_proj.weight"], H))]),
+        Misconception("neither moved", _converted(
+                q=lambda w, H, K: w["q_proj.weight"], k=lambda w, H, K: w["k_proj.weight"]),
+            "Neither queries nor keys are reordered now. Both are turned, so the rows of both have "
+            "to move."),
         Misconception("values moved as well", _converted(
                 v=lambda w, H, K: unpermute_rotary(w["v_proj.weight"], K)),
             "The values have been reordered too. Nobody turns them: the line was right."),
-        Misconception("values cut like keys, keys not repaired", _converted(
+        Misconception("another line changed", _converted(
                 k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], H),
                 v=lambda w, H, K: unpermute_rotary(w["v_proj.weight"], K)),
-            "The values need no change; the fault is in the line of the keys, in the number of "
-            "their heads."),
+            "A line was changed that was right. The fault is in that of the keys, in the number of "
+            "their heads.",
+            also=[_converted(k=lambda w, H, K: unpermute_rotary(w["k_proj.weight"], H), **other)
+                  for other in (
+                      {"o": lambda w, H, K: unpermute_rotary(w["o_proj.weight"], H)},
+                      {"o": lambda w, H, K: w["o_proj.weight"].T},
+                      {"v": lambda w, H, K: w["o_proj.weight"],
+                       "o": lambda w, H, K: w["v_proj.weight"]})]),
         Misconception("the way back moved", _converted(
                 o=lambda w, H, K: unpermute_rotary(w["o_proj.weight"], H)),
             "The last matrix has been reordered too. It reads what was looked up, and values are "
@@ -911,6 +1036,25 @@ def _by_hand(order="little", start=None, dtype=None, shape=None, end=None, first
     return read
 
 
+def _piece_by_hand(cut):
+    """The tensor from data[cut(end of the header, first offset, second offset, bytes of a number)]."""
+    def read(data, name):
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8:8 + length])[name]
+        kind = CODES[about["dtype"]]
+        piece = data[cut(8 + length, *about["data_offsets"], kind.itemsize)]
+        return torch.frombuffer(bytearray(piece), dtype=kind).reshape(about["shape"])
+    return read
+
+
+def _count_of_bytes(data, name):
+    length = int.from_bytes(data[:8], "little")
+    about = json.loads(data[8:8 + length])[name]
+    first, last = about["data_offsets"]
+    return torch.frombuffer(bytearray(data), dtype=CODES[about["dtype"]], count=last - first,
+                            offset=8 + length + first).reshape(about["shape"])
+
+
 def _by_struct(data, name):
     length, = struct.unpack("<Q", data[:8])
     about = json.loads(data[8:8 + length].decode("utf-8"))[name]
@@ -946,8 +1090,8 @@ READ_TENSOR = Exercise(
             "The header is cut eight bytes short and is no JSON. Its length counts from where it "
             "begins, after the first eight bytes."),
         Misconception("big end first", _by_hand(order="big"),
-            "The length of the header is gigantic. Its eight bytes stand with the smallest "
-            "first."),
+            "The header runs on into the numbers. Its length is the first eight bytes as one "
+            "number, the smallest byte first."),
         Misconception("offsets as start and length", _by_hand(end=lambda a, b: a + b),
             "The two offsets were read as a start and a length. They are a start and an end."),
         Misconception("last byte left out", _by_hand(end=lambda a, b: b - 1),
@@ -966,8 +1110,8 @@ READ_TENSOR = Exercise(
             "one."),
         Misconception("header from the first byte", lambda data, name: json.loads(
                 data[:int.from_bytes(data[:8], "little")])[name],
-            "The header was read from the first byte on. There stands its length; the text "
-            "begins after eight bytes."),
+            "That is no JSON text. The first eight bytes together are its length; it begins after "
+            "them."),
         Misconception("header not skipped", _by_hand(start=lambda n: 8),
             "The offsets were counted from where the header begins, so its text was read as "
             "numbers. They count from its end."),
@@ -977,6 +1121,19 @@ READ_TENSOR = Exercise(
         Misconception("one byte too many", _by_hand(end=lambda a, b: b + 1),
             "The piece is one byte too long. The second offset is the first byte that no longer "
             "belongs to the tensor; a slice leaves it out by itself."),
+        Misconception("one offset from the file's start", _piece_by_hand(
+                lambda start, a, b, size: slice(start + a, b)),
+            "Only one of the two offsets was counted from the end of the header. Both are.",
+            also=[_piece_by_hand(lambda start, a, b, size: slice(a, start + b))]),
+        Misconception("offsets counted in numbers", _piece_by_hand(
+                lambda start, a, b, size: slice(start + a * size, start + b * size)),
+            "The offsets were multiplied by the size of a number. They count bytes."),
+        Misconception("bytes counted as numbers", _count_of_bytes,
+            "More numbers were asked for than there are: the distance of the offsets counts bytes, "
+            "and a number has two or four."),
+        Misconception("a number for each byte", _by_hand(dtype=lambda about: torch.uint8),
+            "Every byte became a number of its own. Four together are a number of 32 bits, two are "
+            "one of 16."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1080,6 +1237,14 @@ UNPACK_EXPERTS = Exercise(
                 tuple(gate_up[:, down.shape[2]:])],
             "You return three lists, one for each matrix. A list of experts is asked for, each "
             "with its three matrices."),
+        Misconception("experts halved", lambda gate_up, down: list(zip(
+                gate_up.chunk(2)[0], down, gate_up.chunk(2)[1])),
+            "The experts were divided in two, not the rows of each. The first axis counts experts, "
+            "the second has gate and value."),
+        Misconception("all experts at once", lambda gate_up, down: [
+                (gate_up[:, :down.shape[2]], down, gate_up[:, down.shape[2]:])],
+            "Your list has one entry, with the matrices of all experts stacked. Go through the "
+            "experts: an entry for each."),
     ),
     hints=(
         Hint("I do not know where to start",
