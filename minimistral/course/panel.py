@@ -7,6 +7,7 @@ light and dark themes; the coloured edge only repeats what the words say.
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,11 @@ class Panel:
 
 
 def wrapped(text: str) -> str:
-    """A text whose long lines are broken between words; a page would break them anywhere."""
+    """A text whose long lines are broken between words; a page would break them anywhere.
+
+    Bytes that control a terminal, as a poor model may write them, are shown as �.
+    """
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text)
     return "\n".join(textwrap.fill(line, 84) for line in text.split("\n"))
 
 

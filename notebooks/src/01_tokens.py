@@ -101,7 +101,7 @@ known_words = {w for text in documents for w in re.findall(r"\w+", text)}
 letter_text = ch01.text_in("English")
 words = re.findall(r"\w+", letter_text)
 unknown = [w for w in words if w not in known_words]
-print(letter_text[:51])
+print(letter_text[:55])
 print(f"{len(letter_text.encode())} bytes, {len(words)} words")
 print(f"{len(unknown)} words unknown: {', '.join(unknown[:6])} ...")
 assert len(unknown) > len(words) / 2
@@ -434,8 +434,8 @@ for name, pairs in vocabularies.items():
 tokenizer = mm.load_tokenizer("tales-dense")              # ours: V = 960
 choices = {"ours, 960": tokenizer, **ch01.real_vocabularies()}
 print({name: chosen.vocab_size for name, chosen in choices.items()})
-print(ch01.text_in("French")[:74])
-print(ch01.text_in("Chinese")[:24])
+print(ch01.text_in("French")[:55])
+print(ch01.text_in("Chinese")[:15])
 predict("french", "With the vocabulary of Mistral 7B, an English word of this text "
         "costs 1.2 tokens. A French one?",
         ["about 1.2", "about 1.7", "about 3"], answer="")
@@ -611,9 +611,8 @@ assert 4.5 < by_counts[0.1] / ladder.corpus.floor < 5.5
 display(ladder.run("bigram", counted, chapter=1))
 
 # %% [markdown]
-# The floor is what the grammar of the tales leaves open; no model gets below it. Our first rung is about
-# five times as high. Read its sample: some pairs are the invented ones, such as those with �. The others
-# are fine, two by two, and the whole is nonsense.
+# Our first rung is about five times as high as the floor. Read its sample: some pairs are the invented
+# ones, such as those with �. The others are fine, two by two, and the whole is nonsense.
 
 # %% [markdown]
 # ## What you have now

@@ -22,6 +22,7 @@ from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladde
                                 mine, predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch02_attention as ch02
 from minimistral.course.figures import heatmap, lines_chart, new_figure, table_of
+from minimistral.course.panel import wrapped
 
 # %% [markdown]
 # ## The headline
@@ -57,7 +58,7 @@ The sun was shining. Now Leo has the"""
 
 tokenizer = mm.load_tokenizer("tales-dense")
 ids = tokenizer.encode(TALE, bos=True)
-print(TALE)
+print(wrapped(TALE))
 print()
 print(len(ids), "tokens; the last five:", ch02.pieces(tokenizer, ids)[-5:])
 

@@ -80,7 +80,8 @@ figure.suptitle("The names are swapped; every weight moves along with its words"
 show(figure, alt="Two attention maps, before and after the names were swapped: "
      "each word gives each other word the same weight as before, in another "
      "column.",
-     data=table_of(torch.cat(tables), words + [words[i] for i in swapped],
+     data=table_of(torch.cat(tables), [f"before: {word}" for word in words]
+                   + [f"after: {words[i]}" for i in swapped],
                    [f"key {n}" for n in range(5)]))
 change = (look(x[swapped])[0][4] - look(x)[0][4]).abs().max()
 assert change < 1e-6
@@ -364,7 +365,7 @@ def rotary_angles(positions, head_dim, theta):
 check("rotary_angles", rotary_angles)
 
 # %% [markdown]
-# `hint("rotary_angles")` gives one step at a time. The library's lines for comparison; from here on this
+# `hint("rotary_angles")` gives one step at a time. Below are the library's lines; from here on this
 # notebook uses them, so that it runs in any case.
 
 # %%
@@ -461,7 +462,7 @@ for turning in (False, True):
 # **two places back**. One layer, one head; once without positions and once with.
 
 # %%
-predict("toy", "Guessing one of twelve letters costs log 12, about 2.5 nats. Where "
+predict("toy", "Guessing one of twelve letters costs ln 12, about 2.5 nats. Where "
         "does the look without positions end after 100 steps?",
         ["near 0: it learns to look two back",
          "near 2: a little better than guessing",

@@ -20,6 +20,7 @@ import minimistral as mm
 from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
                                 predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch05_training as ch05
+from minimistral.course.panel import wrapped
 from minimistral.course.pieces import load_pieces
 from minimistral.train import IGNORE, training_batch
 
@@ -558,8 +559,8 @@ assert 20 * 4 * hours < 5e6
 # ## The ladder
 #
 # Every row that was trained in its chapter has read the same number of tokens in the same number of steps. Compare
-# the student with the row of chapter 4, if yours is there: a model twice as wide, trained the plain way. (The
-# two shipped models were trained far longer.)
+# the student with the row of chapter 4: a model twice as wide, trained the plain way. (The two shipped models
+# were trained far longer.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
@@ -741,7 +742,7 @@ from random import Random
 
 lying = sample_tale(Random(3), "en", contradictions=1.0).text  # another number, too
 parse = parse_tale(lying)
-print(lying, "\n")
+print(wrapped(lying), "\n")
 print("grammar accepts it:", parse.ok, "  consistent:", parse.consistent)
 for wrong in parse.contradictions:
     print(f"it says {wrong.said!r} where memory allows {', '.join(wrong.possible)}")

@@ -229,8 +229,8 @@ check("look", look)
 # Difficulty: hard · importance: essential · 12 minutes
 #
 # Find the bugs. This is a whole attention with many heads; it runs, and the shape is right. Two lines are
-# wrong. One lets tokens meet that must not meet; the other makes every look too even. The cell after
-# it shows both symptoms.
+# wrong. One lets tokens meet that must not meet, and the cell after it shows that. The other makes every
+# look too even; only its numbers tell.
 
 
 # %%

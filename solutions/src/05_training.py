@@ -208,7 +208,7 @@ check("nats_per_token", nats_per_token)
 # Difficulty: medium · importance: essential · 12 minutes
 #
 # Six runs with one fault each. They are not those of the chapter. The line is the training loss, the squares are the
-# loss on unseen tales, always measured rightly; the dots are the floor.
+# loss on unseen tales, always measured rightly; in run 6 they leave the picture. The dots are the floor.
 
 # %%
 figure, alt = ch05.quiz_picture()

@@ -239,8 +239,8 @@ def vocabulary_explorer(merges: Mapping[str, Sequence[tuple[int, int]]]) -> Call
         if size > len(all_ranks):
             sentence += (f" Its training text gives no more than {len(all_ranks)}:"
                          " every word of it is a token.")
-        table = {"token": [quoted(t) for t in merged[:12]],
-                 "number": [some[t] for t in merged[:12]]}
+        listed = (merged or list(dict.fromkeys(tokens)))[:12]
+        table = {"token": [quoted(t) for t in listed], "number": [some[t] for t in listed]}
         title = f"With {len(some)} tokens to choose from, {length} bytes become {count}"
         return token_picture(tokens, title), sentence, table
     return draw
@@ -256,17 +256,17 @@ def becomes_whole(word: str, ranks: Mapping[bytes, int]) -> int | None:
 
 
 def cost_picture(costs: Mapping[str, Sequence[float]], title: str):
-    """Tokens per word: a row for each text, a mark for each vocabulary."""
+    """Tokens per word: a row for each text, a mark for each vocabulary, slightly apart in height."""
     names = list(TEXTS)
     figure, ax = new_figure(7.8, 4.4)
     styles = ((BLACK, "s"), (ORANGE, "^"), (BLUE, "o"), (GREEN, "D"))
-    for (name, values), (colour, marker) in zip(costs.items(), styles):
-        ax.scatter(values, range(len(names)), s=70, color=colour, marker=marker, label=name,
-                   zorder=3)
+    for n, ((name, values), (colour, marker)) in enumerate(zip(costs.items(), styles)):
+        rows = [row + 0.2 * (n - (len(costs) - 1) / 2) for row in range(len(names))]
+        ax.scatter(values, rows, s=70, color=colour, marker=marker, label=name, zorder=3)
     ax.set_yticks(range(len(names)), names)
     ax.grid(axis="y", color="#dddddd")
     ax.set(title=title, xlabel="tokens per word", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
-    figure.legend(frameon=False, loc="outside upper center", ncols=len(costs))
+    ax.legend(loc="upper right", framealpha=1, edgecolor="white")  # where no mark is
     return figure
 
 

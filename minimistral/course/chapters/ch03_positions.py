@@ -69,7 +69,8 @@ def _arrow(ax, end: tuple[float, float], colour: str, dashed: bool = False) -> N
 def _named(ax, end: tuple[float, float], text: str, colour: str, far: float = 0.42) -> None:
     length = math.hypot(*end)
     x, y = (value * (1 + far / length) for value in end)
-    ax.text(x, y, text, color=colour, ha="center", va="center", weight="bold")
+    ax.text(x, y, text, color=colour, ha="center", va="center", weight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 
 
 def quarter_turns_picture(pair: tuple[float, float]):
