@@ -21,6 +21,7 @@ from minimistral.course import (Choice, bet, check, explore, hint, mine, predict
 from minimistral.course.chapters import ch14_le_chat as ch14
 from minimistral.course.chat_panel import chat
 from minimistral.course.figures import bars_chart, lines_chart, new_figure
+from minimistral.course.panel import wrapped
 from minimistral.instruct import encode_chat
 from minimistral.serve import LocalServer
 from minimistral.streaming import TextStream
@@ -70,8 +71,7 @@ def continued(messages, stop_ids=(eos,)):
 
 
 asked = [{"role": "user", "content": TALE + "\nWho has the ring?"}]
-for line in asked[0]["content"].splitlines():
-    print(textwrap.fill(line, 80))
+print(wrapped(asked[0]["content"]))
 print(" ->", continued(asked))
 predict("stop", "And if nobody watches for the end-of-text token?",
         ["the model stops by itself", "it writes on, up to its limit of tokens",

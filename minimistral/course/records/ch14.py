@@ -1708,6 +1708,9 @@ KEEP_THE_FIRST = Exercise(
         Misconception("the middle counted", _counted(lambda kept, first, count: count(kept[first + 2:-1])),
             "Only the middle was counted. The instructions, the first turn and the last question "
             "are part of the length."),
+        Misconception("messages counted", _counted(lambda kept, first, count: len(kept)),
+            "The number of messages was compared with the length allowed. Ask how long they are "
+            "together."),
         Misconception("the system message not counted", _counted(lambda kept, first, count: count(kept[first:])),
             "The system message was left out of the count. The model reads it like all the others."),
         Misconception("each message counted alone", _counted(
