@@ -137,6 +137,11 @@ WITHIN_WINDOW = Exercise(
             - key_positions[None] < window,
             "It works for one text. With a batch the new axes stand in the wrong places: count "
             "them from the right."),
+        Misconception("the keys' axis in front",
+            lambda query_positions, key_positions, window: query_positions[..., None]
+            - key_positions[None] < window,
+            "It works for one text. Of a batch the keys got their new axis in front of the rows: it "
+            "belongs before their last one."),
         Misconception("no new axes",
             lambda query_positions, key_positions, window: query_positions - key_positions < window,
             "Every query must meet every key. Give the queries a last axis and the keys one "
@@ -187,7 +192,7 @@ def single_tokens_of_a_row_that_ends():
 
 def a_chunk_longer_than_the_ring():
     k, v = _random(3, (2, 14, 3, 4), (2, 14, 3, 4))
-    return 4, k, v, torch.stack([torch.arange(14), torch.arange(2, 16)]), (11, 3)
+    return 4, k, v, torch.stack([torch.arange(14), torch.arange(2, 16)]), (3, 11)
 
 
 def a_ring_that_is_never_full():
@@ -289,6 +294,10 @@ def _write_whole_columns(self, k, v, positions):
         self.positions[:, p % S] = positions[:, t]
 
 
+def _write_positions_of_the_first_row(self, k, v, positions):
+    _put()(self, k, v, positions[:1].expand(positions.shape))
+
+
 def _write_common_columns(self, k, v, positions):
     """Columns with padding in any row are left out for all rows."""
     good = (positions >= 0).all(0)
@@ -347,6 +356,8 @@ WRITE = Exercise(
             _put(keep=lambda p, first, last, S: 0 <= p < first + S),
             "Of a chunk longer than the ring you kept the first S tokens. The last S are within "
             "the window of what comes next."),
+        Misconception("the last S - 1", _put(keep=lambda p, f, last, S: 0 <= p and p > last - S + 1),
+            "Of a long chunk one token too few was kept: the ring has room for S, the newest included."),
         Misconception("positions forgotten", _put(mark=None),
             "Keys and values are there, but the ring does not know whose they are: write the "
             "positions, too."),
@@ -360,6 +371,12 @@ WRITE = Exercise(
         Misconception("slots of the first row", _write_whole_columns,
             "Every row uses the slots of the first one. The rows of a batch have positions of "
             "their own, and some are padding."),
+        Misconception("positions of the first row", _write_positions_of_the_first_row,
+            "All rows were given the positions of the first one. Each row of a batch has its own, and "
+            "its own padding."),
+        Misconception("the position for the slot", _put(slot=lambda p, t, S, T, last: p),
+            "Positions grow beyond the slots: only in the first round are the two the same. Take what "
+            "remains after a division by S."),
         Misconception("the last S columns", _write_last_columns,
             "A padded row lost tokens: you kept the last S columns of the chunk, and some of them "
             "are padding. Count back from the row's newest position."),
@@ -396,7 +413,7 @@ def chunks_through_a_ring_of_four():
 def rows_of_different_length_in_a_ring_of_five():
     q, k, v = _random(6, (3, 13, 2, 4), (3, 13, 2, 4), (3, 13, 2, 4))
     positions = torch.full((3, 13), -1)
-    for row, length in enumerate((13, 6, 9)):
+    for row, length in enumerate((6, 13, 9)):
         positions[row, :length] = torch.arange(length)
     return 5, True, q, k, v, positions, (6, 3, 4)
 
@@ -448,6 +465,20 @@ def _read_first(self, k, v, positions):
     return seen if self.ring else (self.keys, self.values, self.positions)
 
 
+def _hung_on(self, k, v, positions):
+    """A ring that grows like the cache of a text without a window."""
+    if not self.ring or positions.shape[1] == 1:
+        return LayerCache.update(self, k, v, positions)
+    self.keys, self.values, self.positions = _joined(
+        (self.keys, self.values, self.positions), (k, v, positions))
+    return self.keys, self.values, self.positions
+
+
+def _real_in_the_first_row(old, chunk, new):
+    real = chunk[2][0] >= 0
+    return _joined(old, tuple(x[:, real] for x in chunk))
+
+
 def _sorted_too(old, chunk, new):
     """Everything by position: the same in another order."""
     keys, values, held = _joined(old, chunk)
@@ -490,10 +521,23 @@ UPDATE = Exercise(
                 x[:, -len(old[2][0]):] for x in _joined(old, chunk))),
             "What was joined was cut to S again, and the first queries of the chunk lost keys. "
             "Return all of it: the mask hides what is too far."),
+        Misconception("positions of the new ring",
+            _updated(lambda old, chunk, new: (
+                *_joined(old, chunk)[:2], torch.cat((new[2], chunk[2]), dim=1))),
+            "The keys are of the old ring, the positions of the new one, so they do not belong "
+            "together. Read all three before you write."),
+        Misconception("keys for values",
+            _updated(lambda old, chunk, new: tuple(_joined(old, chunk)[i] for i in (0, 0, 2))),
+            "What came back as values are the keys once more."),
+        Misconception("hung on", _hung_on,
+            "The ring has grown: the chunk was hung on at its end, and slots are counted wrong from "
+            "now on. A ring keeps its S slots."),
+        Misconception("padding of the first row for all", _updated(_real_in_the_first_row),
+            "Columns that are padding in the first row were left out for all. In another row they may "
+            "be real; the mask hides what is padding."),
         Misconception("positions as if in order", _updated(_guessed),
             "The keys are right and their positions are not: you counted as if the ring lay in "
             "order. It keeps its positions; hand those over."),
-
         Misconception("positions not joined",
             _updated(lambda old, chunk, new: (*_joined(old, chunk)[:2], new[2])),
             "The three are of different length: some were joined with the chunk, some were not. Join keys, "
@@ -583,6 +627,18 @@ ATTENDED_PAIRS = Exercise(
         Misconception("the start forgotten", lambda length, window: max(
                 0, length - window) * window,
             "The first W queries are missing. They see 1, 2, 3 and so on up to W keys."),
+        Misconception("the start alone", lambda length, window: pairs(min(length, window), window),
+            "These are the pairs of the first W queries. Each query after them sees W keys, too."),
+        Misconception("the others one short", lambda length, window: (
+            pairs(length, window) - max(0, length - window)),
+            "The start is right, and each query after it is one key short: W - 1 before it, and its "
+            "own."),
+        Misconception("one query twice", lambda length, window: pairs(length, window) + min(length, window),
+            "One query was counted twice: the first one that sees W keys belongs to the start."),
+        Misconception("half a square", lambda length, window: (
+            pairs(length, window) - min(length, window) + min(length, window) // 2),
+            "The start is half a square, and it should be a triangle with its diagonal: 1 + 2 + ... + w "
+            "is half of w times w + 1."),
         Misconception("a whole triangle for a short text",
             lambda length, window: window * (window + 1) // 2 + max(0, length - window) * window,
             "A text shorter than the window was counted as if it filled it. Then the last query "
@@ -735,6 +791,14 @@ RING_POSITIONS = Exercise(
             lambda length, window: torch.arange(length - window, length).clamp(min=-1),
             "These are the right positions in the order of the text. A ring does not lie in "
             "order: position p is in slot p mod W."),
+        Misconception("in the order of the text, below zero",
+            lambda length, window: torch.arange(length - window, length),
+            "These are the last W positions in the order of the text, for a short text with numbers "
+            "below -1. Position p lies in slot p mod W."),
+        Misconception("the newest in front",
+            lambda length, window: torch.arange(length - 1, length - 1 - window, -1).clamp(min=-1),
+            "These are the last positions, the newest in front. Nothing in a ring is sorted: position "
+            "p lies in slot p mod W."),
         Misconception("in the order of the text, no empty slots",
             lambda length, window: torch.arange(max(0, length - window), length),
             "These are the last positions in the order of the text. Position p lies in slot p mod "
@@ -862,6 +926,25 @@ LOOK_INTO_RING = Exercise(
             _ring_look(lambda ring, p, w: (ring.positions <= p)[:, None]),
             "Until the ring is full, its empty slots are seen: -1 is not later than the query. An "
             "empty slot is no key."),
+        Misconception("own key hidden", _ring_look(lambda ring, p, w: (
+                (ring.positions >= 0) & (ring.positions < p))[:, None]),
+            "The query does not see its own key, and the first query of a text sees nothing. It is "
+            "written already, at the query's own position."),
+        Misconception("sense turned round", _ring_look(
+                lambda ring, p, w: ~may_attend(_now(ring, p), ring.positions, w)),
+            "What may be seen is hidden, and the other way round. True means may attend."),
+        Misconception("one key short", _ring_look(
+                lambda ring, p, w: may_attend(_now(ring, p), ring.positions, w - 1)),
+            "The oldest key of a full ring is hidden. W counts the query's own key: nothing has to be "
+            "taken off."),
+        Misconception("the newest in the ring", _ring_look(lambda ring, p, w: may_attend(
+                ring.positions.max(dim=1, keepdim=True).values, ring.positions, w)),
+            "The first text is right. In a second one the largest position is left from the first: "
+            "the query stands at the position that is given."),
+        Misconception("no axis for the query", _ring_look(
+                lambda ring, p, w: (ring.positions >= 0) & (ring.positions <= p)),
+            "The mask has no axis for the query, so its rows are taken for queries. It is (B, T, S), "
+            "and T is 1."),
         Misconception("sorted", _ring_look(_mask_of(
                 lambda ring, p, w: ring.positions.sort(dim=1).values)),
             "The positions were sorted, the keys were not. Each position belongs to the key in the "
@@ -910,37 +993,41 @@ def fewer_tokens_than_the_window():
 
 
 def _run_blocks(work, q, k, v, window):
-    """The look, and whether the second half of the text has fetched the very first key.
+    """The look, and whether each half of the text has fetched the key at the other end.
 
     The value of that key becomes NaN: a weight of 0 does not hide it, only not fetching it does.
     """
-    T, out = q.shape[-2], work(q, k, v, window)
-    spoilt = v.clone()
-    spoilt[..., 0, :] = torch.nan
-    late = work(q, k, spoilt, window)[..., T // 2:, :] if T > 4 * window else out
-    return {"look": out, "far keys were fetched": "yes" if late.isnan().any() else "no"}
+    T, out, fetched = q.shape[-2], work(q, k, v, window), []
+    if T > 4 * window:
+        for name, far, half in (("earlier", 0, slice(T // 2, T)), ("later", -1, slice(T // 2))):
+            spoilt = v.clone()
+            spoilt[..., far, :] = torch.nan
+            fetched += [name] * bool(work(q, k, spoilt, window)[..., half, :].isnan().any())
+    return {"look": out, "far keys that were fetched": " and ".join(fetched) or "none"}
 
 
-def _softly(q, k, v, mask):
+def _softly(q, k, v, mask, fill=-torch.inf, over=-1):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+    return scores.masked_fill(~mask, fill).softmax(over) @ v
 
 
-def _blocks(before=lambda w: w - 1, size=lambda w: 3, rule=None, scale=None):
+def _weights_hidden(q, k, v, mask):
+    return ((q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1) * mask) @ v
+
+
+def _blocks(before=lambda w: w - 1, size=lambda w: 3, rule=may_attend, scale=None,
+            end=lambda last, T: last, look=_softly, values=lambda v, keys: v[..., keys, :], join=-2):
     """look_in_blocks with one step exchanged."""
     def look_in_blocks(q, k, v, window):
         T, looks = q.shape[-2], []
         for first in range(0, T, size(window)):
             rows = torch.arange(first, min(T, first + size(window)))
             low = max(0, first - before(window))
-            keys = torch.arange(low, int(rows[-1]) + 1)
-            if rule:
-                mask = rule(rows, keys, window)
-            else:
-                mask = may_attend(rows, keys, window)
+            keys = torch.arange(low, end(int(rows[-1]) + 1, T))
             factor = scale(q) if scale else 1.0
-            looks.append(_softly(q[..., rows, :] * factor, k[..., keys, :], v[..., keys, :], mask))
-        return torch.cat(looks, dim=-2)
+            looks.append(look(q[..., rows, :] * factor, k[..., keys, :], values(v, keys),
+                              rule(rows, keys, window)))
+        return torch.cat(looks, dim=join)
     return look_in_blocks
 
 
@@ -998,8 +1085,14 @@ LOOK_IN_BLOCKS = Exercise(
     },
     misconceptions=(
         Misconception("one table of all scores", _one_table,
-            "The looks are right, but far keys were fetched and then hidden. A block of queries "
-            "needs W - 1 keys before its first one, no more."),
+            "The looks are right, but far keys on both sides were fetched and hidden. A block needs W "
+            "- 1 keys before its first query, none behind its last."),
+        Misconception("keys from the beginning", _blocks(before=lambda w: 1000),
+            "The looks are right, but all keys from the text's beginning were fetched and hidden. A "
+            "block needs W - 1 keys before its first query."),
+        Misconception("keys to the end of the text", _blocks(end=lambda last, T: T),
+            "The looks are right, but later keys were fetched and then hidden. A block needs no key "
+            "behind its last query."),
         Misconception("below zero", _from_below_zero,
             "For the first block the first key comes out below 0, and that counts from the end. "
             "Stop at 0."),
@@ -1030,6 +1123,31 @@ LOOK_IN_BLOCKS = Exercise(
         Misconception("W + 1 keys", _blocks(
                 rule=lambda rows, keys, w: may_attend(rows, keys, w + 1)),
             "Some queries of a block see one key too many. W counts the query's own."),
+        Misconception("one key more fetched and seen", _blocks(
+                before=lambda w: w, rule=lambda rows, keys, w: may_attend(rows, keys, w + 1)),
+            "Every query sees one key too many, the first of a block included: W before it, and its "
+            "own. W counts the own one."),
+        Misconception("the rule of the block's size", _blocks(
+                rule=lambda rows, keys, w: may_attend(rows, keys, 3)),
+            "Each query sees three keys. Three is the size of a block; how far a query sees is W."),
+        Misconception("zeros for hidden scores", _blocks(
+                look=lambda q, k, v, mask: _softly(q, k, v, mask, fill=0.0)),
+            "Hidden keys still get weight: a score of 0 is a score like others. Fill in minus "
+            "infinity."),
+        Misconception("hidden after the softmax", _blocks(look=_weights_hidden),
+            "The weights of a query no longer add up to 1: they were hidden after the softmax. Hide "
+            "the scores before it."),
+        Misconception("softmax over the queries", _blocks(
+                look=lambda q, k, v, mask: _softly(q, k, v, mask, over=-2).nan_to_num()),
+            "The softmax went over the queries of a block. A query's weights go over its keys, the "
+            "last axis."),
+        Misconception("divided by D", _blocks(scale=lambda q: q.shape[-1] ** -0.5),
+            "The weights are too even: scores are divided by the root of D, not by D."),
+        Misconception("values of the whole text", _blocks(values=lambda v, keys: v),
+            "The weights of a block met the values of the whole text. Cut the values like the keys."),
+        Misconception("joined along the batch", _blocks(join=0),
+            "The blocks were joined along the batch, the axis that is taken where none is named. "
+            "Tokens lie along the one before the last."),
         Misconception("the last block lost", _last_block_lost,
             "The tokens after the last whole block are missing. The last block may be shorter."),
         Misconception("no scale", _blocks(scale=lambda q: math.sqrt(q.shape[-1])),
@@ -1082,6 +1200,16 @@ def _least(w, n):
     return n if w is None else min(w, n)
 
 
+def _run_pattern(work, config, length, number_bytes):
+    """Of a comparison with None its kind counts, not which of the two came first."""
+    try:
+        return work(config, length, number_bytes)
+    except TypeError as error:
+        if "NoneType" in str(error):
+            error.args = ("None cannot be compared with a number",)
+        raise
+
+
 def _from_a_real_cache(config, length, number_bytes):
     from minimistral.cache import KVCache
 
@@ -1096,7 +1224,7 @@ def _entries(pattern):
 PATTERN_BYTES = Exercise(
     name="pattern_bytes", chapter=8, kind="open", entry="pattern_bytes",
     title="Which layers get a window", difficulty="medium", importance="useful", minutes=20,
-    reference=_pattern(_least),
+    reference=_pattern(_least), run=_run_pattern,
     fixtures=(three_windows_and_one_without, a_text_shorter_than_one_window, one_window_for_all),
     equivalents={
         "a cache that is really made": _from_a_real_cache,
@@ -1127,6 +1255,24 @@ PATTERN_BYTES = Exercise(
                 2 * _least(w, length) * config.n_kv_heads * config.head_dim * number_bytes
                 for w in config.sliding_window),
             "The pattern was counted once. It is repeated until all layers have an entry."),
+        Misconception("None compared", _pattern(min),
+            "A layer without a window has None in place of a number, and None is neither less nor "
+            "more. Such a layer keeps the whole text."),
+        Misconception("one layer", lambda config, length, number_bytes: (
+            2 * _least(config.window(0), length) * config.n_kv_heads * config.head_dim * number_bytes),
+            "The first layer alone was counted. Add up what all layers keep."),
+        Misconception("layers twice", lambda config, length, number_bytes: (
+            config.n_layers * _pattern(_least)(config, length, number_bytes)),
+            "The sum over the layers was taken once more for each layer. It holds all of them already."),
+        Misconception("the model's width", _pattern(_least, heads=lambda c: 1, width=lambda c: c.dim),
+            "A slot was given the width of the model. It holds the key/value heads, each as wide as a "
+            "head."),
+        Misconception("always four bytes", _pattern(_least, size=lambda b: 4),
+            "Every number was given four bytes. How many it has is an argument."),
+        Misconception("slots, not bytes", lambda config, length, number_bytes: sum(
+            _least(config.window(n), length) for n in range(config.n_layers)),
+            "These are the slots. Each holds a key and a value for every key/value head; bytes are "
+            "asked for."),
         Misconception("keys only", _pattern(_least, two=1),
             "Half of it is missing: keys and values are kept."),
         Misconception("query heads", _pattern(_least, heads=lambda c: c.n_heads),
