@@ -63,7 +63,8 @@ print(a_tale(model, "The golden key", seed=2))
 print(f"\n{size:,} parameters, {time.perf_counter() - began:.2f} s on this machine")
 
 # %% [markdown]
-# That ran on your own processor. A title in another language is all it takes to change the language.
+# That ran on your own processor. The *parameters* are the numbers that training has set. A title in
+# another language is all it takes to change the language.
 
 # %%
 for title in ("La clé dorée", "Der goldene Schlüssel", "La llave dorada",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from random import Random
 
 import numpy as np
@@ -66,7 +67,12 @@ SHARE_OF_TALES = Exercise(
             "the number of texts."),
         Misconception("per cent", lambda texts: 100 * sum(_ok(texts)) / len(texts),
             "You returned per cent. Here a share lies between 0 and 1, so nothing is "
-            "multiplied by a hundred."),
+            "multiplied by a hundred.", also=[lambda texts: 100 * sum(_ok(texts)) // len(texts)]),
+        Misconception("turned round", lambda texts: len(texts) / max(1, sum(_ok(texts))),
+            "The division is turned round: the whole was divided by the part. A share is never above 1.",
+            also=[lambda texts: len(texts) / sum(_ok(texts))]),
+        Misconception("those that are none", lambda texts: 1 - sum(_ok(texts)) / len(texts),
+            "You counted the texts that are no tales. The score is the share of those that are."),
         Misconception("only what adds up", lambda texts: score_tales(texts)[1],
             "Too few: you counted only tales that add up. A tale with a lie in it is a tale "
             "for the grammar."),
@@ -76,7 +82,7 @@ SHARE_OF_TALES = Exercise(
             "object counts as true. Ask for its field that says ok."),
         Misconception("rounded", lambda texts: round(sum(_ok(texts)) / len(texts), 2),
             "The share is rounded. Keep the number as it is; it is rounded when it is shown "
-            "to somebody."),
+            "to somebody.", also=[lambda texts: round(sum(_ok(texts)) / len(texts), 1)]),
         Misconception("rounded to a whole number", lambda texts: round(sum(_ok(texts)) / len(texts)),
             "A share is rarely a whole number, and yours always is: it is rounded to 0 or 1. Keep what "
             "stands behind the point."),
@@ -147,12 +153,26 @@ NATS_PER_BYTE = Exercise(
         Misconception("per token", lambda p, text: -_sum_of_logs(p) / len(p),
             "You divided by the number of tokens. Another tokenizer cuts the same text into "
             "other pieces; bytes stay the same."),
+        Misconception("per word", lambda p, text: -_sum_of_logs(p) / len(text.split()),
+            "You divided by the number of words. Here the bytes of the text are counted."),
+        Misconception("Python's size of the text",
+            lambda p, text: -_sum_of_logs(p) / sys.getsizeof(text),
+            "That is what Python needs to keep the text, its own notes about it included. Count the "
+            "bytes of the text in UTF-8."),
+        Misconception("whole division", lambda p, text: -_sum_of_logs(p) // len(text.encode()),
+            "The result is a whole number: two slashes throw away what stands behind the point."),
+        Misconception("rounded", lambda p, text: round(-_sum_of_logs(p) / len(text.encode()), 2),
+            "The loss is rounded. Return the number as it is; the example shows two digits only to be "
+            "short."),
         Misconception("no minus", lambda p, text: _sum_of_logs(p) / len(text.encode()),
             "The loss is below zero. The logarithm of a probability is never above zero; the "
             "surprise is that number with the other sign."),
         Misconception("bits", lambda p, text: -_sum_of_logs(p, math.log2) / len(text.encode()),
             "These are bits: the logarithm was taken to the base 2. A nat belongs to the "
             "natural logarithm."),
+        Misconception("base ten", lambda p, text: -_sum_of_logs(p, math.log10) / len(text.encode()),
+            "Too small by a factor of 2.3: the logarithm was taken to the base 10. A nat belongs to the "
+            "natural one."),
         Misconception("not divided", lambda p, text: -_sum_of_logs(p),
             "This is the surprise of the whole text. Long texts surprise more; divide by the "
             "number of bytes."),
@@ -162,8 +182,25 @@ NATS_PER_BYTE = Exercise(
             "0, which has no logarithm. Take logarithms first, then add them."),
         Misconception("logarithm of the mean",
             lambda p, text: -math.log(sum(p) / len(p)) / len(text.encode()),
-            "You took the logarithm of the mean probability. Each token surprises by itself: "
-            "take each logarithm first."),
+            "You took one logarithm, of all probabilities together. Each token surprises by "
+            "itself: take each logarithm first, then add.",
+            also=[lambda p, text: -math.log(sum(p)) / len(text.encode())]),
+        Misconception("no logarithm", lambda p, text: sum(p) / len(text.encode()),
+            "The probabilities themselves were added. The surprise at a token is minus the logarithm "
+            "of its probability.",
+            also=[lambda p, text: -sum(p) / len(text.encode()),
+                  lambda p, text: sum(1 - x for x in p) / len(text.encode())]),
+        Misconception("logarithm of the rest",
+            lambda p, text: -_sum_of_logs([1 - x for x in p]) / len(text.encode()),
+            "You took the logarithm of the other tokens' share. The token that came has the "
+            "probability p, and 1 for a sure one."),
+        Misconception("entropy",
+            lambda p, text: -sum(x * math.log(x) for x in p) / len(text.encode()),
+            "Each surprise was weighed by its probability. That averages over what might come; here "
+            "each token did come, so it counts whole."),
+        Misconception("one token only", lambda p, text: -math.log(p[-1]) / len(text.encode()),
+            "Only one token was counted. Add up the surprises at all of them.",
+            also=[lambda p, text: -math.log(p[0]) / len(text.encode())]),
         Misconception("perplexity",
             lambda p, text: math.exp(-_sum_of_logs(p) / len(text.encode())),
             "This is the exponential of the loss, which is called perplexity. The loss itself "
