@@ -124,6 +124,11 @@ def test_an_answer_stands_below_its_question(slides):
     assert len(asked) == 2  # a question with a number that the cell computes
 
 
+def test_what_folds_stands_open_in_the_notes():
+    assert "<details open>" in page(chapter(10), make_slides(10, further=True))
+    assert "<details>" not in page(chapter(10), make_slides(10, further=True))
+
+
 def test_no_heading_stands_alone(slides):
     opened = {s.title: s.body for s in slides if s.kind == "opening"}
     assert opened["The verdict on the headline"].count("<p class=asked>“") == 1

@@ -414,6 +414,7 @@ def page(one: Chapter, slides: list[Slide]) -> str:
     parts = []
     for number, slide in enumerate(slides, start=1):
         notes = "".join(markdown(note) for note in slide.notes if note.strip())
+        notes = notes.replace("<details>", "<details open>")  # paper does not unfold
         heads = f"<span>{one.number}. {html.escape(one.title)} · {html.escape(slide.title)}</span>"
         heads = "" if slide.kind in ("title", "opening") else heads
         parts.append(

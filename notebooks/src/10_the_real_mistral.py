@@ -515,9 +515,9 @@ for kind, (folder, ids, recorded) in kinds.items():
 # show: load_model, open_model
 
 # %% [markdown]
-# In order, and first in `open_model`: read the configuration and the headers; build the model on meta; compare every name
-# and shape; and only then read, one tensor at a time, each straight to its place. (`locate` is the table of names and the
-# rows in one; it stands under *Further*. Skip the lines for chapter 13.) `assign=True` takes these tensors in place
+# First `open_model`: it reads the configuration and the headers, builds the model on meta, and compares every name and
+# shape. Only then are weights read, one tensor at a time, each straight to its place. (`locate` is the table of names and
+# the rows in one; it stands under *Further*. Skip the lines for chapter 13.) `assign=True` takes these tensors in place
 # of the empty ones. So the peak is the weights and one tensor more.
 
 # %%
@@ -629,7 +629,7 @@ predict("speed", "Mistral 7B, 16 bits, a memory that delivers 90 GB a second, as
 # | Mistake | Symptom |
 # |---|---|
 # | a name multiplied | 56 in place of 46.7 billion; the plan for memory is wrong |
-# | `head_dim` taken as dim over H | right for most models, wrong shapes for Nemo |
+# | `head_dim` taken as dim over H | right for most models, wrong shapes for Nemo and Small |
 # | rows of `wq` and `wk` not moved, or moved the wrong way | no error; other logits, broken text |
 # | tested with heads of size 4 | the wrong way passes |
 # | w1 and w3 exchanged | no error; other logits |
