@@ -168,9 +168,11 @@ MERGE_PAIR = Exercise(
         "an index": _merging(),
     },
     misconceptions=(
-        Misconception("only the first", _merging(times=1),
-            "Only the first place was merged. The pair is replaced wherever it stands; does a "
-            "return or a break end your loop too early?"),
+        Misconception("stopped too early", _merging(times=1),
+            "The work stops too early: does a return or a break end your loop? The pair is "
+            "replaced wherever it stands, and everything else is copied.",
+            also=[lambda ids, pair, new_id: (
+                      merge_pair(ids, pair, new_id)[:1] or None)]),
         Misconception("the second number stays", _merging(step=1),
             "After the new number, the second of the pair is still there, or is used again. "
             "Both numbers are used up: go on two places later."),
@@ -185,10 +187,6 @@ MERGE_PAIR = Exercise(
             _merging(found=lambda ids, i, pair: ids[i] == pair[0]),
             "Merged wherever the left number stands, whatever comes after it. Both "
             "neighbours must fit."),
-        Misconception("returned inside the loop", lambda ids, pair, new_id: (
-                merge_pair(ids, pair, new_id)[:1] or None),
-            "Only the first step was made: the return stands inside the loop. Give it the "
-            "indentation of the loop itself."),
         Misconception("from the right", _merge_from_the_right,
             "In a run of three equal numbers the last two were merged. The rule goes from "
             "left to right: the first two."),
@@ -439,11 +437,9 @@ ENCODE_PLAIN = Exercise(
             "The text is right, the cut is not: you took the longest token that fits. The "
             "rule is about rank: what was merged earliest is joined first."),
         Misconception("the first that is known", _joining(_first_known),
-            "You joined the first neighbours that form a token. Look at all neighbours of the "
-            "word, then join those whose union has the lowest rank."),
-        Misconception("grown from the left", _encode_growing,
-            "You went from left to right and let each token grow as long as it was known. "
-            "Look at all neighbours of the word; the lowest rank is joined first."),
+            "You went from left to right and joined what is known. Look at all neighbours of the "
+            "word; the union with the lowest rank is joined first.",
+            also=[_encode_growing]),
         Misconception("unknown wins", _encode_by_rank_of(lambda ranks, token: ranks.get(token, 0)),
             "An unknown union got the lowest rank of all, so it wins and the loop ends too "
             "early. It must get a rank above every known one."),
@@ -752,12 +748,10 @@ ENCODE_BY_MERGES = Exercise(
                 list(word)),
             "The list was replayed from its end. Later merges need what earlier ones made: "
             "begin at the front."),
-        Misconception("counted from 0", lambda word, merges: _replay(word, merges, 0),
-            "The new tokens got the numbers of bytes. The first 256 numbers are taken: merge "
-            "number 0 makes token 256."),
-        Misconception("counted from 257", lambda word, merges: _replay(word, merges, 257),
-            "Every merged token is one too high. The first merge makes token 256, so count "
-            "the merges from 0."),
+        Misconception("counted from another number", lambda word, merges: _replay(word, merges, 0),
+            "The new tokens have wrong numbers. The first 256 numbers are the bytes, so merge "
+            "number 0 makes token 256.",
+            also=[lambda word, merges: _replay(word, merges, 257)]),
         Misconception("only merges that fit are counted", _replay_counting_what_fits,
             "A merged token has too low a number: you counted only the merges that occur in "
             "this word. Its number comes from its place in the list."),
@@ -980,25 +974,21 @@ INSTRUCT_IDS = Exercise(
         Misconception("unchanged", _instruct_parsed,
             "A message that contains the name of a control token produces the real one. Names "
             "may only be looked for in our own frame, never in the message."),
-        Misconception("names removed", _cleaned,
-            "Names of control tokens were cut out of the message. Users may write about them; "
-            "as ordinary text they are harmless, so nothing needs to be removed."),
-        Misconception("brackets removed", lambda tokenizer, message: _instruct(
-                tokenizer, message.replace("[INST]", "").replace("[/INST]", "")),
-            "The brackets were cut out of the message. As ordinary text they are harmless; "
-            "every character of the message stays."),
+        Misconception("names or brackets removed", _cleaned,
+            "Something was cut out of the message. Names and brackets are harmless there, as "
+            "ordinary text; every character of the message stays.",
+            also=[lambda tokenizer, message: _instruct(
+                      tokenizer, message.replace("[INST]", "").replace("[/INST]", ""))]),
         Misconception("a list inside the list", lambda tokenizer, message: [
                 1, 3, tokenizer.encode(message), 4],
             "The ids of the message are a list inside your list. All ids belong into one list, "
             "side by side."),
         Misconception("frame as text", lambda tokenizer, message: tokenizer.encode(
                 f"<s>[INST]{message}[/INST]"),
-            "Now the frame is ordinary text, too, so there is no control token at all. The "
-            "frame needs the real ids."),
-        Misconception("frame as text, with a real beginning",
-            lambda tokenizer, message: tokenizer.encode(f"[INST]{message}[/INST]", bos=True),
-            "The beginning is real, but the two brackets around the message are ordinary "
-            "text. Take their ids from the table of control tokens."),
+            "A bracket of the frame is ordinary text now. Beginning and brackets need their real "
+            "ids, from the table of control tokens.",
+            also=[lambda tokenizer, message: tokenizer.encode(
+                      f"[INST]{message}[/INST]", bos=True)]),
         Misconception("no beginning", _around(["[INST]"], ["[/INST]"]),
             "The first id is missing: the text begins with its own control token, which tells "
             "the model that nothing came before."),
@@ -1165,14 +1155,17 @@ WHOLE_LETTERS = Exercise(
     },
     misconceptions=(
         Misconception("each token by itself", _each("replace"),
-            "There are signs for broken letters in the text. Bytes that are only part of a "
-            "letter have to wait for the next token."),
+            "There are signs for broken letters in the text: each token was read by itself. "
+            "Bytes that are only part of a letter wait for the next token.",
+            also=[lambda pieces: [
+                      codecs.getincrementaldecoder("utf-8")("replace").decode(p) for p in pieces]]),
         Misconception("all so far, with signs for broken letters", _whole_by_prefix_replaced,
             "A broken letter at the end was shown as a sign, and counted as given out. The end "
             "has to wait until it is whole."),
         Misconception("broken bytes ignored", _each("ignore"),
-            "Letters are missing: bytes that are only part of a letter were thrown away. They "
-            "have to be kept for the next token."),
+            "Letters are missing: bytes that are only part of one were thrown away. Only what "
+            "has been given out leaves the waiting bytes.",
+            also=[_whole_until_shown]),
         Misconception("cut by letters, not by bytes", _whole_cut_by_letters,
             "Bytes come twice: the waiting bytes were cut by the number of letters given out. "
             "A letter may have several bytes; cut by bytes."),
@@ -1182,36 +1175,26 @@ WHOLE_LETTERS = Exercise(
         Misconception("all or nothing", _whole_all_or_nothing,
             "Whole letters were held back because of a broken one behind them. Give out what "
             "is whole, and keep only the rest."),
-        Misconception("only what decodes", lambda pieces: [
-                text for text, piece in zip(_whole_all_or_nothing(pieces), pieces)
-                if text or not piece],
-            "Where the waiting bytes could not be read, the token got no entry. It has one: "
-            "the whole letters before the broken one, or the empty text."),
-        Misconception("rest thrown away when something was shown", _whole_until_shown,
-            "Bytes behind a whole letter were thrown away with it. Only what has been given "
-            "out leaves the waiting bytes."),
         Misconception("no letter of four bytes", _whole_with_three_lengths,
             "A letter may have four bytes, too: its first begins with 11110, that is 240 or "
             "more."),
-        Misconception("a new decoder for each token", lambda pieces: [
-                codecs.getincrementaldecoder("utf-8")("replace").decode(p) for p in pieces],
-            "Each token began with an empty memory, so the rest of a letter is a broken sign. "
-            "What waits has to be kept from token to token."),
-        Misconception("nothing thrown away",
+        Misconception("given out again",
             lambda pieces: _whole_all_or_nothing(pieces, keep=True),
-            "Text comes again that was given out before. What has been given out must leave "
-            "the waiting bytes."),
-        Misconception("prefix each time", lambda pieces: [
-                b"".join(pieces[:n + 1]).decode("utf-8", errors="ignore")
-                for n in range(len(pieces))],
-            "Every entry is the whole text so far. For each token only what is new is wanted."),
+            "Text comes again that was given out before. For each token only what is new is "
+            "wanted; what has been given out leaves the waiting bytes.",
+            also=[lambda pieces: [
+                      b"".join(pieces[:n + 1]).decode("utf-8", errors="ignore")
+                      for n in range(len(pieces))]]),
         Misconception("one text", lambda pieces: b"".join(pieces).decode("utf-8"),
             "This is the whole text in one piece. A list is wanted, with an entry for each "
             "token."),
         Misconception("empty entries left out",
             lambda pieces: [text for text in _whole_by_try(pieces) if text],
-            "The list is too short: a token that gives no letter yet has an entry, too, the "
-            "empty text."),
+            "The list is too short. A token that leaves a letter unfinished has an entry, too: "
+            "the whole letters before it, or the empty text.",
+            also=[lambda pieces: [
+                      text for text, piece in zip(_whole_all_or_nothing(pieces), pieces)
+                      if text or not piece]]),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1298,14 +1281,11 @@ BIGRAM_LOSS = Exercise(
             _loss_with(lambda c, a: (c / c.sum(1, keepdim=True) + a).log()),
             "Something was added to the shares, so they no longer sum to 1. Add to the "
             "counts, then divide."),
-        Misconception("divided by the old sum",
-            _loss_with(lambda c, a: ((c + a) / (c.sum(1, keepdim=True) + a)).log()),
-            "The rows sum to more than 1: the divisor got the addition only once, but each of "
-            "the V counts in the row got it."),
-        Misconception("added above the line only",
+        Misconception("divisor without the additions",
             _loss_with(lambda c, a: ((c + a) / c.sum(1, keepdim=True)).log()),
-            "The sum of the row is the old one, without the additions, so the shares sum to "
-            "more than 1. Add first, then sum."),
+            "The shares of a row sum to more than 1: the divisor lacks the additions, one for "
+            "each of the V counts. Add first, then sum.",
+            also=[_loss_with(lambda c, a: ((c + a) / (c.sum(1, keepdim=True) + a)).log())]),
         Misconception("dimension not kept",
             _loss_with(lambda c, a: ((c + a) / (c + a).sum(1)).log()),
             "The sums of the rows lie flat, so each column was divided by another row's sum. "

@@ -109,11 +109,9 @@ CAUSAL = Exercise(
             "The mask lies on its side: it has a row for each key. The queries are the rows, "
             "the keys the columns."),
         Misconception("index instead of position", _causal_by_index,
-            "A triangle by row and column number. When the queries start later in the text, "
-            "they see too little. Compare the positions themselves."),
-        Misconception("a triangle from the lengths alone", _causal_by_length,
-            "A triangle from the lengths alone: the same for every text and every chunk. The "
-            "numbers in the positions are never read. Compare them."),
+            "A triangle by row and column number: the same for every text and every chunk. The "
+            "numbers in the positions are never read. Compare the positions themselves.",
+            also=[_causal_by_length]),
         Misconception("triangle shifted to the end", _causal_from_the_end,
             "Right while the keys stand in order. Keys may come in any order, each with its "
             "position. Compare the positions, not the places in the table."),
@@ -122,11 +120,9 @@ CAUSAL = Exercise(
             "positions: the key's must not be larger."),
         Misconception("numbers instead of booleans",
             _compared(lambda q, k: torch.zeros((q - k).shape).masked_fill(k > q, -INF)),
-            "The result holds numbers to be added to scores. Here a mask is boolean: True "
-            "where the query may attend to the key."),
-        Misconception("ones and zeros", _compared(lambda q, k: (k <= q).long()),
-            "The pattern is right, but it is made of whole numbers. A mask is boolean; leave "
-            "the comparison as it comes."),
+            "The result holds numbers. Here a mask is boolean, True where the query may attend "
+            "to the key: leave the comparison as it comes.",
+            also=[_compared(lambda q, k: (k <= q).long())]),
         Misconception("everything allowed", _compared(lambda q, k: (k <= q) | True),
             "Every token sees every other, the future included. Which of the two positions "
             "has to be the smaller one?"),
@@ -323,14 +319,11 @@ ATTEND = Exercise(
         Misconception("divided by D", _looks(scale=_divided_by(lambda q, k: q.shape[-1])),
             "The weights are too even: the scores were divided by the head size itself. The "
             "rule says its square root."),
-        Misconception("divided by the root of H times D",
+        Misconception("scale from the number of heads",
             _looks(scale=_divided_by(lambda q, k: (q.shape[-1] * q.shape[-2]) ** 0.5)),
-            "The weights are too even. A score is a sum over one head's D products, so the "
-            "square root is of D, not of the width of all heads."),
-        Misconception("divided by the root of H",
-            _looks(scale=_divided_by(lambda q, k: q.shape[2] ** 0.5)),
-            "The scale follows the number of heads. It belongs to the head size: the last "
-            "axis of the queries."),
+            "The scale follows the number of heads. A score is a sum over one head's D products: "
+            "divide by the square root of D alone.",
+            also=[_looks(scale=_divided_by(lambda q, k: q.shape[2] ** 0.5))]),
         Misconception("True hides", _looks(
                 hide=lambda s, hidden: _hidden_min(s, ~hidden),
                 soften=lambda s, hidden: s.softmax(-1).masked_fill(~hidden, 0.0)),
@@ -341,16 +334,14 @@ ATTEND = Exercise(
                 soften=lambda s, hidden: s.softmax(-1).masked_fill(hidden, 0.0)),
             "The weights sum to less than 1, because hidden keys took their share first. "
             "Hide the scores before the softmax."),
-        Misconception("hidden scores set to zero", _looks(
+        Misconception("hidden scores left ordinary", _looks(
                 hide=lambda s, hidden: s.masked_fill(hidden, 0.0),
                 soften=lambda s, hidden: s.softmax(-1)),
-            "Hidden keys still get weight: a score of 0, or nearly 0, is an ordinary score. "
-            "It must be lower than any other before the softmax."),
-        Misconception("mask added as a number", _looks(
-                hide=lambda s, hidden: s + (~hidden).float(),
-                soften=lambda s, hidden: s.softmax(-1)),
-            "Hidden keys still get weight: adding a boolean adds 0 or 1 to a score. A hidden "
-            "score must be lower than any other."),
+            "Hidden keys still get weight: a score of 0, or one plus a boolean, is an ordinary "
+            "score. It must be lower than any other before the softmax.",
+            also=[_looks(
+                      hide=lambda s, hidden: s + (~hidden).float(),
+                      soften=lambda s, hidden: s.softmax(-1))]),
         Misconception("mask ignored", _looks(
                 hide=lambda s, hidden: s, soften=lambda s, hidden: s.softmax(-1)),
             "Hidden keys get weight, so a token can read its future. The mask has no effect "
@@ -636,9 +627,10 @@ EFFECTIVE_KEYS = Exercise(
         Misconception("sign forgotten", lambda w: (-_entropy(w)).exp(),
             "The numbers are below 1: the sign of the sum is missing. Logarithms of weights "
             "are negative."),
-        Misconception("two to the power of nats", lambda w: 2 ** _entropy(w),
-            "Logarithm and power have different bases, so even weights on 4 keys do not give "
-            "4. Take the same base for both."),
+        Misconception("two bases", lambda w: 2 ** _entropy(w),
+            "Logarithm and power have different bases, so even weights on 4 keys do not give 4. "
+            "Take the same base for both.",
+            also=[lambda w: (_entropy(w) / math.log(2)).exp()]),
         Misconception("one over the sum of squares", lambda w: 1 / (w * w).sum(-1),
             "Right for even weights, another measure for all others: squares instead of "
             "logarithms. Use the entropy."),
@@ -649,15 +641,9 @@ EFFECTIVE_KEYS = Exercise(
             lambda w: (-torch.special.xlogy(w, w).sum(-2)).exp(),
             "You summed over the queries. One query is one row; its keys are the last axis."),
         Misconception("one number for all", lambda w: _entropy(w).mean().exp(),
-            "One number came out for everything. Each query has its own: the result has the "
-            "shape of the weights without the last axis."),
-        Misconception("exponential of bits", lambda w: (_entropy(w) / math.log(2)).exp(),
-            "Even weights on 4 keys give more than 4: the entropy is in bits, the exponential "
-            "wants nats. Take the same base for both."),
-        Misconception("the whole table at once",
-            lambda w: (-torch.special.xlogy(w, w).sum()).exp(),
-            "One number came out, and a huge one: the sum ran over all queries. Sum over the "
-            "last axis only, the keys."),
+            "One number came out for everything. Each query has its own: sum over the last axis "
+            "only, the keys, and leave the queries as they are.",
+            also=[lambda w: (-torch.special.xlogy(w, w).sum()).exp()]),
         Misconception("a constant added inside the logarithm",
             lambda w: (-(w * (w + 1e-3).log()).sum(-1)).exp(),
             "Nearly right: a constant inside the logarithm shifts every weight. Treat the "
@@ -804,13 +790,10 @@ IN_PIECES = Exercise(
             "kept: a sum of exponentials and a sum of weighted values."),
         Misconception("nothing rescaled",
             lambda q, pieces: _stream(q, pieces, rescale_sum=False, rescale_mix=False),
-            "The first pieces count too much: they were measured against another maximum. When "
-            "the maximum rises, what was gathered must shrink."),
-        Misconception("each piece with its own maximum",
-            lambda q, pieces: _stream(q, pieces, rescale_sum=False, rescale_mix=False,
-                                      keep_best=False),
-            "Each piece was measured against its own maximum, and the sums were added as if "
-            "it were one. Bring the old sums to the new maximum first."),
+            "Sums of different pieces were measured against different maxima. When the maximum "
+            "changes, bring what was gathered to the new one first.",
+            also=[lambda q, pieces: _stream(q, pieces, rescale_sum=False, rescale_mix=False,
+                      keep_best=False)]),
         Misconception("factor turned over",
             lambda q, pieces: _stream(q, pieces, turned=True),
             "Everything is NaN. When the maximum rises, the factor for the old sums must be "
@@ -823,14 +806,11 @@ IN_PIECES = Exercise(
             lambda q, pieces: _stream(q, pieces, one_best=True),
             "A head with small scores gives 0 over 0: it was measured against another head's "
             "maximum. Each head has a maximum of its own."),
-        Misconception("only the sum rescaled",
+        Misconception("only one sum rescaled",
             lambda q, pieces: _stream(q, pieces, rescale_mix=False),
-            "The sum of exponentials was rescaled to the new maximum, the sum of values was "
-            "not. Both were measured against the old one."),
-        Misconception("only the values rescaled",
-            lambda q, pieces: _stream(q, pieces, rescale_sum=False),
-            "The sum of values was rescaled to the new maximum, the sum of exponentials was "
-            "not. Both were measured against the old one."),
+            "Only one of the two sums was rescaled to the new maximum. Both, of exponentials and "
+            "of values, were measured against the old one.",
+            also=[lambda q, pieces: _stream(q, pieces, rescale_sum=False)]),
         Misconception("no maximum",
             lambda q, pieces: _stream(q, pieces, shift=False),
             "NaN for large scores: their exponentials are infinite. Keep a running maximum "
@@ -1041,12 +1021,10 @@ MULTI_HEAD = Exercise(
         Misconception("only the joining repaired", _heads(scale="model"),
             "Nothing leaks any more. Still the weights are too even: a score sums over one "
             "head, so the scale must not follow the width of x."),
-        Misconception("scaled by the width of all heads", _heads(scale="all"),
-            "Nothing leaks any more. The scale now follows all heads together; a score is a "
-            "sum over the numbers of one head."),
-        Misconception("scaled by the width over the heads", _heads(scale="share"),
-            "Nothing leaks any more. The scale divides the width of x by the number of heads; "
-            "a head may have another size. Ask q for its last axis."),
+        Misconception("scaled by another width", _heads(scale="all"),
+            "Nothing leaks any more. The scale still follows a width; a score is a sum over the "
+            "numbers of one head. Ask q for its last axis.",
+            also=[_heads(scale="share")]),
         Misconception("joining repaired, scale lost", _heads(scale="none"),
             "The heads are joined well. The weights are too sharp now: the scores must be "
             "divided by the root of one head's size."),
@@ -1059,12 +1037,10 @@ MULTI_HEAD = Exercise(
         Misconception("numbers of the heads interleaved", _heads(merge="interleave"),
             "Tokens no longer mix, but the numbers of the heads are shuffled within a token. "
             "Heads stand one after the other: swap two axes only."),
-        Misconception("tokens and numbers swapped", _heads(merge="numbers forward"),
-            "The scale is right now. You swapped tokens and numbers, so tokens still mix. "
-            "Which two axes must change places, so that each token holds all its heads?"),
-        Misconception("heads and numbers swapped", _heads(merge="numbers first"),
-            "The scale is right now. You swapped heads and numbers, so tokens still do not "
-            "come first. Which axis has to stand right behind the texts?"),
+        Misconception("other axes swapped", _heads(merge="numbers forward"),
+            "The scale is right now. You swapped another pair of axes, so tokens still mix. "
+            "Which two must change places, so that each token holds all its heads?",
+            also=[_heads(merge="numbers first")]),
         Misconception("heads not joined", _heads(merge="open"),
             "The heads still have an axis of their own, so the output matrix does not fit. "
             "After the swap, join the last two axes."),
@@ -1323,13 +1299,12 @@ HEAD_EFFECTS = Exercise(
         Misconception("softmax over the positions", _effects(measure=_over_positions),
             "The softmax ran over the positions of the text. The vocabulary is the last "
             "axis."),
-        Misconception("first position", _effects(
+        Misconception("another position", _effects(
                 measure=lambda model, ids, answer: _probability(model, ids, answer, at=0)),
-            "That is the prediction after the first token. The answer follows the last one."),
-        Misconception("last but one position", _effects(
-                measure=lambda model, ids, answer: _probability(model, ids, answer, at=-2)),
-            "That prediction is for the last token of ids itself. The answer comes after it: "
-            "take the prediction at the last position."),
+            "That is the prediction after another token. The answer follows the last one of ids: "
+            "take the prediction at the last position.",
+            also=[_effects(
+                      measure=lambda model, ids, answer: _probability(model, ids, answer, at=-2))]),
         Misconception("logarithms", _effects(measure=_log_probability),
             "These are differences of logarithms. The question is about the probability "
             "itself: a softmax, without the logarithm."),

@@ -115,11 +115,12 @@ ANGLES = Exercise(
                 positions * theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
             "Positions and frequencies were multiplied number by number. Every position must "
             "meet every frequency: give the positions an axis of size 1 at the end."),
-        Misconception("the new axis in second place",
+        Misconception("room for one text only",
             lambda positions, head_dim, theta: (lambda a: (a.cos(), a.sin()))(
                 positions[:, None] * theta ** (-torch.arange(0, head_dim, 2) / head_dim)),
-            "It works for one text. With a table of positions the new axis must be the last "
-            "one: count it from the right."),
+            "It works for one text. Positions may be a table, a row for each text: give them a "
+            "new axis at the end, counted from the right.",
+            also=[_angles_by_outer]),
         Misconception("functions for single numbers", _angles(finish=lambda a: math.cos(a)),
             "The cosine of the math module takes one number. Tensors have their own cosine "
             "and sine."),
@@ -144,23 +145,17 @@ ANGLES = Exercise(
             "head size, not by the number of pairs."),
         Misconception("whole-number division",
             _angles(lambda i, D, theta: theta ** -(2 * i // D).float()),
-            "All pairs turn at the same speed: the exponents were rounded down to 0. Divide "
-            "with one slash."),
-        Misconception("whole-number division below zero",
-            _angles(lambda i, D, theta: theta ** (-2 * i // D).float()),
-            "Pair 0 is right, all others turn at one and the same slow speed: their exponents "
-            "were rounded down to -1. Divide with one slash."),
+            "Pairs that should slow down all turn at one and the same speed: their exponents "
+            "were rounded to whole numbers. Divide with one slash.",
+            also=[_angles(lambda i, D, theta: theta ** (-2 * i // D).float())]),
         Misconception("theta fixed", _angles(lambda i, D, theta: 10_000 ** (-2 * i / D)),
             "Right for theta 10,000 only. Another model has another theta, and it comes as an "
             "argument."),
         Misconception("places counted anew",
             _angles(where=lambda p: torch.arange(p.shape[-1]).expand(p.shape).float()),
-            "The first token always gets angle 0. You counted the tokens of the piece; use "
-            "the positions that came in, which may start anywhere."),
-        Misconception("one count for all texts",
-            _angles(where=lambda p: torch.arange(p.shape[-1]).float()),
-            "You counted the places yourself, from 0 and once for all texts. Use the positions "
-            "that came in: any start, any order, any number of texts."),
+            "You counted the places yourself, from 0. Use the positions that came in: any start, "
+            "any order, any number of texts.",
+            also=[_angles(where=lambda p: torch.arange(p.shape[-1]).float())]),
         Misconception("a row for each pair", _angles(finish=lambda a: (
                 a.mT.cos(), a.mT.sin())),
             "The last two axes are exchanged: a row for each pair, a column for each place. The "
@@ -175,9 +170,6 @@ ANGLES = Exercise(
             _angles(where=lambda p: p.bfloat16().float()),
             "Near the start all is well; far into a text neighbours get the same angle. "
             "Sixteen bits cannot hold 257. Compute in float32."),
-        Misconception("an outer product for one text", _angles_by_outer,
-            "It works for one text. When each text has its own positions they are a table, "
-            "and an outer product takes two lists. Add an axis at the end instead."),
         Misconception("double precision",
             _angles(where=lambda p: p.double(), finish=lambda a: (a.cos(), a.sin())),
             "The values are right but have 64 bits. Float32 is wanted, so that a model of "
@@ -345,12 +337,10 @@ ROTATE = Exercise(
             "The first number is right. The second takes its sine part from its own number; "
             "it should be the other one's sine and its own cosine."),
         Misconception("new first number used for the second", _rotation_overwrites_early,
-            "The first numbers are right, the second ones not: they were computed from first "
-            "numbers that were already turned. Keep the old ones until both are done."),
-        Misconception("new first number under the old name", _rotation(
-                second=lambda a, b, cos, sin: (a * cos - b * sin) * sin + b * cos),
-            "The second numbers are wrong: they were made of first numbers that had been turned "
-            "already, under the same name. Give the new ones a name of their own."),
+            "The first numbers are right, the second ones not: they were made of first numbers "
+            "that were turned already. Keep the old ones until both are done.",
+            also=[_rotation(
+                      second=lambda a, b, cos, sin: (a * cos - b * sin) * sin + b * cos)]),
         Misconception("pairs not laid in a row",
             _rotation(join=lambda a, b: torch.stack((a, b), -1)),
             "The result still has an axis for the pairs. Lay the last two axes in a row, so "
@@ -362,18 +352,13 @@ ROTATE = Exercise(
             "The numbers came in 16 bits and went out in 32. Compute in float32, then return "
             "to the dtype of x."),
         Misconception("no axis for the heads", _rotation(heads=lambda t: t),
-            "The shapes do not fit: x has an axis for the heads, cosine and sine have none. "
-            "They need one of size 1 before their last axis."),
-        Misconception("the new axis in second place", _rotation(heads=lambda t: t.unsqueeze(1)),
-            "It works when all texts share their positions. When each has its own, the axis "
-            "for the heads comes before the last one: count from the right."),
-        Misconception("axes for shared places only",
-            _rotation(heads=lambda t: t[None, :, None]),
-            "It works when all texts share their positions. When each has its own, two new "
-            "axes are one too many: only the heads need one, before the last."),
-        Misconception("the new axis at the end", _rotation(heads=lambda t: t.unsqueeze(-1)),
-            "The shapes do not fit: the new axis came last. The axis of the heads stands "
-            "before the one of the pairs."),
+            "The shapes do not fit: x has an axis for the heads. Cosine and sine need one of "
+            "size 1 in its place, before the axis of the pairs.",
+            also=[_rotation(heads=lambda t: t.unsqueeze(-1))]),
+        Misconception("axes for shared places", _rotation(heads=lambda t: t.unsqueeze(1)),
+            "It works when all texts share their positions. When each has its own, only the "
+            "heads need a new axis, before the last one: count from the right.",
+            also=[_rotation(heads=lambda t: t[None, :, None])]),
         Misconception("computed in sixteen bits", lambda x, cos, sin: _rotation_in(
                 x, cos.to(x.dtype), sin.to(x.dtype)),
             "The products were computed in 16 bits, and each one was rounded. Make x float32 "
@@ -457,11 +442,9 @@ TOKENS_PER_TURN = Exercise(
         Misconception("product after the power",
             _tokens(lambda i, D, theta: 2 * math.pi / (theta ** -2 * i / D)),
             "Pair 0 has speed 0, so its turn never ends: only the 2 got into the exponent. A "
-            "power is computed before a product. Brackets around all of it."),
-        Misconception("product after the power, one by one", lambda head_dim, theta: [
-                2 * math.pi / (theta ** -2 * i / head_dim) for i in range(head_dim // 2)],
-            "Pair 0 has speed 0, and a turn cannot be divided by it. Only the 2 got into the "
-            "exponent: put brackets around all of it."),
+            "power is computed before a product. Brackets around all of it.",
+            also=[lambda head_dim, theta: [
+                      2 * math.pi / (theta ** -2 * i / head_dim) for i in range(head_dim // 2)]]),
         Misconception("pairs counted from one",
             _tokens(lambda i, D, theta: 2 * math.pi * theta ** (2 * (i + 1) / D)),
             "Pair 0 is missing: it needs 6.28 tokens. Pairs are counted from 0, so the first "

@@ -150,7 +150,9 @@ RMS_NORM = Exercise(
         Misconception("the mean subtracted", _norm(_divided(
                 lambda self, x: (x.var(-1, keepdim=True, unbiased=False) + self.eps).sqrt())),
             "You divided by the standard deviation, which leaves the mean out. The root mean "
-            "square takes the numbers as they are: square, mean, root."),
+            "square takes the numbers as they are: square, mean, root.",
+            also=[_norm(_divided(
+                      lambda self, x: x.std(-1, keepdim=True) + self.eps))]),
         Misconception("LayerNorm", _norm(lambda self, x: F.layer_norm(
                 x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight),
             "The mean of each token was subtracted first: that is LayerNorm. RMSNorm only "
@@ -161,16 +163,14 @@ RMS_NORM = Exercise(
             "itself. Divide by its root."),
         Misconception("sum instead of mean", _norm(_divided(
                 lambda self, x: (x.pow(2).sum(-1, keepdim=True) + self.eps).sqrt())),
-            "Each token has length 1, so its numbers shrink as dim grows. Take the mean of "
-            "the squares, not their sum."),
+            "Each token has length 1, so its numbers shrink as dim grows. Take the mean of the "
+            "squares, not their sum.",
+            also=[_norm(lambda self, x: F.normalize(
+                      x.float(), dim=-1).type_as(x) * self.weight)]),
         Misconception("mean over everything", _norm(_divided(
                 lambda self, x: (x.pow(2).mean() + self.eps).sqrt())),
             "All tokens were divided by one number, so large ones stay large, and later "
             "tokens matter to earlier ones. The mean belongs to each token alone."),
-        Misconception("length 1", _norm(lambda self, x: F.normalize(
-                x.float(), dim=-1).type_as(x) * self.weight),
-            "Every token has length 1, so its numbers are too small. A root mean square "
-            "divides by the number of columns first; a length does not."),
         Misconception("mean over the tokens", _norm(_divided(
                 lambda self, x: _rms(self, x, -2))),
             "The mean ran down a column, over the tokens. Every token is normed by itself: "
@@ -211,10 +211,6 @@ RMS_NORM = Exercise(
             "column and nothing else."),
         Misconception("one weight for all columns", _OneWeight,
             "There is a single weight. Each of the dim columns has one of its own."),
-        Misconception("spread with n - 1", _norm(_divided(
-                lambda self, x: x.std(-1, keepdim=True) + self.eps)),
-            "You divided by a standard deviation: it leaves the mean out and divides by n - 1. "
-            "The root mean square does neither."),
         Misconception("the axis is lost", _norm(lambda self, x: (
                 x.float() * torch.rsqrt(x.float().pow(2).mean(-1) + self.eps)).type_as(x)
                 * self.weight),
@@ -228,12 +224,11 @@ RMS_NORM = Exercise(
                 lambda self, x: torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))),
             "Large tokens come out larger: you divided by rsqrt, which is one over the root "
             "already. Multiply by it, or divide by the root."),
-        Misconception("axis 1", _norm(_divided(lambda self, x: _rms(self, x, 1))),
-            "In a batch, axis 1 is the tokens. Count from the end: the numbers of a token are "
-            "the last axis."),
-        Misconception("axis 2", _norm(_divided(lambda self, x: _rms(self, x, 2))),
-            "Right for a batch; a row of tokens alone has no axis 2. Count from the end: the "
-            "numbers of a token are always the last axis."),
+        Misconception("axis counted from the front",
+            _norm(_divided(lambda self, x: _rms(self, x, 1))),
+            "The axis was counted from the front, where texts and tokens stand. Count from the "
+            "end: the numbers of a token are always the last axis.",
+            also=[_norm(_divided(lambda self, x: _rms(self, x, 2)))]),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -517,23 +512,20 @@ BLOCK = Exercise(
         Misconception("norm after the sum", _wired(_post_norm),
             "The stream itself was normed, after each sum. In this block each part reads a "
             "normed copy, and the stream is only added to."),
-        Misconception("the normed copy carried on", _wired(_first_kept_norm),
-            "The attention's output was added to the normed copy, so the stream of the "
-            "earlier blocks is lost. Add it to x as it came."),
-        Misconception("both normed copies carried on", _wired(_kept_norm),
-            "You wrote the normed copies over the stream. Norm only what a part reads; add "
-            "to the stream itself."),
-        Misconception("attention replaces", _wired(lambda self, x, look: (
-                lambda h: h + self.feed_forward(self.ffn_norm(h)))(look(self.attention_norm(x)))),
-            "The first plus is missing: the looks have replaced the stream. Add them to x."),
-        Misconception("feed-forward replaces", _wired(lambda self, x, look: self.feed_forward(
-                self.ffn_norm(x + look(self.attention_norm(x))))),
-            "The second plus is missing: what the feed-forward writes has replaced the "
-            "stream. Add it to h."),
-        Misconception("nothing is added", _wired(lambda self, x, look: self.feed_forward(
+        Misconception("a normed copy carried on", _wired(_kept_norm),
+            "A part's output was added to a normed copy, so the stream as it was is lost. Norm only "
+            "what a part reads; add to the stream itself.",
+            also=[_wired(_first_kept_norm),
+                  _wired(_second_kept_norm)]),
+        Misconception("a part replaces the stream", _wired(lambda self, x, look: self.feed_forward(
                 self.ffn_norm(look(self.attention_norm(x))))),
-            "Both parts replace the stream, as in the tower at the start of the chapter. Two "
-            "plus signs are missing."),
+            "A plus is missing: what a part writes has replaced the stream. Attention is added "
+            "to x, the feed-forward to that sum.",
+            also=[_wired(lambda self, x, look: (
+                      lambda h: h + self.feed_forward(self.ffn_norm(h)))(
+                          look(self.attention_norm(x)))),
+                  _wired(lambda self, x, look: self.feed_forward(
+                      self.ffn_norm(x + look(self.attention_norm(x)))))]),
         Misconception("both read x", _wired(_parallel),
             "The feed-forward reads x and does not see what attention has just fetched. It "
             "reads h, through its own norm."),
@@ -553,30 +545,24 @@ BLOCK = Exercise(
         Misconception("the first copy read twice", _wired(_once_normed),
             "The feed-forward reads the copy made for attention, from before the looks were "
             "added. Norm h anew for it."),
-        Misconception("no norm at all", _wired(lambda self, x, look: (
+        Misconception("a norm is missing", _wired(lambda self, x, look: (
                 lambda h: h + self.feed_forward(h))(x + look(x))),
-            "Both parts read the stream as it is. Each reads through a norm of its own; the "
-            "two norms are not used."),
+            "A part reads the stream as it is. Attention reads it through attention_norm, the "
+            "feed-forward through ffn_norm.",
+            also=[_wired(lambda self, x, look: (
+                      lambda h: h + self.feed_forward(self.ffn_norm(h)))(x + look(x))),
+                  _wired(lambda self, x, look: (
+                      lambda h: h + self.feed_forward(h))(x + look(self.attention_norm(x))))]),
         Misconception("one sum at the end", _wired(lambda self, x, look: x + self.feed_forward(
                 self.ffn_norm(look(self.attention_norm(x))))),
             "There is one plus for the whole block. Each part adds to the stream: attention "
             "to x, the feed-forward to that sum."),
-        Misconception("no first norm", _wired(lambda self, x, look: (
-                lambda h: h + self.feed_forward(self.ffn_norm(h)))(x + look(x))),
-            "Attention reads the stream as it is. It should read it through attention_norm."),
-        Misconception("no second norm", _wired(lambda self, x, look: (
-                lambda h: h + self.feed_forward(h))(x + look(self.attention_norm(x)))),
-            "The feed-forward reads the stream as it is. It should read it through "
-            "ffn_norm."),
         Misconception("cache not handed on", _without_cache,
             "Right for a whole text, wrong when a text comes in pieces: attention did not "
             "get the cache. Hand it through."),
         Misconception("arguments exchanged", _arguments_exchanged,
             "Attention got positions and angles in the wrong order. It takes the normed "
             "stream, positions, angles and cache, as your own function does."),
-        Misconception("the second normed copy carried on", _wired(_second_kept_norm),
-            "The feed-forward's output was added to the normed copy, so the size of the "
-            "stream is lost. Add it to h."),
         Misconception("stream changed in place", _wired(_in_place),
             "The values are right, but your code wrote into its input. Make a new tensor: a "
             "sum, and no adding in place."),
@@ -649,11 +635,9 @@ LAYER_NORM = Exercise(
             "Square what is left after the shift."),
         Misconception("n - 1", _layer_norm(_mean, lambda x, s, eps: (
                 x.var(-1, keepdim=True) + eps).sqrt()),
-            "Slightly too small: the variance was divided by n - 1, as for a sample. Here it "
-            "is the plain mean of the squares."),
-        Misconception("std", _layer_norm(_mean, lambda x, s, eps: x.std(-1, keepdim=True) + eps),
-            "torch's standard deviation divides by n - 1, and the small number came after "
-            "the root. Mean of the squares, plus it, then the root."),
+            "Slightly too small: divided by n - 1, as for a sample; torch's standard deviation "
+            "does so by itself. Take the plain mean of the squares.",
+            also=[_layer_norm(_mean, lambda x, s, eps: x.std(-1, keepdim=True) + eps)]),
         Misconception("no root", _layer_norm(_mean, lambda x, s, eps: (
                 s.pow(2).mean(-1, keepdim=True) + eps)),
             "You divided by the variance. Its root gives numbers of typical size 1."),
@@ -671,18 +655,15 @@ LAYER_NORM = Exercise(
             "along the last axis."),
         Misconception("over everything", _layer_norm(lambda x: x.mean(), lambda x, s, eps: (
                 s.pow(2).mean() + eps).sqrt()),
-            "All tokens share one mean and one size. Each token has its own: last axis only."),
-        Misconception("one mean for all", _layer_norm(lambda x: x.mean(), _deviation),
-            "One mean was taken away from all tokens. Each token has a mean of its own, along "
-            "the last axis."),
+            "All tokens share a mean or a size, or both. Each token has its own, along the last "
+            "axis.",
+            also=[_layer_norm(lambda x: x.mean(), _deviation),
+                  _layer_norm(_mean, lambda x, s, eps: (
+                      s.pow(2).mean() + eps).sqrt())]),
         Misconception("axis lost", lambda x, weight, bias, eps=1e-5: (
                 x - x.mean(-1)) / ((x - x.mean(-1)).pow(2).mean(-1) + eps).sqrt(),
             "The mean lost its axis, so it no longer fits beside the tokens. Keep the last "
             "axis, with size 1."),
-        Misconception("one size for all", _layer_norm(_mean, lambda x, s, eps: (
-                s.pow(2).mean() + eps).sqrt()),
-            "The means are right, but all tokens were divided by one size. Each token has a "
-            "size of its own, along the last axis."),
         Misconception("sum instead of mean", _layer_norm(_mean, lambda x, s, eps: (
                 s.pow(2).sum(-1, keepdim=True) + eps).sqrt()),
             "The squares were summed, so each token has length 1 before the weight. Take "
@@ -826,11 +807,9 @@ WIDEST_HIDDEN = Exercise(
             + config.hidden_dim,
     },
     misconceptions=(
-        Misconception("rounded up", _hidden(round_=math.ceil),
-            "The model is over the budget by a little: round down."),
-        Misconception("rounded to the nearest", _hidden(round_=round),
-            "For some budgets the model comes out over it: the nearest number may be too "
-            "large. Round down."),
+        Misconception("not rounded down", _hidden(round_=math.ceil),
+            "For some budgets the model comes out over it. At most the budget means: round down.",
+            also=[_hidden(round_=round)]),
         Misconception("two matrices", _hidden(matrices=2),
             "Too wide by half: the gated feed-forward has three matrices, not two."),
         Misconception("one table", _hidden(tables=1),
@@ -858,13 +837,10 @@ WIDEST_HIDDEN = Exercise(
             "Where the budget is met exactly your answer is one too small. At most the budget "
             "means that all of it may be used."),
         Misconception("norms forgotten", _hidden(norms=lambda c: 0),
-            "Nearly right, and over the budget where it is tight: each norm has dim weights."),
-        Misconception("last norm forgotten", _hidden(norms=lambda c: 2 * c.n_layers),
-            "Off only where the budget is met exactly: besides two norms in each block there "
-            "is a last one."),
-        Misconception("one norm for each block", _hidden(norms=lambda c: c.n_layers + 1),
-            "Off only where the budget is tight: a block has two norms, one for each of its "
-            "parts."),
+            "Nearly right, and over the budget where it is tight: norms are missing. Each block "
+            "has two, and a last one follows, of dim weights each.",
+            also=[_hidden(norms=lambda c: 2 * c.n_layers),
+                  _hidden(norms=lambda c: c.n_layers + 1)]),
         Misconception("what is left beside the given one", lambda config, budget: (
                 budget - count_parameters(config).total) // (3 * config.dim * config.n_layers),
             "That is how many hidden numbers can be added to the given ones. The "
@@ -1278,21 +1254,17 @@ WHO_SAYS_IT = Exercise(
         Misconception("one row for each block", _says_blocks,
             "You read the stream after each block. Asked is what every part writes: attention "
             "and feed-forward apart, and the embedding."),
-        Misconception("the norm left out", _says(divisor=lambda rows, size: 1.0),
-            "Right up to one factor: the last norm divides the whole stream by its size. "
-            "Divide every part by that same number."),
-        Misconception("the norm's weight left out", _says(weigh=False),
-            "The parts do not sum to the logit: the weight of the last norm is missing. It "
-            "scales each column before the output."),
         Misconception("the embedding left out", _says(embedding=False),
             "One row is missing, so the parts do not sum to the logit: the embedding speaks "
             "as well, and comes first."),
         Misconception("the first token", _says(token=0),
             "These are the parts of the first token. The answer follows the last one."),
-        Misconception("norm and weight left out", _says(
+        Misconception("the last norm left out", _says(
                 divisor=lambda rows, size: 1.0, weigh=False),
-            "The last norm is missing altogether. It divides the whole stream by its size and "
-            "scales each column; both happen before the output."),
+            "The last norm is missing, or a half of it: it divides the whole stream by its size "
+            "and scales each column by its weight.",
+            also=[_says(divisor=lambda rows, size: 1.0),
+                  _says(weigh=False)]),
         Misconception("no epsilon", _says(
                 divisor=lambda rows, size: rows.sum(0).pow(2).mean().sqrt()),
             "Right unless the epsilon is large: the last norm adds model.norm.eps to the mean "

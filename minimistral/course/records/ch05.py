@@ -155,11 +155,9 @@ NATS = Exercise(
             "Ignored places count as if token 0 were their answer. They must add nothing: "
             "neither to the sum nor to the gradient."),
         Misconception("logarithm of a softmax", _nats_naive,
-            "A very small probability becomes 0, and its logarithm minus infinity. Take "
-            "logarithm and softmax in one step, on the logits."),
-        Misconception("logarithm of a softmax, masked by 0", _nats_naive_times_mask,
-            "Minus infinity times 0 is NaN: a probability became 0 before the logarithm. Take "
-            "logarithm and softmax in one step, on the logits."),
+            "A very small probability becomes 0, and its logarithm minus infinity, or NaN after "
+            "a product. Take logarithm and softmax in one step, on the logits.",
+            also=[_nats_naive_times_mask]),
         Misconception("three axes as they are", lambda logits, targets: F.cross_entropy(
                 logits, targets, reduction="sum"),
             "Given three axes, cross-entropy takes the second one, T, for the vocabulary. Flatten "
@@ -262,13 +260,11 @@ RATE = Exercise(
     },
     misconceptions=(
         Misconception("begins at zero", _schedule(rise=lambda s, c: c.lr * s / c.warmup_steps),
-            "The first step has rate 0 and teaches nothing. Steps count from 0, so the first "
-            "one gets one part of the rise already."),
-        Misconception("begins at zero and ends late", _schedule(
-                rise=lambda s, c: c.lr * s / c.warmup_steps,
-                done=lambda s, c: (s - c.warmup_steps) / (c.steps - c.warmup_steps)),
-            "Both ends are off by one: the first step has rate 0, the last misses the lowest "
-            "rate. Steps count from 0 to steps minus 1."),
+            "The first step has rate 0 and teaches nothing. Steps count from 0, so the first one "
+            "gets one part of the rise already.",
+            also=[_schedule(
+                      rise=lambda s, c: c.lr * s / c.warmup_steps,
+                      done=lambda s, c: (s - c.warmup_steps) / (c.steps - c.warmup_steps))]),
         Misconception("one part too few",
             _schedule(rise=lambda s, c: c.lr * (s + 1) / (c.warmup_steps + 1)),
             "The warm-up ends below the highest rate. Its last step, number warmup_steps minus "
@@ -310,15 +306,13 @@ RATE = Exercise(
         Misconception("without pi", _schedule(
                 fall=lambda p, c: c.lr * (c.min_lr + (1 - c.min_lr) * (1 + math.cos(p)) / 2)),
             "The fall stops halfway: the angle ends at 1. Half a cosine runs from angle 0 to pi."),
-        Misconception("the only step left gets the lowest rate", _schedule(
-                done=lambda s, c: (s - c.warmup_steps) / (c.steps - 1 - c.warmup_steps)
-                if c.steps - 1 > c.warmup_steps else 1.0),
-            "A run with one step after the warm-up gives it the lowest rate. It begins the fall, "
-            "so it has the full rate."),
         Misconception("no room after the warm-up", _schedule(
                 done=lambda s, c: (s - c.warmup_steps) / (c.steps - 1 - c.warmup_steps)),
-            "Only one step is left after the warm-up, and you divided by 0. That step has the "
-            "full rate."),
+            "Only one step is left after the warm-up, and you divided by 0 or gave it the lowest "
+            "rate. It begins the fall: it has the full rate.",
+            also=[_schedule(
+                      done=lambda s, c: (s - c.warmup_steps) / (c.steps - 1 - c.warmup_steps)
+                      if c.steps - 1 > c.warmup_steps else 1.0)]),
         Misconception("a share instead of a rate", lambda s, c: learning_rate(s, c) / c.lr,
             "The result is a share between 0 and 1. Multiply it by the highest rate, lr."),
     ),
@@ -467,13 +461,15 @@ GROUPS = Exercise(
             "number of axes, not for the place."),
         Misconception("nothing decays", _grouped(lambda name, w: False),
             "Nothing decays. Matrices have two axes: did the test for them ever come true?"),
-        Misconception("decay on the wrong group", _swapped,
-            "The two decays are exchanged: the matrices get none, the norms and embeddings are "
-            "pulled towards 0."),
+        Misconception("groups exchanged", _swapped,
+            "The two groups are exchanged: norms and embeddings are pulled towards 0, the "
+            "matrices are not. The first group, which decays, is for the matrices.",
+            also=[_lists_exchanged]),
         Misconception("the rest is missing", _grouped(
                 lambda name, w: w.dim() >= 2 and "embeddings" not in name, rest=False),
-            "Some weights are in no group, so they would never be trained. Those that do not "
-            "decay need a group, too. (A generator is used up after one pass.)"),
+            "Some weights are in no group, so they would never be trained. All that does not "
+            "decay belongs to the second. (A generator is used up after one pass.)",
+            also=[_without_the_embeddings]),
         Misconception("in both groups", _in_both,
             "Some weights stand in two groups; the optimiser refuses that. Each weight belongs "
             "to exactly one."),
@@ -481,15 +477,9 @@ GROUPS = Exercise(
                 model, weight_decay)[::-1],
             "Every weight has its decay, but the order is turned round. The library takes the "
             "first group for the matrices."),
-        Misconception("embeddings in no group", _without_the_embeddings,
-            "The embeddings are in no group, so they would never be trained. Everything that "
-            "does not decay belongs to the second group."),
         Misconception("pairs instead of weights", _pairs,
             "The groups hold names, or pairs of name and weight. The optimiser wants the weights "
             "themselves."),
-        Misconception("lists exchanged", _lists_exchanged,
-            "The two lists are exchanged: the first group, which decays, holds the norms and the "
-            "embeddings. It is for the matrices."),
         Misconception("no decay given", _without_a_decay,
             "The second group has no weight_decay. Left out, the optimiser takes a decay of its "
             "own: give 0.0."),
@@ -647,7 +637,9 @@ ACCUMULATE = Exercise(
         Misconception("ignored targets counted", _parts(
                 lambda own, all_, n, y: all_ * 0 + y.numel() * n),
             "The divisor counts positions, the ignored ones too. Only counted targets belong "
-            "into it, those of the whole batch."),
+            "into it, those of the whole batch.",
+            also=[_processes(
+                      lambda batch, own: torch.tensor(batch.numel()))]),
         Misconception("only the last part's gradient",
             _parts(lambda own, all_, n, y: all_, clear=True),
             "Only the last part's gradient is left: the others were cleared, or never went "
@@ -664,10 +656,6 @@ ACCUMULATE = Exercise(
         Misconception("loss divided by the parts", _processes(loss="mean"),
             "The gradients are right, but the loss was divided by the number of parts. Shares of "
             "the whole batch are added up, no more."),
-        Misconception("all positions of the batch", _processes(
-                lambda batch, own: torch.tensor(batch.numel())),
-            "You divided by all positions of the batch. Places with IGNORE are no targets, so "
-            "loss and gradient come out too small."),
         Misconception("targets of the own rows", _processes(
                 lambda batch, own: (own != IGNORE).sum()),
             "This process divided by the targets of its own rows. The processes' losses are added "
@@ -743,15 +731,13 @@ SHIFT = Exercise(
             "Inputs and targets are the same tokens. The model has only to copy. The target of a "
             "position is the token after it."),
         Misconception("whole rows", _cut(inputs=lambda r: r, targets=lambda r: r),
-            "Both are whole rows. A row of T + 1 tokens gives T inputs, without the last, and T "
-            "targets, without the first."),
+            "The inputs are one token too long. A row of T + 1 tokens gives T inputs, without "
+            "the last, and T targets, without the first.",
+            also=[_cut(inputs=lambda r: r)]),
         Misconception("shifted the wrong way",
             _cut(inputs=lambda r: r[:, 1:], targets=lambda r: r[:, :-1]),
             "Inputs and targets are exchanged: the model would predict the token before. Inputs "
             "lack the last token, targets the first."),
-        Misconception("whole rows as inputs", _cut(inputs=lambda r: r),
-            "The inputs are one token too long. Nothing follows the last token here, so it is no "
-            "input."),
         Misconception("inputs without the first token", _cut(inputs=lambda r: r[:, 1:]),
             "Inputs and targets both lack the first token, so the model only copies. The inputs "
             "lack the last one instead."),
@@ -916,8 +902,13 @@ CLIP = Exercise(
             "and keeps the direction."),
         Misconception("always to the limit", _clipped(
                 lambda gs, limit: limit / max(_norm(gs).item(), 1e-12)),
-            "A short gradient was stretched to the limit. Gradients below the limit stay as they "
-            "are."),
+            "A short gradient was stretched to the limit; one of zeros cannot be. Only a length "
+            "above the limit is changed.",
+            also=[_clipped(
+                      lambda gs, limit: limit / math.sqrt(
+                          sum(g.square().sum().item() for g in gs))),
+                  _clipped(
+                      lambda gs, limit: limit / _norm(gs))]),
         Misconception("joined as they are", _clipped(
                 lambda gs, limit: limit / torch.cat(gs).norm().item()),
             "The tensors have different numbers of axes, so they cannot be joined as they are. "
@@ -943,14 +934,6 @@ CLIP = Exercise(
         Misconception("never", lambda gradients, limit: [g.clone() for g in gradients],
             "A long gradient came back as it was. If its length is above the limit, shrink it to "
             "the limit."),
-        Misconception("always, and 0 over 0", _clipped(
-                lambda gs, limit: limit / math.sqrt(sum(g.square().sum().item() for g in gs))),
-            "A short gradient was stretched, and a gradient of zeros would be divided by 0. Only "
-            "a length above the limit is changed."),
-        Misconception("always, and 0 over 0 in tensors", _clipped(
-                lambda gs, limit: limit / _norm(gs)),
-            "A short gradient was stretched to the limit, and zeros became NaN. Only a length "
-            "above the limit is changed."),
         Misconception("written into", _clip_in_place,
             "The values are right, but the gradients you were given have changed. Return new "
             "tensors."),
@@ -1041,15 +1024,11 @@ ADAMW = Exercise(
         "written out": _adamw(),
     },
     misconceptions=(
-        Misconception("no correction", _adamw(correct=(False, False)),
+        Misconception("a correction is missing", _adamw(correct=(False, False)),
             "The first steps have the wrong length: both means began at 0 and are too small. "
-            "Divide each by one minus its beta to the power of the step."),
-        Misconception("only the mean corrected", _adamw(correct=(True, False)),
-            "The mean of the squares was not corrected: it began at 0, too. Divide it by one "
-            "minus its own beta to the power of the step."),
-        Misconception("only the squares corrected", _adamw(correct=(False, True)),
-            "The mean of the gradients was not corrected: it began at 0, too, so the first steps "
-            "are too short."),
+            "Divide each by one minus its own beta to the power of the step.",
+            also=[_adamw(correct=(True, False)),
+                  _adamw(correct=(False, True))]),
         Misconception("decay through the gradient", _adamw(decay="gradient"),
             "The decay went into the gradient, and so through the division. That is Adam with L2. "
             "AdamW shrinks the weight by itself."),
@@ -1082,12 +1061,10 @@ ADAMW = Exercise(
         Misconception("corrected means returned", _adamw(decay="corrected"),
             "The weight is right, but the corrected means are returned. The next step goes on "
             "from the uncorrected ones."),
-        Misconception("one step too many", _adamw(late=1),
-            "The correction counts one step too many. The given step is 1 at the first step "
-            "already."),
-        Misconception("one step too few", _adamw(late=-1),
-            "The correction counts one step too few, so the first step divides by 0. The given "
-            "step counts from 1."),
+        Misconception("steps counted otherwise", _adamw(late=1),
+            "The correction counts a step too many or too few. The given step counts from 1: it "
+            "is 1 at the first step already.",
+            also=[_adamw(late=-1)]),
         Misconception("step uphill",
             lambda w, g, m, s, step, rate, decay: (
                 2 * w * (1 - rate * decay) - _adamw()(w, g, m, s, step, rate, decay)[0],
@@ -1409,10 +1386,9 @@ DECONTAMINATE = Exercise(
                 & {tuple(h.casefold().split()[i:i + n]) for i in range(len(h.split()) - n)}
                 for h in held)),
             "The last run of each text was never looked at. A text of m words has m - n + 1 runs."),
-        Misconception("runs one longer", _without(lambda d, held, n: _meets(d, held, n + 1)),
-            "Only runs of n + 1 words counted. Check where your slices end."),
-        Misconception("runs one shorter", _without(lambda d, held, n: _meets(d, held, n - 1)),
-            "Runs of n - 1 words were enough, so too much went. Check where your slices end."),
+        Misconception("runs of another length", _without(lambda d, held, n: _meets(d, held, n + 1)),
+            "Runs of one word more or less than n were compared. Check where your slices end.",
+            also=[_without(lambda d, held, n: _meets(d, held, n - 1))]),
         Misconception("blocks instead of runs", _without(_side_by_side),
             "The texts were cut into blocks of n words. A run may begin at any word, not only at "
             "every n-th one."),
@@ -1421,11 +1397,10 @@ DECONTAMINATE = Exercise(
             "one was skipped. Build a new list."),
         Misconception("inside a string", _without(_inside_the_string),
             "A run was found inside longer words, or across the border of two texts. Compare "
-            "whole words, one text at a time."),
-        Misconception("run inside the document's string", _without(lambda d, held, n: any(
-                " ".join(run) in " ".join(d.casefold().split())
-                for h in held for run in _runs(h, n))),
-            "A held-out run was found inside longer words. Compare whole words, not strings."),
+            "whole words, one text at a time, not strings.",
+            also=[_without(lambda d, held, n: any(
+                      " ".join(run) in " ".join(d.casefold().split())
+                      for h in held for run in _runs(h, n)))]),
         Misconception("ends shorter than n", _share_slices(lambda m, n: m),
             "Slices at the end of a text have fewer than n words, and they counted as runs. The "
             "last run begins n words before the end."),
@@ -1602,21 +1577,17 @@ BEST_RATE = Exercise(
         Misconception("the edge taken for the best", _searched(edge=False),
             "The best rate stands at the edge of what was tried, so a better one may lie beyond. "
             "Double it, or halve it, until the loss rises."),
-        Misconception("only downwards", _searched(up=False),
-            "At the highest rate the search must go on, too: double it until the loss no longer "
-            "falls."),
-        Misconception("only upwards", _searched(down=False),
-            "At the lowest rate the search must go on, too: halve it until the loss no longer "
-            "falls."),
+        Misconception("one direction only", _searched(up=False),
+            "The search goes on in one direction only. At the highest rate double it, at the "
+            "lowest halve it, until the loss no longer falls.",
+            also=[_searched(down=False)]),
         Misconception("a broken run ends the search", _searched(broken=False),
             "A run raised an error, and the search ended with it. A broken run is a result: this "
-            "rate is too high."),
+            "rate is infinitely bad; note that and go on.",
+            also=[_searched(broken=False, edge=False)]),
         Misconception("NaN is not infinite", _searched(nan=False),
             "A loss that is not a number compares as neither smaller nor larger, so the choice "
             "went wrong. Treat it as infinite."),
-        Misconception("a broken run ends everything", _searched(broken=False, edge=False),
-            "ValueError of a broken run ended the search. Such a rate is infinitely bad; note "
-            "that and go on."),
         Misconception("a broken run is the best", _searched(worst=0.0),
             "A run that broke was taken for the best one. Its loss is infinite, not 0."),
         Misconception("one step beyond the edge", _searched(most=1),
@@ -1628,11 +1599,9 @@ BEST_RATE = Exercise(
         Misconception("beyond a valley", lambda run, rates: _everywhere(run, rates, None, None),
             "New rates were run although the best one stood in the middle. Runs are expensive: go "
             "on only from an edge."),
-        Misconception("compared by running again", _compared_again,
-            "Rates were run again to compare their losses. Runs are expensive: keep each loss "
-            "beside its rate."),
-        Misconception("the best run repeated", _searched(again=True),
-            "The rate is right, but a run was made twice. Runs are expensive: remember the losses."),
+        Misconception("a run repeated", _compared_again,
+            "A run was made twice. Runs are expensive: keep each loss beside its rate.",
+            also=[_searched(again=True)]),
     ),
     hints=(
         Hint("I do not know where to start",

@@ -114,22 +114,15 @@ DRAW = Exercise(
         Misconception("equal is enough", _drawn(lambda p, r, u: torch.searchsorted(
                 r, u * r[:, -1:], right=False)[:, 0]),
             "A token with probability 0 can be chosen by the number 0. The running sum must be "
-            "greater than the number, not only equal."),
-        Misconception("sum not scaled, one too far", _drawn(lambda p, r, u: torch.searchsorted(
+            "greater than the number, not only equal.",
+            also=[_drawn(lambda p, r, u: torch.searchsorted(
+                      r, u)[:, 0])]),
+        Misconception("not scaled", _drawn(lambda p, r, u: torch.searchsorted(
                 r, u, right=True)[:, 0]),
-            "Where rounded probabilities sum to less than 1, a number near 1 finds no token. Scale "
-            "the number by the row's last running sum."),
-        Misconception("not scaled, first True", _drawn(lambda p, r, u: (r > u).long().argmax(-1)),
-            "Where no sum passes the number, your search falls back to token 0. First multiply "
-            "the number by the last running sum of its row."),
-        Misconception("not scaled, clamped to the last",
-            _drawn(lambda p, r, u: (r <= u).sum(-1).clamp(max=p.shape[-1] - 1)),
-            "Where the sum is below 1, the last token gets what is missing, even with probability "
-            "0. Scale the number instead of limiting the index."),
-        Misconception("not scaled, and equal is enough", _drawn(lambda p, r, u: torch.searchsorted(
-                r, u)[:, 0]),
-            "The number 0 chooses a token with probability 0, and near 1 none is found. First sum "
-            "greater than the number, and scale it by the row's last sum."),
+            "Where rounded probabilities sum to less than 1, a number near 1 finds no token, or "
+            "a wrong one. Scale the number by the row's last running sum.",
+            also=[_drawn(lambda p, r, u: (r > u).long().argmax(-1)),
+                  _drawn(lambda p, r, u: (r <= u).sum(-1).clamp(max=p.shape[-1] - 1))]),
         Misconception("sums down the batch", lambda probabilities, uniforms: (
                 lambda r: torch.searchsorted(r, uniforms.double()[:, None] * r[:, -1:],
                                              right=True)[:, 0])(probabilities.double().cumsum(0)),
@@ -278,7 +271,9 @@ KEEP_TOP_K = Exercise(
         Misconception("a threshold keeps ties",
             lambda logits, k: _threshold(logits, k, lambda x, limit: x >= limit),
             "With equal logits more than k are kept: all that reach the k-th value. Keep the "
-            "places that topk names, not the values above a limit."),
+            "places that topk names, not the values above a limit.",
+            also=[lambda logits, k: logits.masked_fill(
+                      logits < logits.topk(k)[0][:, -1:], -INF)]),
         Misconception("a strict threshold",
             lambda logits, k: _threshold(logits, k, lambda x, limit: x > limit),
             "Too few are kept: the k-th itself was thrown out. It belongs to the k largest."),
@@ -301,16 +296,13 @@ KEEP_TOP_K = Exercise(
                 torch.full_like(s[:, k:], -INF)], 1),
             "The kept logits moved to the front. A token is its place in the row; every kept logit "
             "stays where it was."),
-        Misconception("one limit for the batch",
-            lambda logits, k: logits.masked_fill(
-                logits < logits.topk(min(k, logits.shape[-1]))[0].min(), -INF),
-            "The lowest limit was used for all rows, so some keep more than k. Each row has its own k "
-            "largest."),
         Misconception("one cut for the batch",
             lambda logits, k: logits.masked_fill(
                 logits < logits.flatten().topk(min(k, logits.numel()))[0][-1], -INF),
-            "The k largest of the whole batch were kept, so some rows keep nothing. Each row keeps "
-            "its own k."),
+            "The whole batch shares one cut, so some rows keep more than k and others less. Each "
+            "row keeps its own k largest.",
+            also=[lambda logits, k: logits.masked_fill(
+                      logits < logits.topk(min(k, logits.shape[-1]))[0].min(), -INF)]),
         Misconception("down the columns",
             lambda logits, k: torch.full_like(logits, -INF).scatter(
                 0, (i := logits.topk(min(k, len(logits)), dim=0)[1]), logits.gather(0, i)),
@@ -331,18 +323,12 @@ KEEP_TOP_K = Exercise(
         Misconception("probabilities", lambda logits, k: keep_top_k(logits, k).softmax(-1),
             "The right tokens, but as probabilities. Logits come back, with minus infinity for "
             "what is cut; the softmax follows later."),
-        Misconception("places as rows", lambda logits, k: _rows_at(
+        Misconception("places not kept within their row", lambda logits, k: _rows_at(
                 logits, logits.topk(min(k, logits.shape[-1]))),
-            "The places were taken for row numbers. topk counts places within each row; scatter "
-            "along the last axis writes there."),
-        Misconception("places of all rows", lambda logits, k: _columns_at(
-                logits, logits.topk(min(k, logits.shape[-1]))),
-            "Every row was written at the places of all rows. Each has its own k places: scatter "
-            "along the last axis keeps the rows apart."),
-        Misconception("a threshold, k not limited", lambda logits, k: logits.masked_fill(
-                logits < logits.topk(k)[0][:, -1:], -INF),
-            "With equal logits more than k are kept, and a k above V stops it. Keep the places "
-            "that topk names, at most V of them."),
+            "The places were taken for rows, or written in every row. topk counts places within "
+            "each row; scatter along the last axis writes there.",
+            also=[lambda logits, k: _columns_at(
+                      logits, logits.topk(min(k, logits.shape[-1])))]),
         Misconception("nothing kept", lambda logits, k: torch.full_like(logits, -INF),
             "Everything is minus infinity. If you used scatter: it gives a new tensor and leaves "
             "the old one as it was. Return the new one."),
@@ -486,12 +472,9 @@ KEEP_TOP_P = Exercise(
     misconceptions=(
         Misconception("the crossing token dropped",
             _nucleus(cut=lambda o, p: o.cumsum(-1) > p),
-            "The token that crosses p was dropped; where one token alone passes p, nothing is left "
-            "and the row is NaN. Compare the sum before each token."),
-        Misconception("crossing token dropped, first kept",
-            _nucleus(cut=lambda o, p: (o.cumsum(-1) > p) & (torch.arange(o.shape[-1]) > 0)),
-            "The token that crosses p is missing; you saved only the first. The rule needs no "
-            "exception: compare the sum of the likelier tokens with p."),
+            "The token that crosses p was dropped. The rule needs no exception: a token stays "
+            "while the sum of the likelier ones is below p.",
+            also=[_nucleus(cut=lambda o, p: (o.cumsum(-1) > p) & (torch.arange(o.shape[-1]) > 0))]),
         Misconception("not scaled", _nucleus(scale=False),
             "The rows sum to less than 1. What is left must be scaled: divide each row by its own "
             "sum."),
@@ -514,12 +497,10 @@ KEEP_TOP_P = Exercise(
             "kept, wherever they stand."),
         Misconception("a limit for single tokens", lambda probabilities, p: _p_with_limit(
                 probabilities, probabilities >= 1 - p),
-            "You compared each probability with a limit. Top-p is about the sum of the likeliest "
-            "tokens."),
-        Misconception("only tokens above p", lambda probabilities, p: _p_with_limit(
-                probabilities, probabilities > p),
-            "You kept tokens that are themselves above p, often none. It is the sum of the "
-            "likeliest that must pass p."),
+            "You compared each probability by itself with a limit. Top-p is about the sum of the "
+            "likeliest tokens: that must pass p.",
+            also=[lambda probabilities, p: _p_with_limit(
+                      probabilities, probabilities > p)]),
         Misconception("one token too many",
             _nucleus(cut=lambda o, p: o.cumsum(-1) - o - F.pad(o, (1, 0))[:, :-1] > p),
             "One token too many is kept: the one after the crossing. The sum before a token must "
@@ -545,12 +526,10 @@ KEEP_TOP_P = Exercise(
         Misconception("the sum without its axis", _p_axis_lost,
             "A sum of each row is a list of B numbers and cannot divide B rows. Keep the axis: "
             "keepdim leaves it with size 1."),
-        Misconception("written at the places of all rows", _p_columns,
-            "Every row was written at the places of all rows. Each row has its own order: scatter "
-            "along the last axis keeps them apart."),
-        Misconception("order as rows", _p_rows,
-            "The order was used to choose rows. It holds places within each row: scatter along the "
-            "last axis writes there."),
+        Misconception("order not kept within its row", _p_rows,
+            "The order was taken for rows, or written in every row. It holds places within each "
+            "row; scatter along the last axis writes there.",
+            also=[_p_columns]),
         Misconception("the last sum came round", _p_rolled,
             "The likeliest token was cut. You moved the sums along by one, and the last came round "
             "to the front; before the first token the sum is 0."),
@@ -639,15 +618,14 @@ REMEMBER = Exercise(
         Misconception("only the new", lambda kept, k, v, positions: (k, v, positions),
             "Only the newest tokens are left; a query would see nothing of its past. Append them "
             "to what was kept."),
-        Misconception("along the batch", _appended(lambda kept, new: (
+        Misconception("along another axis", _appended(lambda kept, new: (
                 torch.cat([kept[0], new[0]], 0), torch.cat([kept[1], new[1]], 0),
                 torch.cat([kept[2], new[2]], 0))),
-            "You joined along the axis of the texts. A text grows along its own axis: the second, "
-            "number 1."),
-        Misconception("along the heads", _appended(lambda kept, new: (
-                torch.cat([kept[0], new[0]], 2), torch.cat([kept[1], new[1]], 2),
-                torch.cat([kept[2], new[2]], 1))),
-            "You joined along the heads. Their number never grows; the tokens do, along axis 1."),
+            "You joined along the texts or the heads, whose number never grows. A text grows "
+            "along its own axis: the second, number 1.",
+            also=[_appended(lambda kept, new: (
+                      torch.cat([kept[0], new[0]], 2), torch.cat([kept[1], new[1]], 2),
+                      torch.cat([kept[2], new[2]], 1)))]),
         Misconception("new ones first", _appended(lambda kept, new: _cat(new, kept)),
             "The newest tokens stand first. Looks would still be right, but the order was asked "
             "for: what comes later stands later."),
@@ -655,12 +633,15 @@ REMEMBER = Exercise(
                 *_cat(kept[:2], new[:2]), new[2])),
             "Keys and values grew, the positions did not. Without its position nobody knows "
             "whether a key may be seen."),
-        Misconception("positions counted anew", _appended(lambda kept, new: (
+        Misconception("positions counted here", _appended(lambda kept, new: (
                 *_cat(kept[:2], new[:2]),
                 torch.arange(kept[2].shape[1] + new[2].shape[1]).expand(
                     len(new[2]), kept[2].shape[1] + new[2].shape[1]))),
-            "You counted positions from 0. A text may begin later; join the positions that were "
-            "given."),
+            "You counted positions yourself. They come already counted from the start of the "
+            "text, and it may begin later: join them as they are.",
+            also=[_appended(lambda kept, new: (
+                      *_cat(kept[:2], new[:2]),
+                      torch.cat([kept[2], new[2] + kept[2].shape[1]], 1)))]),
         Misconception("the first twice", lambda kept, k, v, positions: _cat(
                 kept or (k, v, positions), (k, v, positions)),
             "At the first call the new tokens were appended to themselves. When nothing is kept, "
@@ -683,11 +664,6 @@ REMEMBER = Exercise(
                 torch.cat([kept[2], new[2]], 1))),
             "The new values were appended to the old keys. Of what was kept, the values are the "
             "second."),
-        Misconception("positions counted from the kept ones", _appended(lambda kept, new: (
-                *_cat(kept[:2], new[:2]),
-                torch.cat([kept[2], new[2] + kept[2].shape[1]], 1))),
-            "The number of kept tokens was added to the new positions. These come already counted "
-            "from the start of the text: join them as they are."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -781,22 +757,18 @@ WITH_TEMPERATURE = Exercise(
             "These are the divided logits. The last step is missing: a softmax makes them "
             "probabilities."),
         Misconception("the token at zero", _dial(cold=lambda x: x.argmax(-1)),
-            "At temperature 0 you return the token. Wanted is a distribution as always: 1 at that "
-            "token, 0 elsewhere."),
-        Misconception("the largest logit at zero", _dial(cold=lambda x: x.where(
-                x == x.amax(-1, keepdim=True), torch.tensor(0.0))),
-            "At temperature 0 the row holds logits. It should hold probabilities: 1 at the "
-            "likeliest token, 0 elsewhere."),
+            "At temperature 0 you return the token, or its logit. Wanted is a distribution as "
+            "always: 1 at that token, 0 elsewhere.",
+            also=[_dial(cold=lambda x: x.where(
+                      x == x.amax(-1, keepdim=True), torch.tensor(0.0)))]),
         Misconception("softmax at zero", _dial(cold=lambda x: x.softmax(-1)),
             "At temperature 0 you give the plain softmax. Zero is the end of the dial where the "
             "likeliest token gets everything."),
-        Misconception("every row's place in every row", _dial(cold=lambda x: torch.zeros_like(
-                x).index_fill(-1, x.argmax(-1).flatten(), 1.0)),
-            "At temperature 0 each row got the 1 of every row. A row has one likeliest token: "
-            "scatter along the last axis keeps rows apart."),
-        Misconception("places as rows", _dial(cold=_ones_in_rows),
-            "At temperature 0 the places were taken for row numbers. They count tokens, along the "
-            "last axis."),
+        Misconception("places not kept within their row", _dial(cold=_ones_in_rows),
+            "At temperature 0 the places were taken for rows, or used in every row. They count "
+            "tokens: scatter along the last axis.",
+            also=[_dial(cold=lambda x: torch.zeros_like(
+                      x).index_fill(-1, x.argmax(-1).flatten(), 1.0))]),
         Misconception("size of the vocabulary missing", _dial(cold=lambda x: F.one_hot(
                 x.argmax(-1)).to(x.dtype)),
             "At temperature 0 the rows are too short: one_hot counts only up to the largest place "
@@ -949,8 +921,11 @@ KEEP_MIN_P = Exercise(
         Misconception("scaled over the batch", _min_p(_of_the_best, scale=lambda x: x / x.sum()),
             "All rows together sum to 1. Scale each row by its own sum: along the last axis, kept."),
         Misconception("scaled by softmax", _min_p(_of_the_best, scale=lambda x: x.softmax(-1)),
-            "A softmax gives something to the tokens that were cut. To scale, divide by the sum of "
-            "the row."),
+            "A softmax takes probabilities for scores: it levels them, and gives something to "
+            "what is cut unless that is minus infinity. Divide by the row's sum.",
+            also=[lambda probabilities, share: (
+                      probabilities.masked_fill(probabilities < _of_the_best(probabilities, share),
+                                                -INF).softmax(-1))]),
         Misconception("the others kept", _min_p(_of_the_best, keep=lambda p, limit: p < limit),
             "The unlikely tokens are kept and the likely ones cut. Keep what reaches the limit."),
         Misconception("the nucleus", lambda probabilities, share: keep_top_p(probabilities, share),
@@ -966,11 +941,6 @@ KEEP_MIN_P = Exercise(
         Misconception("equal is not enough", _min_p(_of_the_best, keep=lambda p, limit: p > limit),
             "A token that has exactly the share was cut. At least means that equal is enough to "
             "stay."),
-        Misconception("minus infinity, then a softmax", lambda probabilities, share: (
-                probabilities.masked_fill(probabilities < _of_the_best(probabilities, share),
-                                          -INF).softmax(-1)),
-            "The right tokens are cut, but a softmax took the probabilities for scores and made "
-            "them nearly level. Divide each row by its sum."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -1083,11 +1053,9 @@ UNTIL_STOP = Exercise(
             "A single token of a stop sequence ended the text. The whole sequence must stand there, "
             "in order."),
         Misconception("its first token is enough", _stop(lambda ids, i, stop: ids[i] == stop[0]),
-            "The first token of a sequence ended the text. Look whether the others follow it."),
-        Misconception("first tokens, first in the list",
-            _stop(lambda ids, i, stop: ids[i] == stop[0], choose=None),
-            "The first token of a sequence ended the text, whatever followed. Compare the whole "
-            "sequence, and take the one that begins earliest."),
+            "The first token of a sequence ended the text. Compare the whole sequence, and take "
+            "the one that begins earliest.",
+            also=[_stop(lambda ids, i, stop: ids[i] == stop[0], choose=None)]),
         Misconception("nothing returned without a stop", lambda ids, stops: (
                 lambda cut: cut if cut != list(ids) else None)(_stop(_whole)(ids, stops)),
             "Without a stop sequence nothing comes back. Then the whole list is the result."),
@@ -1238,24 +1206,19 @@ WRITE_CACHED = Exercise(
         Misconception("unchanged", _cached(position=lambda prompt, step: step),
             "The bug is still there: from the second new token on the text differs from the one "
             "without a cache. Where does the model believe the new token stands?"),
-        Misconception("one too early",
+        Misconception("off by one",
             _cached(position=lambda prompt, step: len(prompt) + step - 1),
-            "The first new token gets the position of the prompt's last one. Positions count from "
-            "0: after P tokens comes position P."),
-        Misconception("one too late",
-            _cached(position=lambda prompt, step: len(prompt) + step + 1),
-            "One position is left out between the prompt and the new tokens. After P tokens, which "
-            "are 0 up to P - 1, comes position P."),
+            "The positions of the new tokens are off by one. After P tokens, which are 0 up to P "
+            "- 1, comes position P.",
+            also=[_cached(position=lambda prompt, step: len(prompt) + step + 1)]),
         Misconception("always the same position",
             _cached(position=lambda prompt, step: len(prompt)),
             "Every new token gets the same position, so each overwrites the one before. The "
             "position grows with every step."),
-        Misconception("everything again", _cached(again=lambda prompt, new: prompt + new),
-            "The whole text is read into the cache again at every step, so the model sees it "
-            "several times. Only the new token is unread."),
-        Misconception("all new tokens again", _cached(again=lambda prompt, new: new),
-            "All new tokens are read at every step, though the cache holds most of them. Read the "
-            "newest alone."),
+        Misconception("read again", _cached(again=lambda prompt, new: prompt + new),
+            "Tokens are read at every step that the cache holds already, so the model sees them "
+            "several times. Read the newest alone.",
+            also=[_cached(again=lambda prompt, new: new)]),
         Misconception("no memory", _new_cache_each_time,
             "Each new token sees nothing but itself: the cache is new at every step, or every "
             "token stands at position 0. One cache, positions that grow."),
@@ -1347,17 +1310,19 @@ WORK_OF_WRITING = Exercise(
     misconceptions=(
         Misconception("the last token read", lambda prompt, new, cached: _work(_tokens, _pairs)(
                 prompt, new + 1, cached),
-            "The last new token is counted as read. It is chosen and handed out; nobody reads "
-            "it any more."),
-        Misconception("all tokens, cached only", _work(
-                lambda P, n, c: P + n if c else _tokens(P, n, c),
-                lambda P, n, c: _triangle(P + n) if c else _pairs(P, n, c)),
-            "With the cache one token too many is read: the last new one is never read."),
+            "The last new token is counted as read. It is chosen and handed out; nobody reads it "
+            "any more.",
+            also=[_work(
+                      lambda P, n, c: P + n if c else _tokens(P, n, c),
+                      lambda P, n, c: _triangle(P + n) if c else _pairs(P, n, c))]),
         Misconception("prompt forgotten", _work(
                 lambda P, n, c: n if c else _triangle(n),
                 lambda P, n, c: _triangle(n) if c else sum(_triangle(i + 1) for i in range(n))),
             "The prompt is missing. It is read as well, once with a cache and every time "
-            "without."),
+            "without, and its tokens make pairs.",
+            also=[_work(
+                      lambda P, n, c: n if c else _tokens(P, n, c),
+                      lambda P, n, c: _triangle(n) if c else _pairs(P, n, c))]),
         Misconception("same for both", lambda prompt, new, cached: _work(_tokens, _pairs)(
                 prompt, new, True),
             "Without a cache you count each token once. But then the whole text is read again for "
@@ -1368,12 +1333,21 @@ WORK_OF_WRITING = Exercise(
             "in the cache."),
         Misconception("square of pairs", _work(_tokens,
                 lambda P, n, c: (P + n - 1) ** 2 if c else sum((P + i) ** 2 for i in range(n))),
-            "The tokens are right. For the pairs, causality halves the square: a token looks at "
-            "itself and at those before it."),
+            "Pairs are counted as a full square. Causality halves it: a token looks at itself "
+            "and at those before it.",
+            also=[_work(_tokens,
+                      lambda P, n, c: _pairs(P, n, c) if c else sum(
+                          (P + i) ** 2 for i in range(n))),
+                  _work(_tokens,
+                      lambda P, n, c: P * P + sum(P + i for i in range(1, n)) if c
+                      else sum((P + i) ** 2 for i in range(n)))]),
         Misconception("pairs without itself", _work(_tokens,
                 lambda P, n, c: _pairs(P, n, c) - _tokens(P, n, c)),
-            "The tokens are right. Each query may attend to its own key as well: token 0 makes one "
-            "pair, not none."),
+            "The tokens are right; each makes one pair too few. A query may attend to its own "
+            "key as well: token 0 makes one pair, not none.",
+            also=[_work(_tokens,
+                      lambda P, n, c: _triangle(P) + sum(P + i for i in range(n - 1)) if c
+                      else _pairs(P, n, c))]),
         Misconception("cached queries counted in the prompt", _work(_tokens,
                 lambda P, n, c: sum(P + i for i in range(n)) if c else _pairs(P, n, c)),
             "With the cache only the last query of the prompt is counted. Every token of the "
@@ -1387,31 +1361,10 @@ WORK_OF_WRITING = Exercise(
             "With the cache you counted the look of the prompt's last token twice. Each new token "
             "that is read looks at one key more than the one before."),
         Misconception("one token looks at one", _work(_tokens, _tokens),
-            "The second number equals the first. A token makes a pair with each key that it may "
-            "see, so the pairs grow faster."),
-        Misconception("square without a cache", _work(_tokens,
-                lambda P, n, c: _pairs(P, n, c) if c else sum((P + i) ** 2 for i in range(n))),
-            "Without a cache you counted every pair of two tokens. A token makes a pair only with "
-            "itself and those before it: half of the square."),
-        Misconception("prompt missing with a cache", _work(
-                lambda P, n, c: n if c else _tokens(P, n, c),
-                lambda P, n, c: _triangle(n) if c else _pairs(P, n, c)),
-            "With the cache the prompt is missing. It is read once, before the first choice, and "
-            "its tokens make pairs as well."),
-        Misconception("new tokens one pair short", _work(_tokens,
-                lambda P, n, c: _triangle(P) + sum(P + i for i in range(n - 1)) if c
-                else _pairs(P, n, c)),
-            "With the cache every new token is one pair short. It looks at all before it and at "
-            "itself."),
-        Misconception("the prompt as a full square", _work(_tokens,
-                lambda P, n, c: P * P + sum(P + i for i in range(1, n)) if c
-                else sum((P + i) ** 2 for i in range(n))),
-            "What is read in one go makes a full square in your count. Causality halves it: a "
-            "token looks at itself and at those before it."),
-        Misconception("one pair for each token in the cache", _work(_tokens,
-                lambda P, n, c: P + n - 1 if c else _pairs(P, n, c)),
-            "With the cache you count one pair for each token. Its query meets all kept keys as "
-            "well as its own."),
+            "One pair is counted for each token. A token makes a pair with each key that it may "
+            "see, so the pairs grow faster.",
+            also=[_work(_tokens,
+                      lambda P, n, c: P + n - 1 if c else _pairs(P, n, c))]),
         Misconception("one triangle of all that is read", _work(_tokens,
                 lambda P, n, c: _triangle(_tokens(P, n, c))),
             "Without a cache you made one triangle of all tokens read. Each reading begins anew: a "
@@ -1580,17 +1533,17 @@ BEAM = Exercise(
         Misconception("one step too few", lambda next_logs, start, width, steps: _beam()(
                 next_logs, start, width, steps - 1),
             "The text is one token too short: take as many steps as asked."),
-        Misconception("always asks after the start",
+        Misconception("asks about a part",
             lambda next_logs, start, width, steps: _beam()(
                 lambda ids: next_logs(start), start, width, steps),
-            "Every step asks what follows the start. Ask after the whole beginning, its new tokens "
-            "included."),
+            "The model is asked about a part of the text only. Ask after the whole beginning, "
+            "the start and all new tokens.",
+            also=[_forgets_start,
+                  lambda next_logs, start, width, steps:
+                      _beam()(lambda ids: next_logs(ids[len(start):]), start, width, steps)]),
         Misconception("branches at the first step only", _branch_once,
             "Only the first step branches; after it each beginning goes on greedily. Let every "
             "step continue all beginnings and keep the best of all."),
-        Misconception("always asks about the first token", _forgets_start,
-            "The next token is asked for after the first token only. Ask after the whole "
-            "beginning, the newest token included."),
         Misconception("sorted upwards", _beam_kept(
                 lambda grown, width: sorted(grown)[:width],
                 lambda grown, children, width: grown + _best(children, width)),
@@ -1612,10 +1565,6 @@ BEAM = Exercise(
                 _best, last=lambda beams, start: beams[-1][1][len(start):]),
             "At the end you took the last of those kept, which is the least likely. Take the "
             "first."),
-        Misconception("asks about the new tokens alone", lambda next_logs, start, width, steps:
-            _beam()(lambda ids: next_logs(ids[len(start):]), start, width, steps),
-            "The model is asked about the new tokens alone. Ask about the start and the new ones "
-            "together; only the result leaves the start out."),
         Misconception("never sorted", _beam_kept(lambda grown, width: grown[:width]),
             "The first few continuations stay, whatever their sums. Sort them all, the largest sum "
             "first, and then cut."),

@@ -74,22 +74,17 @@ REPEAT_HEADS = Exercise(
             "Every position of the text is there n times, and no head is. Count the axes: "
             "text, position, head, number."),
         Misconception("numbers repeated", lambda x, n: x.repeat_interleave(n, dim=3),
-            "The heads have become n times as long. It is the axis of the heads that grows, "
-            "not that of their numbers."),
+            "Each head has become n times as long. It is the axis of the heads that grows, not "
+            "that of their numbers.",
+            also=[lambda x, n: x.repeat(1, 1, 1, n)]),
         Misconception("no axis named", lambda x, n: x.repeat_interleave(n),
             "The result is one long row: without an axis everything is flattened first. Name "
             "the axis of the heads."),
         Misconception("a new axis left open",
             lambda x, n: x[:, :, :, None].expand(*x.shape[:3], n, x.shape[3]),
-            "There is one axis too many: the copies have an axis of their own. Join it with "
-            "that of the heads, heads first."),
-        Misconception("a new axis before the heads",
-            lambda x, n: torch.stack([x] * n, dim=2),
-            "There is one axis too many, before the heads. The copies of one "
-            "head belong side by side: put their axis after the heads and join the two."),
-        Misconception("the numbers of a head again", lambda x, n: x.repeat(1, 1, 1, n),
-            "Each head has become n times as long, and there are as many heads as before. It "
-            "is the axis of the heads that grows."),
+            "There is one axis too many. The copies of one head stand side by side: put their "
+            "axis after that of the heads, and join the two.",
+            also=[lambda x, n: torch.stack([x] * n, dim=2)]),
         Misconception("the axis of the heads expanded",
             lambda x, n: x.expand(-1, -1, n, -1),
             "Only an axis of size 1 can be expanded, and the heads are several. Make a new "
@@ -226,14 +221,11 @@ PLAIN_ATTEND = Exercise(
         Misconception("heads in turn", _repeated(lambda x, n: x.repeat(1, 1, n, 1)),
             "Query heads 0, 1, 2 read key/value heads 0, 1, 2 in turn. The rule: neighbours "
             "share, so query head h reads key/value head h // n."),
-        Misconception("as many copies as shared heads",
+        Misconception("as many copies as heads",
             _repeated(repeat_heads, lambda q, k: k.shape[2]),
-            "Each shared head was repeated K times. It must serve H / K query heads; in an "
-            "example with 4 and 2 the two are equal."),
-        Misconception("as many copies as query heads",
-            _repeated(repeat_heads, lambda q, k: q.shape[2]),
-            "Each shared head was repeated H times, which gives H times K heads. There are H "
-            "query heads for K shared ones: how many for each?"),
+            "Each shared head was repeated K or H times. It must serve H / K query heads; in an "
+            "example with 4 and 2 this equals K.",
+            also=[_repeated(repeat_heads, lambda q, k: q.shape[2])]),
         Misconception("group size from the positions",
             _repeated(repeat_heads, lambda q, k: q.shape[1] // k.shape[1]),
             "The number of copies was taken from the positions. The heads are the third axis "
@@ -261,8 +253,9 @@ PLAIN_ATTEND = Exercise(
             "The number of copies is a decimal number, and nothing can be repeated 4.0 times. "
             "Divide as whole numbers."),
         Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
-            "It works while all texts have one mask. With a mask for each text, its first "
-            "axis met an axis of heads: it needs two new axes after the first."),
+            "It works while all texts have one mask. With a mask for each text it needs two new "
+            "axes, as the scores have two axes of heads.",
+            also=[_grouped(room=lambda mask: mask.unsqueeze(-3))]),
         Misconception("mask forgotten",
             lambda q, k, v, mask: plain_attend(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight: the mask was not handed on. It is the same for all "
@@ -278,9 +271,6 @@ PLAIN_ATTEND = Exercise(
             _grouped(soften=lambda s, hidden: s.softmax(-1)),
             "A query that may see nothing gets an average of all values. As in chapter 2, its "
             "result is zeros."),
-        Misconception("mask one axis short", _grouped(room=lambda mask: mask.unsqueeze(-3)),
-            "It works while all texts have one mask. With a mask for each text, the scores "
-            "have two axes of heads, so the mask needs two new axes."),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -648,8 +638,9 @@ WITHOUT_COPIES = Exercise(
             "The looks are right, but groups and members still have an axis each. Join them "
             "to H heads."),
         Misconception("mask without axes for the heads", _grouped(room=lambda mask: mask),
-            "The mask met the axes of the heads instead of those of text, query and key. It "
-            "needs two new axes after the first."),
+            "The mask met the axes of the heads. The scores have two of those, group and member: "
+            "it needs two new axes after that of the texts.",
+            also=[_grouped(room=lambda mask: mask.unsqueeze(-3))]),
         Misconception("mask ignored",
             lambda q, k, v, mask: _grouped()(q, k, v, torch.ones_like(mask)),
             "Hidden keys get weight. The mask needs an axis for the groups and one for their "
@@ -660,9 +651,6 @@ WITHOUT_COPIES = Exercise(
         Misconception("mask after the softmax", _hidden_after_softmax,
             "Hidden keys took their part of the softmax, so the other weights sum to less than "
             "1. Hide scores before the softmax."),
-        Misconception("mask one axis short", _grouped(room=lambda mask: mask.unsqueeze(-3)),
-            "The mask got one new axis. The scores have two axes of heads, group and member, "
-            "so it needs two, after that of the texts."),
         Misconception("positions and heads mixed at the end",
             _grouped(join=lambda out: out.permute(0, 2, 3, 1, 4).reshape(
                 out.shape[0], out.shape[1], -1, out.shape[4])),
@@ -898,12 +886,10 @@ REORDER_QUERIES = Exercise(
         Misconception("the other direction", _reordered(_inverse),
             "This is the way back. At place h must stand an old head that read key/value head "
             "h // n."),
-        Misconception("output left as it was", _reordered(_side_by_side, output=False),
-            "The queries are in order, but wo still expects the looks in the old one. A look "
-            "moves with its query: its place in wo is a block of columns."),
-        Misconception("queries left as they were", _reordered(_side_by_side, queries=False),
-            "wo expects the new order, but the queries still come in the old one. Both must "
-            "move together."),
+        Misconception("only one in order", _reordered(_side_by_side, output=False),
+            "Only one of the two matrices is in the new order. A look moves with its query: its "
+            "place in wo is a block of columns.",
+            also=[_reordered(_side_by_side, queries=False)]),
         Misconception("cut into numbers first, heads second", _reordered_torn,
             "Heads are torn apart: the rows were cut as if the first number of every head came "
             "first. A head is D rows that stand together."),
@@ -916,13 +902,11 @@ REORDER_QUERIES = Exercise(
             "head is a block of D rows."),
         Misconception("rows of wo moved", lambda wq, wo, H, K: (
                 _reordered(_side_by_side)(wq, wo, H, K)[0], wo[_side_by_side(H, K)]),
-            "The rows of wo were moved; they belong to the outputs of the layer. Head h enters "
-            "wo by its columns."),
-        Misconception("wo cut into heads by rows", lambda wq, wo, H, K: (
-                _reordered(_side_by_side)(wq, wo, H, K)[0],
-                wo.reshape(H, -1, wo.shape[1])[_side_by_side(H, K)].flatten(0, 1)),
-            "The rows of wo were cut into heads, and there are not H heads in them. Head h "
-            "enters wo by its columns."),
+            "The rows of wo were moved, or cut into heads; they belong to the outputs of the "
+            "layer. Head h enters wo by its columns.",
+            also=[lambda wq, wo, H, K: (
+                      _reordered(_side_by_side)(wq, wo, H, K)[0],
+                      wo.reshape(H, -1, wo.shape[1])[_side_by_side(H, K)].flatten(0, 1))]),
         Misconception("heads not joined", lambda wq, wo, H, K: (
                 wq.unflatten(0, (H, -1))[_side_by_side(H, K)],
                 wo.unflatten(1, (H, -1))[:, _side_by_side(H, K)]),
@@ -1014,10 +998,11 @@ POOL_HEADS = Exercise(
         Misconception("first head of each group", _pooled(lambda heads: heads[:, 0]),
             "Only the first head of each group was kept. The task is the average of the "
             "group; the cell below compares the two."),
-        Misconception("a group averaged to one row",
+        Misconception("averaged over rows",
             lambda w, K, new: w.unflatten(0, (new, -1)).mean(1),
-            "Each group became a single row: the average ran over heads and their numbers. A "
-            "head keeps its D rows."),
+            "A single row is left of each head or group: the average ran over rows. It runs over "
+            "the heads of a group, and each keeps its D rows.",
+            also=[lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(2).flatten(0, 1)]),
         Misconception("heads not joined",
             lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(1),
             "The averages are right, but the heads have an axis of their own. Join it with "
@@ -1031,10 +1016,6 @@ POOL_HEADS = Exercise(
                 1, keepdim=True).expand(-1, K // new, -1, -1).flatten(0, 2),
             "The averages are right, but each is still there several times. The new matrix "
             "has fewer rows: one block for each new head."),
-        Misconception("averaged over the rows of each head",
-            lambda w, K, new: w.unflatten(0, (new, K // new, -1)).mean(2).flatten(0, 1),
-            "Each head became a single row: the average ran over the rows of a head. It runs "
-            "over the heads of a group, and each keeps its D rows."),
     ),
     hints=(
         Hint("I do not know where to start",
