@@ -668,11 +668,9 @@ LOAD_IN_ORDER = Exercise(
     lines=(
         "config, layout, stored = open_folder(folder)       # headers only",
         'with torch.device("meta"): model = Transformer(config)',
-        "places = {name: locate(name, w.shape, config, layout)"
-        " for name, w in model.state_dict().items()}",
+        "places = {n: locate(n, w.shape, config, layout) for n, w in model.state_dict().items()}",
         "match({p.name: p.shape for p in places.values()}, stored, folder)",
-        "weights = {name: read_weight(stored[p.name], p.convert)"
-        " for name, p in places.items()}",
+        "weights = {n: read_weight(stored[p.name], p.convert) for n, p in places.items()}",
         "model.load_state_dict(weights, assign=True)",
         "return model.eval()",
     ),
