@@ -172,10 +172,21 @@ def test_numbers_are_compared_by_their_factor(chapter_99):
     assert "Off by a factor of 2.50." in str(reveal("n", torch.tensor(400.0)))
 
 
+@pytest.mark.parametrize("typed, read", [
+    ("14.5 GB", "14.5"), ("14,5", "14.5"), ("7,240 weights", "7240"), ("-3", "-3"), (14, "14"), (".5", "0.5"),
+    ("1e3", "1000"),
+])
+def test_a_number_may_come_with_its_unit(typed, read, chapter_99):
+    assert str(predict("n", "How many?", answer=typed)).endswith(f"You say: {read}")
+
+
 def test_unanswered_is_fine_and_nonsense_is_not(chapter_99):
     assert "You said" not in str(reveal("never asked", 3.0))
     with pytest.raises(ValueError, match="none of A, B"):
         predict("axis", "Which?", ("a", "b"), answer="C")
+    for nonsense in ("many", (14, 5)):
+        with pytest.raises(ValueError, match="is no number"):
+            predict("n", "How many?", answer=nonsense)
 
 
 def test_bets_on_headlines(chapter_99):

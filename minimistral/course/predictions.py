@@ -6,6 +6,7 @@ from top to bottom whether or not the questions were answered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +31,7 @@ def predict(name: str, question: str, options: Sequence[str] = (), *, answer: An
         how = f"answer={_letter(0)!r}" if options else "answer=<your number>"
         return Panel(f"Predict · {question}", [f"Write {how}, run the cell, go on. Guessing is fine."],
                      tone="wait", code="\n".join(shown))
-    if options:
-        answer = _as_letter(answer, options)
-    elif isinstance(answer, str):
-        answer = float(answer.replace(",", ""))
+    answer = _as_letter(answer, options) if options else _as_number(answer)
     _remember(name, answer)
     said = f"{answer}  {options[ord(answer) - 65]}" if options else short(answer)
     return Panel(f"Predict · {question}", [f"You say: {said}"], tone="wait")
@@ -95,6 +93,17 @@ def _as_letter(answer, options) -> str:
     raise ValueError(f"answer={answer!r} is none of {', '.join(letters)}")
 
 
+def _as_number(answer) -> float:
+    """14.5, "14.5", "14,5" and "14.5 GB" -> 14.5; "7,240" -> 7240."""
+    if isinstance(answer, (int, float)):
+        return answer
+    text = re.sub(r",(?=\d{3}(\D|$))", "", str(answer)).replace(",", ".")
+    number = re.match(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text)
+    if number is None:
+        raise ValueError(f"answer={answer!r} is no number: write one, as in answer=14.5")
+    return float(number[0])
+
+
 def _remember(name, answer):
     update_progress(lambda data: data["predictions"].__setitem__(name, answer))
 
@@ -105,4 +114,4 @@ def _distance(said: float, truth: float) -> str:
     if said * truth <= 0:
         return f"Off by {short(abs(said - truth))}."
     factor = max(said / truth, truth / said)
-    return f"Off by a factor of {factor:.2f}."
+    return f"Off by a factor of {factor:,.2f}."
