@@ -287,10 +287,10 @@ def mixture_explorer(experts: int, chosen: int, bits: float):
     ax.set(xscale="log", xlim=(1, 3000), ylim=(-0.5, 2.9),
            xlabel=f"GB at {bits:g} bits a weight (log scale)",
            title=f"{experts} x 7B, {min(chosen, experts)} at work: {fit} into 80 GB")
-    sentence = (f"{experts} experts, {min(chosen, experts)} at work, {bits:g} bits: "
+    sentence = (f"{experts} expert{'s' * (experts > 1)}, {min(chosen, experts)} at work, {bits:g} bits: "
                 f"{count.total / 1e9:.1f} billion parameters stored, {gigabytes['stored']:.1f} GB; "
-                f"{count.active / 1e9:.1f} billion at work; so many whole models would be "
-                f"{values['as whole models']:.1f}.")
+                f"{count.active / 1e9:.1f} billion at work; as many whole models would store "
+                f"{values['as whole models']:.1f} billion.")
     return figure, sentence, {"": list(values), "billions": [round(v, 2) for v in values.values()],
                               "GB": [round(v, 2) for v in gigabytes.values()]}
 

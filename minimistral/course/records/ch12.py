@@ -945,6 +945,9 @@ STORED_BYTES = Exercise(
             "The bits that do not fill a byte are dropped. They need one, too: round up."),
         Misconception("not a whole number", _bytes(total=lambda w, n, s: (w + n * s) / 8),
             "A part of a byte is returned. It takes a whole one: round up."),
+        Misconception("always a byte more", _bytes(total=lambda w, n, s: (w + n * s) // 8 + 1),
+            "A byte was added although the last one is full. Only bits that are left over need "
+            "one more."),
         Misconception("rounded up twice", _bytes(total=lambda w, n, s: -(-w // 8) + -(-n * s // 8)),
             "Numbers and scales were rounded up apart, which leaves a gap. Add all bits, then round up "
             "once."),
@@ -960,7 +963,9 @@ STORED_BYTES = Exercise(
             "once."),
         Misconception("without groups no scales",
             _bytes(scales=lambda r, c, g: r * c // g if g else 0),
-            "Right with groups. Without them a row still has a scale: one."),
+            "Right with groups. Without them every row still has a scale, one: as many as there are "
+            "rows.",
+            also=[_bytes(scales=lambda r, c, g: r * c // g if g else c)]),
     ),
     hints=(
         Hint("I do not know where to start",
