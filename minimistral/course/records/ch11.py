@@ -34,7 +34,7 @@ def two_texts_shorter_than_the_window():
 
 
 def five_texts_for_a_mixture():
-    return MIXED, 5, 60, 8
+    return MIXED, 5, 60, 4
 
 
 def one_long_text_for_a_mixture():
@@ -108,6 +108,12 @@ def _only_windows(config, batch, length, bits):
 def _last_layer(config, batch, length, bits):
     seen = min(length, config.window(config.n_layers - 1) or length)
     return batch * seen * cache_bytes_per_token(config) / config.n_layers
+
+
+def _further_experts_as_bytes(config, batch, length, bits=16):
+    one = step_bytes(config, 1, 0, bits)
+    more = step_bytes(config, batch, 0, bits) - one
+    return one + 8 * more / bits + batch * cache_bytes(config, length)
 
 
 def _all_grows_with_experts(config, batch, length, bits=16):
@@ -245,6 +251,9 @@ STEP_BYTES = Exercise(
                 step_bytes(config, batch, length, bits) - batch * cache_bytes(config, length))
             + batch * cache_bytes(config, length),
             "The weights are 8 times too large: bits were added as if they were bytes."),
+        Misconception("further experts without their bits", _further_experts_as_bytes,
+            "The weights of the further experts were added as if each were a byte. Their bits count as "
+            "those of all weights."),
         Misconception("whole bytes only",
             lambda config, batch, length, bits=16: bits // 8 * (
                 step_bytes(config, batch, 0, 8)) + batch * cache_bytes(config, length),
@@ -336,6 +345,8 @@ def _shares(candidate, proposed, q, p, times):
     for tokens in first:
         if not isinstance(tokens, (list, tuple)):
             raise ValueError("no list")
+        if any(isinstance(token, (list, tuple)) for token in tokens):
+            raise ValueError("a list in the list")
         if not all(isinstance(token, Integral) for token in tokens):
             raise ValueError("tokens that are no whole numbers")
     if first != _many(candidate, proposed, q, p, 20):
@@ -519,6 +530,30 @@ def _returned_in_the_loop(proposed, q, p, generator):
     return [draw_one(p[-1], generator)]
 
 
+def _list_in_a_list(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return [found[:-1], found[-1]]
+
+
+def _places(proposed, q, p, generator):
+    found = accept(proposed, q, p, generator)
+    return [*range(len(found) - 1), found[-1]]
+
+
+def _rows_for_columns(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[token, i] / q[token, i]:
+            return [*proposed[:i], draw_one((p[i] - q[i]).clamp(min=0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
+def _row_behind_the_loop(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            return [*proposed[:i], draw_one((p[i] - q[i]).clamp(min=0), generator)]
+    return [*proposed, draw_one(p[i + 1], generator)]
+
+
 def _tensors(proposed, q, p, generator):
     return [torch.tensor(token) for token in accept(proposed, q, p, generator)]
 
@@ -657,6 +692,16 @@ ACCEPT = Exercise(
         Misconception("tensors in the list", _tensors,
             "The list holds tensors. They print like numbers, but a stop id is not found among them. "
             "Return plain whole numbers."),
+        Misconception("a list in the list", _list_in_a_list,
+            "A list stands inside the list. Put the accepted tokens themselves into it, one after the "
+            "other."),
+        Misconception("places instead of tokens", _places,
+            "The places of the accepted proposals are returned, not the tokens that stand there."),
+        Misconception("row and column exchanged", _rows_for_columns,
+            "Row and column are exchanged: a row belongs to a place, a column to a token."),
+        Misconception("the loop's last place", _row_behind_the_loop,
+            "Where nothing was proposed the loop never ran, and its place has no value. The last row of p "
+            "is there always."),
         Misconception("one token instead of a list", _one_token,
             "One token comes back, not a list. Return the accepted ones and the new one together."),
     ),
@@ -802,6 +847,14 @@ def _clock_read_once(device, rounds, warm_up):
     return statistics.median(samples)
 
 
+def _samples_emptied(device, rounds, warm_up):
+    for _ in range(warm_up):
+        device.run()
+    for _ in range(rounds):
+        told = _timer()(device, 1, 0)
+    return told
+
+
 def _warmed(number):
     return lambda device, rounds, warm_up: _timer()(device, rounds, number(warm_up))
 
@@ -886,6 +939,11 @@ TIMER = Exercise(
         Misconception("returned in the loop", lambda device, rounds, warm_up: _timer()(
                 device, 1, warm_up),
             "You return after the first sample. Take the median when all rounds are done."),
+        Misconception("the last sample only", _samples_emptied,
+            "Only the last sample is left. The list of samples begins once, before the rounds."),
+        Misconception("beside the middle", _timer(sum_up=lambda samples: sorted(samples)[
+                max(0, len(samples) // 2 - 1)]),
+            "You take the sample just below the middle of the sorted ones. Places are counted from 0."),
         Misconception("Python's clock", _pythons_clock,
             "You read Python's clock. This device has a watch of its own, and its work takes time only "
             "there."),
@@ -1082,6 +1140,15 @@ TURN = Exercise(
             _from(read=lambda config, batch, length, bits: step_bytes(config, 10**6, length, bits)),
             "Right for large batches, too large for small ones of a mixture: a few texts do not read "
             "all experts."),
+        Misconception("from the numbers of parameters", lambda config, speed, rate, bits: math.ceil(
+                rate * bits * count_parameters(config).total
+                / (speed * 16 * count_parameters(config).active)),
+            "All parameters over the active ones is only nearly right: the input table is not read, and "
+            "in small batches some experts are not either."),
+        Misconception("texts of one token", _from(
+                read=lambda config, batch, length, bits: step_bytes(config, batch, 1, bits),
+                work=lambda config, batch, length: step_operations(config, batch, 1)),
+            "Your texts have a cache. Short texts are asked for: their length is 0."),
         Misconception("doubled until it is enough", _doubling,
             "Only some batches were tried. The smallest one may lie between two of them.",
             also=[_among([1, 8, 64, 512, 1024])]),
@@ -1211,6 +1278,10 @@ FIT = Exercise(
             "their own."),
         Misconception("the weights forgotten", _fits(weights=lambda config, bits: 0),
             "The caches share the memory with the weights. Take those off first."),
+        Misconception("the window of layer 0 for all",
+            _fits(cache=lambda config, length, bits: cache_bytes_per_token(config)
+                  * min(length, config.window(0) or length)),
+            "Layers may differ in their windows. Ask each layer for its own."),
         Misconception("the last one left out", _fits_below,
             "A text that fills the memory to the last byte still fits. You leave it out."),
         Misconception("the cache multiplied by the layers",
@@ -1310,7 +1381,7 @@ GAIN = Exercise(
             "The last case is missing: all proposals accepted, and one more token."),
         Misconception("all or nothing", _gains(tokens=lambda a, n: 1 + n * a**n),
             "Too few: a step in which the third proposal fails keeps the first two.",
-            also=[_gains(tokens=lambda a, n: 1 + a**n)]),
+            also=[_gains(tokens=lambda a, n: 1 + a**n), _gains(tokens=lambda a, n: (n + 1) * a**n)]),
         Misconception("by cases, without the last", _gains(tokens=lambda a, n: sum(
                 (i + 1) * a**i * (1 - a) for i in range(n))),
             "The cases do not sum to 1: all proposals accepted, with n + 1 tokens, is one of them."),
@@ -1402,7 +1473,7 @@ def _same_writing(expected, actual):
     wrong = next((i for i, (a, b) in enumerate(zip(text, written)) if a != b), None)
     if wrong is not None:
         return f"at place {wrong} of the new text expected {text[wrong]}, got {written[wrong]}"
-    return None if steps == taken else f"the text is right, but expected {steps} steps, got {taken}"
+    return None if steps == taken else f"expected {steps} steps for this text, got {taken}"
 
 
 def _writes(grow=None, keep=None):
@@ -1447,21 +1518,22 @@ def _writes_kept_first(model, propose, prompt, n, drafts):
     return text[len(prompt):len(prompt) + n]
 
 
-def _writes_cut_to_before(model, propose, prompt, n, drafts):
-    text = [*prompt, model.run(prompt)[-1]]
-    while len(text) < len(prompt) + n:
-        proposed = propose(text, drafts)
-        told, right = model.run([text[-1], *proposed]), 0
-        while right < len(proposed) and proposed[right] == told[right]:
-            right += 1
-        model.keep(len(text))
-        text += [*proposed[:right], told[right]]
-    return text[len(prompt):len(prompt) + n]
+def _writes_keeping(number):
+    """The right text, and number(text, right, prompt, drafts) tokens kept, text as it is then."""
+    def speculate_greedy(model, propose, prompt, n, drafts):
+        right_now = []
+
+        def grow(proposed, told, right):
+            right_now.append(right)
+            return [*proposed[:right], told[right]]
+        return _writes(grow=grow, keep=lambda model, text: model.keep(
+            number(text, right_now[-1], prompt, drafts)))(model, propose, prompt, n, drafts)
+    return speculate_greedy
 
 
-def _writes_without_prompt(model, propose, prompt, n, drafts):
-    return _writes(keep=lambda model, text: model.keep(len(text) - len(prompt)))(
-        model, propose, prompt, n, drafts)
+def _read_anew(model, text):
+    model.keep(0)
+    model.run(text[:-1])
 
 
 def _agreeing_anywhere(proposed, told, right):
@@ -1474,16 +1546,6 @@ def _held_against_the_next(proposed, told, right):
     while right < len(proposed) and proposed[right] == told[right + 1]:
         right += 1
     return [*proposed[:right], told[right]]
-
-
-def _writes_kept_right(model, propose, prompt, n, drafts):
-    right_now = []
-
-    def grow(proposed, told, right):
-        right_now.append(right)
-        return [*proposed[:right], told[right]]
-    return _writes(grow=grow, keep=lambda model, text: model.keep(right_now[-1]))(
-        model, propose, prompt, n, drafts)
 
 
 def _write_by_zip(model, propose, prompt, n, drafts):
@@ -1539,9 +1601,11 @@ ROLL_BACK = Exercise(
         Misconception("taken back before the text grew", _writes_kept_first,
             "The cache is cut before the accepted tokens are in the text, so that they are forgotten. "
             "Let the text grow first."),
-        Misconception("as many kept as were right", _writes_kept_right,
+        Misconception("as many kept as were right",
+            _writes_keeping(lambda text, right, prompt, drafts: right),
             "The number to keep counts from the start of the cache, prompt included: what the text "
-            "has, less its last token."),
+            "has, less its last token.",
+            also=[_writes_keeping(lambda text, right, prompt, drafts: right + 1)]),
         Misconception("without the model's token, and one more kept", _writes(
                 grow=_no_bonus, keep=lambda model, text: model.keep(len(text))),
             "The last token of the text is run a second time while it is still in the cache. And the "
@@ -1588,11 +1652,24 @@ ROLL_BACK = Exercise(
             "The answer you add is one place too late: it follows a proposal that was rejected.",
             also=[_writes(grow=lambda proposed, told, right: [
                 *proposed[:right], *told[right + 1:right + 2]])]),
-        Misconception("cut to the text before the check", _writes_cut_to_before,
+        Misconception("cut to the text before the check",
+            _writes_keeping(lambda text, right, prompt, drafts: len(text) - right - 1),
             "Accepted proposals leave the cache, too: it is cut to the text as it was before the "
             "check."),
-        Misconception("the prompt not counted", _writes_without_prompt,
-            "You keep as many tokens as were written. The prompt is in the cache as well."),
+        Misconception("the prompt not counted",
+            _writes_keeping(lambda text, right, prompt, drafts: len(text) - len(prompt)),
+            "You keep as many tokens as were written. The prompt is in the cache as well.",
+            also=[_writes_keeping(lambda text, right, prompt, drafts: len(text) - len(prompt) - 1)]),
+        Misconception("the rejected ones subtracted",
+            _writes_keeping(lambda text, right, prompt, drafts: len(text) - (drafts - right)),
+            "The rejected tokens were taken off the text's length. They are not in it, so there is "
+            "nothing to take off for them.",
+            also=[_writes_keeping(lambda text, right, prompt, drafts: len(text) - drafts)]),
+        Misconception("accepted ones forgotten", _writes(grow=lambda proposed, told, right: [told[right]]),
+            "The accepted proposals are not in the text, only the model's own token behind them."),
+        Misconception("all read anew", _writes(keep=_read_anew),
+            "The text is right. But the whole cache is read anew after each check, and that is a step more "
+            "each time."),
         Misconception("agreeing places counted", _writes(grow=_agreeing_anywhere),
             "Proposals that agree behind a wrong one were counted. They follow a text that nobody "
             "wrote: count up to the first wrong one."),
