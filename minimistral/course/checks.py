@@ -287,10 +287,11 @@ def is_changed(before, after) -> bool:
 
 
 def _parameter_names(exercise, count: int) -> list[str]:
-    names = []
-    if not exercise.run:
-        names = list(inspect.signature(exercise.reference).parameters)
-    return [names[i] if i < len(names) else f"number {i + 1}" for i in range(count)]
+    names = list(inspect.signature(exercise.reference).parameters)
+    if exercise.run:  # its own arguments, after the candidate, where the learner knows their names
+        used = list(inspect.signature(exercise.run).parameters)[1:]
+        names = [name if name in names else "" for name in used]
+    return [names[i] if any(names[i:i + 1]) else f"number {i + 1}" for i in range(count)]
 
 
 def _difference(

@@ -166,7 +166,8 @@ reveal("order", "B", "Each weight is e to its score over a sum of such powers; "
 #
 # Write it for N tokens. You get scores (N, E) and k. Return the weights (N, k), float32 and summing to 1 for
 # each token, and the numbers of the experts (N, k), int64. Weight i belongs to expert i of the same row; the
-# order within a row is free. Scores may be large, or half precision.
+# order within a row is free. Scores may be large, or half precision. A gradient has to get from the weights back to
+# the scores: else the router never learns.
 #
 # Example: scores [[2.0, 0.1, 1.0]], k = 2: weights [[0.73, 0.27]], experts [[0, 2]].
 
@@ -217,7 +218,7 @@ print("in", tuple(x.shape), "out", tuple(out.shape))
 #
 # `experts` is a list of E modules, `x` is (N, dim), `weights` and `chosen` are (N, k). Return (N, dim), of the
 # type of `x`. Each expert runs on the tokens that chose it, and on no others; an expert may have none. Take the weights
-# as they come, and leave `x` as it is. `torch.where(chosen == e)` gives two lists: the rows in which expert e
+# as they come, leave `x` as it is, and let gradients pass to both. `torch.where(chosen == e)` gives two lists: the rows in which expert e
 # stands, and the columns.
 
 # %% tags=["your-turn"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,12 +85,21 @@ def _same_routing(expected, actual) -> str | None:
 
 
 def _ties_free(candidate, logits, k):
-    """The routing, with the first of equal scores in the place of each: which of them wins is free."""
-    routing = candidate(logits, k)
-    if _as_table(routing) is routing or routing[1].max() >= logits.shape[1]:
-        return routing
-    first = (logits[:, :, None] == logits[:, None, :]).int().argmax(-1)          # (N, E)
-    return routing[0], first.gather(1, routing[1])
+    """The routing, with the first of equal scores in the place of each: which of them wins is free.
+    A right one has to be one that can learn, too."""
+    scores = logits.clone()
+
+    def tidied(routing):
+        if _as_table(routing) is routing or routing[1].max() >= scores.shape[1]:
+            return routing
+        first = (scores[:, :, None] == scores[:, None, :]).int().argmax(-1)      # (N, E)
+        return routing[0], first.gather(1, routing[1])
+
+    routing = tidied(candidate(logits, k))
+    if _same_routing(tidied(route(scores, k)), routing) is None:
+        weights, _ = candidate(scores.requires_grad_() * 1, k)
+        return routing if weights.requires_grad else "weights that no gradient leaves"
+    return routing
 
 
 def _softmax_first(logits, k):
@@ -154,6 +165,10 @@ def _table_kept(logits, k):
 def _others_at_zero(logits, k):
     top, experts = logits.float().topk(k)
     return torch.zeros(logits.shape).scatter(1, experts, top).softmax(-1).gather(1, experts), experts
+
+
+def _plain_numbers(logits, k):
+    return tuple(map(torch.tensor, (part.tolist() for part in route(logits, k))))
 
 
 def _by_threshold(logits, k):
@@ -252,6 +267,9 @@ ROUTE = Exercise(
                 logits.float()[experts].softmax(-1), experts))(logits.topk(k).indices),
             "The weights have a third axis: the experts' numbers were used to pick whole rows. gather picks "
             "numbers within each row."),
+        Misconception("plain numbers", _plain_numbers,
+            "The weights were made of plain numbers or detached, so no gradient gets from them to the scores, "
+            "and the router never learns."),
         Misconception("one expert", lambda logits, k: route(logits, 1),
             "Only one expert is chosen for each token. k says how many."),
         Misconception("always two", lambda logits, k: route(logits, 2),
@@ -349,10 +367,16 @@ def tokens_in_bfloat16():
 
 
 def _with_count(candidate, experts, x, weights, chosen):
+    """The sum, how much work it was, and what could learn from it."""
     out = candidate(experts, x, weights, chosen)
     rows = sum(expert.rows for expert in experts)
     work = "only what was chosen" if rows <= chosen.numel() else "more rows than were chosen"
-    return out, work
+    x, weights = (part.clone().requires_grad_() for part in (x, weights))
+    again = candidate(experts, x * 1, weights * 1, chosen)
+    if again.requires_grad:
+        again.sum().backward()
+    reached = [name for name, part in (("x", x), ("weights", weights)) if part.grad is not None]
+    return out, work, f"gradients reach {' and '.join(reached) or 'nothing'}"
 
 
 def _parts(body):
@@ -446,6 +470,10 @@ def _begun_with_x(experts, x, weights, chosen):
         token, place = torch.where(chosen == e)
         out[token] += weights[token, place, None] * expert(x[token])
     return out
+
+
+def _weights_as_numbers(experts, x, weights, chosen):
+    return _token_by_token(experts, x, weights.tolist(), chosen)
 
 
 def _zeros_of_float32(experts, x, weights, chosen):
@@ -566,6 +594,12 @@ CHOSEN_EXPERTS = Exercise(
         Misconception("zeros of float32", _zeros_of_float32,
             "For tokens in half precision the sum is float32: the zeros have the shape of x, but "
             "not its type."),
+        Misconception("weights as numbers", _weights_as_numbers,
+            "The values are right, but the weights were made plain numbers. No gradient reaches the router "
+            "then, and it never learns."),
+        Misconception("no gradient", torch.no_grad()(chosen_experts),
+            "The values are right, but gradients are switched off or cut. Neither the router nor what lies "
+            "below could learn."),
         Misconception("written into the input", _into_the_input,
             "The result was written into x. Begin with zeros of the same shape."),
     ),
@@ -1266,8 +1300,14 @@ EXPECTED = Exercise(
             "spared."),
         Misconception("power without brackets", lambda E, k, batch: E * (1 - (1 - k / E**batch)),
             "Only E was raised to the power. The whole of 1 - k / E needs brackets."),
+        Misconception("rounded", lambda E, k, batch: round(E * (1 - (1 - k / E) ** batch)),
+            "The result was made a whole number. A mean over many batches need not be one.",
+            also=[lambda E, k, batch: int(E * (1 - (1 - k / E) ** batch)),
+                  lambda E, k, batch: math.ceil(E * (1 - (1 - k / E) ** batch)),
+                  lambda E, k, batch: round(E * (1 - (1 - k / E) ** batch), 1)]),
         Misconception("a probability", lambda E, k, batch: 1 - (1 - k / E) ** batch,
-            "That is the probability for one expert. There are E of them: add up."),
+            "That is the probability for one expert. There are E of them: add up.",
+            also=[lambda E, k, batch: (1 - k / E) ** batch]),
         Misconception("those at rest", lambda E, k, batch: E * (1 - k / E) ** batch,
             "That is the number of experts that nobody chose. The others are asked for."),
         Misconception("everybody chooses it", lambda E, k, batch: E * (1 - (k / E) ** batch),
@@ -1375,8 +1415,8 @@ CUT = Exercise(
             "cut between columns."),
         Misconception("other columns", _cut(first=lambda w, n: [w[i::n] for i in range(n)],
                                             third=lambda w, n: [w[i::n] for i in range(n)]),
-            "The columns of w2 are not those of the rows in w1 and w3. An expert has the same hidden numbers "
-            "in all three."),
+            "The three matrices of an expert do not have the same hidden numbers: row by row in w1 and w3, "
+            "column by column in w2.", also=[_cut(third=lambda w, n: [w[i::n] for i in range(n)])]),
         Misconception("read once", lambda w1, w2, w3, n: zip(w1.chunk(n), w2.chunk(n, 1), w3.chunk(n)),
             "This can be read once only, and a layer reads its experts at every call. Make a list of it."),
         Misconception("w2 not cut", _cut(second=lambda w, n: [w] * n),

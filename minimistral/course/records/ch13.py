@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from random import Random
 
@@ -124,6 +125,12 @@ def _without_end(tokenizer, ids, learned):
     return ids, [yes and token != tokenizer.eos_id for token, yes in zip(ids, learned)]
 
 
+def _without_inner_ends(tokenizer, ids, learned):
+    last = len(ids) - 1
+    return ids, [yes and (token != tokenizer.eos_id or n == last)
+                 for n, (token, yes) in enumerate(zip(ids, learned))]
+
+
 def _zero_where_ignored(tokenizer, conversations):
     rows = answer_rows(tokenizer, conversations)
     return Rows(rows.inputs, rows.targets.masked_fill(rows.targets == IGNORE, 0), rows.positions)
@@ -239,7 +246,7 @@ ANSWER_ROWS = Exercise(
             "belong to the targets, one place further."),
         Misconception("end token not learned", _rows(keep=_without_end),
             "The end token has no target. It belongs to the answer: without it the model never "
-            "learns to stop."),
+            "learns to stop.", also=[_rows(keep=_without_inner_ends)]),
         Misconception("padding is a target", _rows(pad=0),
             "Padding counts in the loss: its targets are 0, a token like any other. Start from "
             "rows full of IGNORE."),
@@ -310,6 +317,22 @@ def one_row_and_rank_two():
     return _layer(3, 9, 6), 2, 1.0, random_tensor(4, 7, 6)
 
 
+class _Halved(nn.Module):
+    """A layer of another kind, as a quantized one is: no parameter is called weight."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.numbers = nn.Parameter(2 * layer.weight.data)
+
+    def forward(self, x):
+        return 0.5 * (x @ self.numbers.T)
+
+
+def a_base_of_another_kind():
+    return _Halved(_layer(7, 6, 10)), 2, 3.0, random_tensor(8, 5, 10)
+
+
 def a_wide_layer():
     return _layer(5, 4, 256), 4, 10.0, random_tensor(6, 3, 256)
 
@@ -372,7 +395,7 @@ def _lora(scale=lambda alpha, rank: alpha / rank, init="right", freeze=True, for
         def __init__(self, base, rank, alpha):
             super().__init__()
             self.base = base.requires_grad_(False) if freeze else base
-            if freeze == "weight" and base.bias is not None:
+            if freeze == "weight" and getattr(base, "bias", None) is not None:
                 base.bias.requires_grad_(True)
             self.scale = scale(alpha, rank)
             spread = base.in_features ** -0.5 if std is None else std(base, rank)
@@ -406,6 +429,12 @@ class _ByMatrices(nn.Module):
         return self.base(x) + self.scale * torch.einsum("oi,...i->...o", change, x)
 
 
+class _SizesOfTheWeight(_lora()):
+    def __init__(self, base, rank, alpha):
+        outputs, inputs = base.weight.shape
+        super().__init__(base, rank, alpha)
+
+
 class _Transposed(nn.Module):
     def __init__(self, base, rank, alpha):
         super().__init__()
@@ -421,7 +450,7 @@ LORA_LINEAR = Exercise(
     name="LoRALinear", chapter=13, kind="piece", piece="lora.LoRALinear", entry="LoRALinear",
     title="A layer with an adapter", difficulty="medium", importance="essential", minutes=10,
     reference=LoRALinear, run=_use_layer, may_change_inputs=True,
-    fixtures=(rank_three_alpha_seven, one_row_and_rank_two, a_wide_layer),
+    fixtures=(rank_three_alpha_seven, one_row_and_rank_two, a_wide_layer, a_base_of_another_kind),
     equivalents={
         "products with transposes": _lora(), "a matrix of the change": _ByMatrices,
         "F.linear": _lora(forward=lambda s, x: s.base(x)
@@ -469,6 +498,9 @@ LORA_LINEAR = Exercise(
                                                        + s.scale * (x @ s.down.T) @ s.up.T),
             "The base's bias is lost. Call the base instead of using its weight: it need not be an "
             "ordinary linear layer."),
+        Misconception("sizes of the weight", _SizesOfTheWeight,
+            "The sizes were read from the base's weight, which not every layer has. Ask it for in_features and "
+            "out_features."),
         Misconception("no gradient through the base", _lora(forward=lambda s, x: s.base(x).detach()
                                                             + s.scale * (x @ s.down.T) @ s.up.T),
             "No gradient passes through the base, so adapters in the layers below learn wrongly. Freeze its "
@@ -814,9 +846,11 @@ def a_rank_of_four():
     return weight, down, up, 16.0
 
 
-def _merge_and_look(candidate, weight, *arguments):
-    """The merged weight, and what has become of the one that was given."""
-    return {"merged": candidate(weight, *arguments), "the weight that was given": weight}
+def _merge_and_look(candidate, weight, down, up, *arguments):
+    """The merged weight, and what has become of what was given."""
+    before = down.clone(), up.clone()
+    return {"merged": candidate(weight, down, up, *arguments), "the weight that was given": weight,
+            "down and up as they were": torch.equal(down, before[0]) and torch.equal(up, before[1])}
 
 
 def _merges(scale=None, product=None, signed=True, in_place=False):
@@ -835,6 +869,11 @@ def _copy_returned(weight, down, up, alpha, sign=1):
     copy = weight.clone()
     weight += sign * alpha / down.shape[0] * (up @ down)
     return copy
+
+
+def _adapter_scaled(weight, down, up, alpha, sign=1):
+    up *= sign * alpha / down.shape[0]
+    return weight + up @ down
 
 
 MERGED = Exercise(
@@ -863,7 +902,8 @@ MERGED = Exercise(
         Misconception("alpha alone", _merges(scale=lambda a, d, u: a),
             "The change is too large by the rank. Its factor is alpha over rank."),
         Misconception("rank over alpha", _merges(scale=lambda a, d, u: len(d) / a),
-            "The scale is upside down. It is alpha over rank."),
+            "The scale is not alpha over rank: it is upside down, or has a root.",
+            also=[_merges(scale=lambda a, d, u: a / len(d) ** 0.5)]),
         Misconception("the change alone", lambda weight, down, up, alpha, sign=1: sign * alpha / len(down)
                       * (up @ down),
             "This is the change alone. A new weight is the old one plus the change."),
@@ -872,6 +912,9 @@ MERGED = Exercise(
         Misconception("sign of everything",
             lambda weight, down, up, alpha, sign=1: sign * (weight + alpha / len(down) * (up @ down)),
             "Taking out turns the sign of the weight as well. The sign belongs to the change alone."),
+        Misconception("adapter written into", _adapter_scaled,
+            "The merged weight is right, but down or up was multiplied in place: the next call scales it once "
+            "more."),
         Misconception("the copy returned, the original changed", _copy_returned,
             "The copy comes back without the change, and the old weight has it. Change the copy."),
     ),
@@ -1081,7 +1124,7 @@ OVERALL = Exercise(
         Misconception("products not in brackets", _overalls(middle=lambda p, n: p + 1.96**2 / 2 * n,
                 spread=lambda p, n: 1.96 * (p * (1 - p) / n + 1.96**2 / 4 * n**2) ** 0.5),
             "The ends lie far outside 0 and 1: after a division n multiplies. What stands below a line "
-            "needs brackets."),
+            "needs brackets.", also=[_overalls(middle=lambda p, n: p + 1.96**2 / 2 * n)]),
         Misconception("z not squared in the middle", _overalls(middle=lambda p, n: p + 1.96 / (2 * n)),
             "The interval lies a little too low: in the middle, too, z is squared."),
         Misconception("only the root divided", _overalls(middle=lambda p, n: (p + 1.96**2 / (2 * n))
@@ -1107,7 +1150,8 @@ OVERALL = Exercise(
         Misconception("not divided at the end", _overalls(below=lambda n: 1.0),
             "The interval lies too high: everything is divided by 1 + z² / n at the end."),
         Misconception("in per cent", _overalls(scale=100),
-            "These are per cent. Return shares, from 0 to 1."),
+            "These are per cent. Return shares, from 0 to 1.",
+            also=[lambda marks: (100 * _overalls()(marks)[0], *_overalls()(marks)[1:])]),
         Misconception("plus and minus exchanged",
             lambda marks: tuple(_overalls()(marks)[i] for i in (0, 2, 1)),
             "The ends are exchanged: first the share, then the low end, then the high one."),
@@ -1132,6 +1176,8 @@ def _asked(seed: int, repeat: bool) -> list[Question]:
     tales = [ask(rng, kind, "en") for kind in ("who", "person", "where", "who", "where", "person", "who")]
     if not repeat:
         return tales
+    title, (_, rest) = tales[6].told.split("\n")[0], tales[2].told.split("\n", 1)
+    tales[2] = replace(tales[2], told=f"{title}\n{rest}")                    # another tale of the same title
     again = [Question("where", "en", "Where is Nora?", "At school.", tales[n].told) for n in (5, 1, 6)]
     return [again[0], tales[6], again[1], *tales, again[2]]
 
@@ -1189,6 +1235,8 @@ SPLIT = Exercise(
         Misconception("words compared", _splits(key=lambda q: q.asked),
             "The words of the questions were compared. Other tales are asked about in the same words: compare "
             "the tales."),
+        Misconception("titles compared", _splits(key=lambda q: q.told.split("\n")[0]),
+            "The titles were compared. Two tales may have one title: compare all that is told."),
         Misconception("first instead of last",
             _splits(exam=lambda a, n: a[:n], rest=lambda a, n: a[n:]),
             "The examination took the first questions. It is the last n."),
@@ -1212,7 +1260,8 @@ SPLIT = Exercise(
             "The examination has one question for each tale now. It is the last n, whole: two may share a tale."),
         Misconception("order lost", lambda asked, n: tuple(
                 sorted(part, key=lambda q: q.prompt) for part in _splits()(asked, n)),
-            "The questions are there, in another order. Keep the order they came in."),
+            "The questions are there, in another order. Keep the order they came in.",
+            also=[lambda asked, n: (_splits()(asked, n)[0], asked[:-n - 1:-1])]),
     ),
     hints=(
         Hint("I do not know where to start", "With ten questions and n = 3: which are the examination?"),
