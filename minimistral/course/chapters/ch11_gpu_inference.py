@@ -307,6 +307,7 @@ def measured_picture(batches: Sequence[int], expected: dict[str, list], found: d
     low, high = (f([f(times) for times in [*expected.values(), *found.values()]]) for f in (min, max))
     ticks = [n * 10**e for e in range(-3, 3) for n in (1, 2, 5) if low <= n * 10**e <= high]
     ax.set_yticks(ticks, [f"{1000 * t:g}" for t in ticks])
+    ax.set_ylim(0.8 * low, 2.5 * high)                  # room for the legend
     ax.minorticks_off()
     ax.legend(frameon=False)
     return figure
@@ -360,6 +361,7 @@ def roofline_explorer(device: str, model: str, batch: int, bits: float, tokens: 
     compute = step_operations(config, batch, tokens) / (rate * 1e12)
     step, limit = max(read, compute), "reading" if read > compute else "arithmetic"
     needed = (mm.count_parameters(config).total * bits / 8 + batch * cache_bytes(config, tokens))
+    each = f"{tokens:,} tokens each" if tokens else "short texts"
     figure, ax = new_figure(7.4, 3.7)
     ax.plot(batches, [b / s for b, s in zip(batches, times)], color=BLUE, linestyle="-")
     ax.plot(batches, [b / times[0] for b in batches], color=GREY, linestyle=":",
@@ -367,13 +369,12 @@ def roofline_explorer(device: str, model: str, batch: int, bits: float, tokens: 
     ax.plot(batch, batch / step, color=ORANGE, marker="s", markersize=9, linestyle="none",
             label=f"{batch} {'text' if batch == 1 else 'texts'}, limited by {limit}")
     ax.set(xscale="log", yscale="log", xlabel="texts written at once",
-           ylabel="tokens a second, at most", title=f"{model}, {bits:g} bits, {device}")
+           ylabel="tokens a second, at most", title=f"{model}, {bits:g} bits, {device}, {each}")
     ticks = [1, 4, 16, 64, 256, 1024]
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
     ax.legend(frameon=False, loc="upper left")
     fits = "fits" if needed <= memory * 1e9 else "does not fit"
-    each = f"{tokens:,} tokens each" if tokens else "short texts"
     sentence = (f"{model} with {bits:g} bits on {device}, {batch} at once, {each}: "
                 f"at most {batch / step:,.0f} tokens a second, {1 / step:,.0f} for each text, "
                 f"limited by {limit}. It needs {needed / 1e9:.0f} GB of {memory} and {fits}.")
