@@ -330,8 +330,8 @@ show(ch10.rows_picture(8), alt="Rows 0 to 7 of one head on the left; on the righ
 # %% [markdown]
 # ### Your turn: there and back
 #
-# First from Mistral's layout to Hugging Face's. `weight` has the shape (n_heads · D, dim), head h in rows h · D
-# to (h + 1) · D - 1. Within each head put the even rows first, then the odd ones, both in their order. The result is
+# First from Mistral's layout to Hugging Face's. `weight` is (n_heads · D, dim), head h in rows h · D to
+# (h + 1) · D - 1. Within each head put the even rows first, then the odd ones, both in their order. The result is
 # a new tensor of the same shape and dtype.
 #
 # Example: n_heads = 1, D = 8: the new order of the rows is 0, 2, 4, 6, 1, 3, 5, 7.

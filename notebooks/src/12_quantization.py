@@ -192,8 +192,8 @@ reveal("bits", 4 + 16 / 32, "That is the 4.5 in the first table.")
 # %% [markdown]
 # ### Your turn: whole numbers and scales
 #
-# Write it for a matrix. Cut each row into groups of `group` weights (None: the whole row is one), find each
-# group's largest absolute value, and return two tensors: the whole numbers, int8 in the shape of the weight,
+# Write it for a matrix. Cut each row into groups of `group` weights (None: the whole row is one), and find each
+# group's largest absolute value. Return two tensors: the whole numbers, int8 in the shape of the weight,
 # and the scales, bfloat16 with one column for each group. Divide by the scales **as stored**, after
 # their rounding to bfloat16, and do it in float32: a weight may come in bfloat16, which is too coarse to
 # round by. A group of zeros has the scale 0 and gives zeros, not NaN.

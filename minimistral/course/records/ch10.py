@@ -256,6 +256,10 @@ COUNT_PARAMETERS = Exercise(
         Misconception("two tables for all", _counted(outside=_tables(lambda c: 2)),
             "Models whose embeddings are tied are too large: they have a single table, used "
             "at both ends."),
+        Misconception("tied the wrong way round", _counted(outside=_tables(
+                lambda c: 1 + c.tied_embeddings)),
+            "The two kinds of models have changed places: with tied embeddings there is one table, "
+            "without there are two."),
         Misconception("one table at work", _counted(
                 working=_tables(lambda c: 1)),
             "Total is right. Active lacks a table, or both; by the task they count in full, "

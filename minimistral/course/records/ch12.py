@@ -169,6 +169,12 @@ def _steps_for_a_weight(weight, bits, group=None):
     return (groups * scales.float()[..., None]).round().to(torch.int8).flatten(1), scales
 
 
+def _divided_in_turn(weight, bits, group=None):
+    scales = quantize(weight, bits, group)[1]
+    steps = scales.float().clamp(min=1e-30).repeat(1, weight.shape[1] // scales.shape[1])
+    return (weight.float() / steps).round().to(torch.int8), scales
+
+
 def _divisor_at_least(least):
     def quantize(weight, bits, group=None):
         scales = _quantizes()(weight, bits, group)[1]
@@ -299,7 +305,10 @@ QUANTIZE = Exercise(
         Misconception("group forgotten",
             lambda weight, bits, group=None: quantize(weight, bits, None),
             "There is one scale for each row, whatever the group. Cut the row into groups "
-            "before you take the maximum."),
+            "before you take the maximum.",
+            also=[lambda weight, bits, group=None: (
+                quantize(weight, bits, None)[0], quantize(weight, bits, None)[1].expand(
+                    -1, weight.shape[1] // (group or weight.shape[1])).clone())]),
         Misconception("groups that are not neighbours", _quantizes(cut=_interleaved),
             "Your groups take every n-th weight. A group is neighbours in a row: the groups' axis "
             "comes before the axis within a group.",
@@ -334,6 +343,15 @@ QUANTIZE = Exercise(
                 quantize(weight, bits, group)[0], quantize(weight, bits, group)[1][..., None]),
             "The numbers are right, the scales have an axis too many: one column for each group, "
             "and no more."),
+        Misconception("scales of all rows in a line", lambda weight, bits, group=None: (
+                quantize(weight, bits, group)[0], quantize(weight, bits, group)[1].flatten()),
+            "The numbers are right, the scales have lost their rows. They have a row for each output, "
+            "a column for each group.",
+            also=[lambda weight, bits, group=None: (
+                quantize(weight, bits, group)[0], quantize(weight, bits, group)[1].view(-1, 1))]),
+        Misconception("scales taken in turn", _divided_in_turn,
+            "The scales are right, but weights were divided by those of other groups. All of a group "
+            "come first, then the next one's scale."),
         Misconception("groups not joined", lambda weight, bits, group=None: (
                 quantize(weight, bits, group)[0].unflatten(1, (-1, group or weight.shape[1])),
                 quantize(weight, bits, group)[1]),
@@ -723,6 +741,16 @@ AFFINE = Exercise(
             "The scale is wrong: Python's hat is no power, it compares the bits of two numbers. A "
             "power has two stars.",
             also=[_affines(levels=lambda bits: (2 ^ bits) - 1)]),
+        Misconception("steps of one number of bits", _affines(levels=lambda bits: 15),
+            "The number of steps was fixed. It follows from the bits: 3 for 2 bits, 15 for 4, 255 "
+            "for 8.",
+            also=[_affines(levels=lambda bits: 255)]),
+        Misconception("steps for a weight", _scale_kept_positive(lambda width, top: top / width),
+            "Your scale says how many steps a weight of 1 has. It is the other way round: the range "
+            "over the number of steps.",
+            also=[lambda weight, bits: (_affines()(weight, bits)[0], ((2**bits - 1) / (
+                weight.amax(-1, keepdim=True) - weight.amin(-1, keepdim=True))).clamp(min=1e-8),
+                weight.amin(-1, keepdim=True))]),
         Misconception("1 taken off the quotient",
             _scale_kept_positive(lambda width, top: (width / (top + 1) - 1).clamp(min=1e-8)),
             "The scale is 1 too small, nearly always 1e-8: the 1 was taken off after the division. "
