@@ -1,4 +1,5 @@
-"""A chat in the terminal: one line each, the answer as it is written."""
+"""A chat in the terminal: one line each, or several with a backslash at the end of all but the
+last; the answer as it is written."""
 
 import argparse
 import sys
@@ -10,7 +11,8 @@ from minimistral.devices import pick_device
 from minimistral.sampling import check_sampling
 
 HELP = ("/reset begins anew, /system TEXT sets the instructions, /temperature X the chance, "
-        "/history shows what was said, /quit ends it; Ctrl-C stops an answer")
+        "/history shows what was said, /quit ends it; Ctrl-C stops an answer; "
+        "a line that ends with \\ goes on in the next")
 
 
 def converse(talk: Talk, read: Callable[[str], str] = input, out=None) -> None:
@@ -19,6 +21,8 @@ def converse(talk: Talk, read: Callable[[str], str] = input, out=None) -> None:
     while True:
         try:
             line = read("> ").strip()
+            while line.endswith("\\"):
+                line = line[:-1].rstrip() + "\n" + read("  ").strip()
         except (EOFError, KeyboardInterrupt):
             print(file=out)
             return

@@ -311,7 +311,8 @@ def _add_chat(commands) -> None:
     parser = commands.add_parser(
         "chat", help="talk with a model in the terminal", formatter_class=_Help,
         epilog="In the chat: /reset begins anew, /system TEXT sets the instructions, /temperature X the "
-               "chance, /history shows what was said, /quit ends it; Ctrl-C stops an answer.",
+               "chance, /history shows what was said, /quit ends it; Ctrl-C stops an answer. A line that ends "
+               "with \\ goes on in the next.",
     )
     option = parser.add_argument
     option("--model", default="tales-chat", help="a shipped model's name, or a folder")

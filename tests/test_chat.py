@@ -52,6 +52,11 @@ def test_commands(talk):
     assert talk.system == "Be brief." and talk.turns == [] and "(a new conversation)" in shown
 
 
+def test_a_line_that_ends_with_a_backslash_goes_on(talk):
+    hold(talk, "The golden ring\\", "Anna has it. \\", "Who has it?", "/quit")
+    assert talk.turns[0]["content"] == "The golden ring\nAnna has it.\nWho has it?" and len(talk.turns) == 2
+
+
 def test_an_answer_can_be_stopped(talk, monkeypatch):
     def stream(*arguments, **options):
         yield talk.tokenizer.encode("One")[0]

@@ -287,6 +287,10 @@ assert len(panel.talk.turns) == 6
 # The model knows one small world and a few kinds of question. Ask who **found** the ring: it says something about
 # the ring, whether right or wrong. That is the model's doing. The loop would be the same around a model a
 # thousand times as large.
+#
+# A tale of your own wants its question in the line below, as in all that the model learned from. The field has
+# one line, so ask in a cell:
+# `panel.ask("Leo found a key in the mill. Leo gave the key to Anna.\nWho has the key?")`.
 
 # %% [markdown]
 # ## An address
@@ -752,9 +756,10 @@ assert again == alone
 # curl http://127.0.0.1:8000/v1/models
 # ```
 #
-# In the chat one line is one message, so a tale and its question stand in the same line. `/help` lists the
-# commands, and Ctrl-C stops an answer. Without `--no-compile` the server compiles its steps before it answers
-# anybody (chapter 11). Large models write faster then, but the start may take minutes.
+# In the chat one line is one message, and a line that ends with `\` goes on in the next. End a tale so:
+# `tales-chat` has learned questions that stand *below* their tale. `/help` lists the commands, and Ctrl-C
+# stops an answer. Without `--no-compile` the server compiles its steps before it answers anybody (chapter 11).
+# Large models write faster then, but the start may take minutes.
 #
 # In a container the server has to listen at all addresses, and then it refuses to start without a key. We
 # have not built this one:
