@@ -413,8 +413,8 @@ explore(ch01.vocabulary_explorer(vocabularies),
 # %%
 for name, pairs in vocabularies.items():
     some = ranks_from_merges(pairs)
-    found = {w: ch01.becomes_whole(w, some)
-             for w in (" lantern", " lanterne", " linterna", " spoon")}
+    found = {w: ch01.becomes_whole(" " + w, some)
+             for w in ("lantern", "lanterne", "linterna", "spoon")}
     print(f"{name:24}", found)
 
 # %% [markdown]

@@ -517,8 +517,8 @@ for name in ("mistral-7b-v0.1", "mistral-7b-v0.2"):
     speed = config.rope_theta ** (-2 * i / config.head_dim)
     turns[f"theta = {config.rope_theta:,.0f}"] = (2 * math.pi / speed).tolist()
     done = (2 * math.pi / speed <= 32_768).sum()
-    print(f"{name}: slowest turn {2 * math.pi / speed[-1]:12,.0f} tokens; "
-          f"{done} of {len(i)} pairs get round within 32,768")
+    print(f"{name}: slowest turn {2 * math.pi / speed[-1]:10,.0f} tokens; "
+          f"{done} of {len(i)} pairs get round in 32,768")
 assert 50_000 < turns["theta = 10,000"][-1] < 60_000
 reveal("slow", "B", "2π times 10,000 would be 62,832; the last pair is a little "
        "faster.")

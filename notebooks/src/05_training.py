@@ -102,7 +102,7 @@ for step in range(40):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-new = mm.generate(copier, row[:3].tolist(), 10)            # after "Anna found"
+new = mm.generate(copier, row[:3].tolist(), 8)             # after "Anna found"
 print(f"loss {loss.item():.2f}, and it writes: {tokenizer.decode(new)!r}")
 assert loss < 1 and len(set(new)) <= 6
 reveal("noshift", "C", "The answer stands in the input, so copying is enough. The "

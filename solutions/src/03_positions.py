@@ -268,7 +268,7 @@ stranger = ch03.in_other_layout(model)
 
 def write(some_model):
     new = mm.generate(some_model, prompt, 40, stop_ids=(tokenizer.eos_id,))
-    return textwrap.fill(tokenizer.decode(new), 84)
+    return textwrap.fill(tokenizer.decode(new), 76)
 
 
 # %%
