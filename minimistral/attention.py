@@ -37,12 +37,13 @@ def within_window(query_positions: Tensor, key_positions: Tensor, window: int
     return query_positions[..., :, None] - key_positions[..., None, :] < window
 
 
-def not_padding(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """True where neither the query nor the key is padding (position -1).
+def not_padding(key_positions: Tensor) -> Tensor:
+    """True where the key is no padding (position -1). A padded query sees nothing
+    either: all that causality leaves it is padding.
 
-    query_positions: (..., T), key_positions: (..., S) -> bool (..., T, S)
+    key_positions: (..., S) -> bool (..., 1, S)
     """
-    return (query_positions >= 0)[..., :, None] & (key_positions >= 0)[..., None, :]
+    return (key_positions >= 0)[..., None, :]
 
 
 def may_attend(query_positions: Tensor, key_positions: Tensor,
@@ -52,7 +53,7 @@ def may_attend(query_positions: Tensor, key_positions: Tensor,
     query_positions: (..., T), key_positions: (..., S) -> bool (..., T, S)
     """
     mask = causal(query_positions, key_positions)
-    mask = mask & not_padding(query_positions, key_positions)
+    mask = mask & not_padding(key_positions)
     if window is not None:
         mask = mask & within_window(query_positions, key_positions, window)
     return mask
@@ -99,16 +100,17 @@ def fast_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
     q: (B, T, H, D), k and v: (B, S, K, D) with K dividing H -> (B, T, H, D)
     """
-    if q.shape[1] == 1 and q.shape[2] > k.shape[2]:
+    k, v = k.transpose(1, 2), v.transpose(1, 2)                    # (B, K, S, D)
+    mask = mask.view(-1, 1, *mask.shape[-2:])               # the same for all heads
+    if q.shape[1] == 1:
         # One query: heads that share a key head look together, as queries of one.
-        rows = q.reshape(len(q), k.shape[2], -1, q.shape[3]).transpose(1, 2)
-        return fast_attend(rows, k, v, mask).transpose(1, 2).reshape(q.shape)
-    blind = ~mask.any(dim=-1, keepdim=True)          # queries that see nothing
-    opened = (mask | blind).view(-1, 1, *mask.shape[-2:])   # softmax needs one key
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])    # (B, K, H / K, D)
+        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask)
+        return out.reshape(q.shape)
+    q = q.transpose(1, 2)                                          # (B, H, T, D)
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=opened, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2).masked_fill(blind.unsqueeze(-1), 0.0)
+        q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)
 
 
 class Attention(nn.Module):

@@ -64,7 +64,8 @@ def gives_the_same_as_the_cpu(device) -> bool:
         keys = torch.zeros(3, 7, 64, device=x.device).scatter_(1, slot, x[:, None])
         scores = (keys @ x[:, :, None]).squeeze(-1)
         scores = scores.masked_fill(keys[..., 0] == 0, -9e9).softmax(-1)
-        look = F.scaled_dot_product_attention(x[:, None], keys, keys)[:, 0]
+        seen = (keys[..., :1] != 0).mT & (x[:, :1, None] > x[:, :1, None].min())
+        look = F.scaled_dot_product_attention(x[:, None], keys, keys, seen)[:, 0]
         hidden = F.silu(F.linear(x + look, weight))
         first = hidden.topk(2).values
         return torch.cat((scores, hidden, first, hidden.cumsum(-1)), dim=1)

@@ -75,7 +75,7 @@ def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: fl
             return
         # A row that has ended becomes padding: position -1, written nowhere.
         positions = cache.length.masked_fill(ended.to(model.device), -1)[:, None]
-        with torch.no_grad(), shared:                                # chapter 11
+        with torch.inference_mode(), shared:                         # chapter 11
             logits = model(tokens.to(model.device)[:, None], cache,
                            positions if ended.any() else None)[:, -1]
 

@@ -748,7 +748,8 @@ assert together == alone
 # And this is the loop of the library. It does for a batch what we did for one text: read the prompts into a
 # cache, then choose and read one token for each row, until all have stopped. (Its cache, `KVCache`, keeps
 # its memory in place instead of copying it; chapter 8 builds it, where it also learns to forget. Skip the two
-# lines marked for chapter 11: they let all cores of the processor share a product, with the same result.)
+# lines marked for chapter 11: they let all cores of the processor share a product, with the same result.
+# `inference_mode` is `no_grad` with less book-keeping.)
 
 # %%
 # minimistral/generate.py

@@ -371,8 +371,7 @@ check("plain_attend", plain_attend)
 # The first is the plain way. The second is the same look by PyTorch's own kernel, which knows about shared
 # heads (`enable_gqa`) and need not repeat them. A model that writes has one query at a time: then the n heads
 # that share a key head take the place of n queries of one head, and the kernel reads each key once for all of
-# them. `blind` is a query that sees nothing: it may see every key, so that the softmax has something to do, and
-# its result is set to zeros at the end.
+# them. A query that may see nothing gets zeros, as in ours.
 #
 # Two ways that must agree, with the sizes that see mistakes:
 
