@@ -44,7 +44,7 @@ def window_of_one():
 def _look_back(work, query_positions, key_positions, window):
     """The rule, joined with causality: what it says about the future is left open."""
     mask = work(query_positions, key_positions, window)
-    whole = causal(query_positions, key_positions) & not_padding(query_positions, key_positions)
+    whole = causal(query_positions, key_positions) & not_padding(key_positions)
     if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == whole.shape:
         return mask & whole
     return mask
