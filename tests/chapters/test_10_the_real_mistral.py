@@ -307,10 +307,10 @@ def test_the_drafts_do_what_the_text_says(tmp_path):
 
 def test_explorer_says_what_it_draws():
     figure, sentence, table = ch10.mixture_explorer(8, 2, 16)
-    assert "46.7 billion parameters stored, 93.4 GB" in sentence and "would be 57.9" in sentence
+    assert "46.7 billion parameters stored, 93.4 GB" in sentence and "would store 57.9 billion" in sentence
     assert "does not fit" in figure.axes[0].get_title() and table["GB"][1] == 93.41
     figure, sentence, _ = ch10.mixture_explorer(1, 4, 4.5)
-    assert "1 experts, 1 at work" in sentence and "7.2 billion at work" in sentence
+    assert "1 expert, 1 at work" in sentence and "7.2 billion at work" in sentence
     assert ch10.mixture(3, 4).moe.num_experts_per_tok == 3
 
 
