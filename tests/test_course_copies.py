@@ -129,6 +129,12 @@ def test_what_folds_stands_open_in_the_notes():
     assert "<details>" not in page(chapter(10), make_slides(10, further=True))
 
 
+def test_a_function_stays_on_one_slide(slides):
+    codes = [re.sub("<[^>]+>", "", s.body) for s in slides if s.kind == "code"]
+    (maps,) = (code for code in codes if "def attention_maps" in code)
+    assert "return torch.stack(kept)" in maps
+
+
 def test_no_heading_stands_alone(slides):
     opened = {s.title: s.body for s in slides if s.kind == "opening"}
     assert opened["The verdict on the headline"].count("<p class=asked>“") == 1

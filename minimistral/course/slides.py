@@ -212,12 +212,13 @@ def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
 
 
 def _parts(lines: list[str]) -> list[list[str]]:
-    """Code in as few parts as fit on slides, cut where a line is empty if there is one near."""
+    """Code in as few parts as fit on slides, cut at an empty line outside of functions if one is near."""
     if len(lines) <= CODE_LINES:
         return [lines] if lines else []
     half = len(lines) / math.ceil(len(lines) / CODE_LINES)
     fits = range(1, CODE_LINES + 1)
-    cut = min(fits, key=lambda n: abs(n - half) + (0 if not lines[n].strip() else 5))
+    cut = min(fits, key=lambda n: abs(n - half) + 5 * bool(lines[n].strip())
+              + 5 * (lines[n] or lines[n + 1]).startswith(" "))
     return [lines[:cut], *_parts(lines[cut + (not lines[cut].strip()):])]
 
 
