@@ -5,6 +5,7 @@ With the usual pages of 4 kB it may read weights at half its speed. Linux has pa
 a program that asks for them; elsewhere, and on a GPU, nothing changes here.
 """
 
+import contextlib
 import mmap
 import warnings
 
@@ -38,7 +39,8 @@ def empty_like(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def new_area(size: int) -> Tensor:
     memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):                  # a kernel built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         area = torch.frombuffer(memory, dtype=torch.uint8)

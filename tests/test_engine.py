@@ -1,5 +1,7 @@
 """The engine against the plain path: the same texts, from fixed shapes, in shared places."""
 
+import mmap
+
 import pytest
 import torch
 
@@ -177,6 +179,18 @@ def test_large_weights_move_to_large_pages_once():
     assert torch.equal(joint, before)
     for n, weight in zip((17, 9000, 30), more):               # none lies on another
         assert bool((weight == n).all()) and weight.data_ptr() % 64 == 0
+
+
+@pytest.mark.skipif(not large_pages.THERE, reason="a matter of Linux")
+def test_a_kernel_without_large_pages_gives_usual_ones(monkeypatch):
+    class Refusing(mmap.mmap):
+        def madvise(self, *_):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+    monkeypatch.setattr(large_pages, "free", [])
+    weight = torch.ones(256, 300)
+    assert large_pages.empty_like(weight, (300, 256)).fill_(2).sum() == 2 * 256 * 300
 
 
 def test_all_cores_give_one_row_the_same_sums():
