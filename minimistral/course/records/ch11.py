@@ -370,7 +370,13 @@ def _shares(candidate, proposed, q, p, times):
 
 def _many(candidate, proposed, q, p, times):
     chance = torch.Generator().manual_seed(3)
-    return [candidate(list(proposed), q.clone(), p.clone(), chance) for _ in range(times)]
+    told = []
+    for _ in range(times):
+        its_q, its_p = q.clone(), p.clone()
+        told.append(candidate(list(proposed), its_q, its_p, chance))
+        if not (torch.equal(q, its_q) and torch.equal(p, its_p)):
+            raise ValueError("the distributions were changed")
+    return told
 
 
 def _close_shares(expected, actual):
@@ -535,6 +541,14 @@ def _list_in_a_list(proposed, q, p, generator):
     return [found[:-1], found[-1]]
 
 
+def _difference_in_place(proposed, q, p, generator):
+    for i, token in enumerate(proposed):
+        if torch.rand((), generator=generator) >= p[i, token] / q[i, token]:
+            p[i] -= q[i]
+            return [*proposed[:i], draw_one(p[i].clamp(min=0), generator)]
+    return [*proposed, draw_one(p[-1], generator)]
+
+
 def _places(proposed, q, p, generator):
     found = accept(proposed, q, p, generator)
     return [*range(len(found) - 1), found[-1]]
@@ -692,6 +706,9 @@ ACCEPT = Exercise(
         Misconception("tensors in the list", _tensors,
             "The list holds tensors. They print like numbers, but a stop id is not found among them. "
             "Return plain whole numbers."),
+        Misconception("the distributions changed", _difference_in_place,
+            "Your code wrote into the model's distributions, which are another's. Subtract into a new "
+            "tensor."),
         Misconception("a list in the list", _list_in_a_list,
             "A list stands inside the list. Put the accepted tokens themselves into it, one after the "
             "other."),
