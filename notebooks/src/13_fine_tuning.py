@@ -373,9 +373,9 @@ reveal("style", score, "It knew the answers. Only the manner is new, and that "
 
 # %%
 folder = tempfile.mkdtemp()
-lora.save_adapter(mine_chat, folder, "tales-chat")
 ids = torch.tensor([instruct.encode_chat(tokenizer, exam[1].messages)[0]])
-with torch.no_grad():
+with swap(mine_chat.pieces), torch.no_grad():
+    lora.save_adapter(mine_chat, folder, "tales-chat")
     beside = mine_chat(ids)                               # (1, T, V)
     merged = lora.merge_lora(mine_chat)(ids)
 print("the same to within rounding:", torch.allclose(beside, merged, atol=1e-3))

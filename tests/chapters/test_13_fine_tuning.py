@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from matplotlib import pyplot
@@ -10,8 +11,9 @@ from safetensors.torch import load_file as load_tensors
 from torch import nn
 
 import minimistral as mm
+from minimistral import lora
 from minimistral.chat_recipe import ALL_KINDS, RECIPE, choose, examination, interviews, join, tune
-from minimistral.course import judge, verify
+from minimistral.course import check, judge, verify
 from minimistral.course.chapters import ch13_fine_tuning as ch13
 from minimistral.course.records.ch13 import EXERCISES
 from minimistral.instruct import encode_chat, score_interval
@@ -19,6 +21,7 @@ from minimistral.questions import KINDS, REQUESTS, ask_many, is_right, shared
 from minimistral.tales import parse_tale
 
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
+SOURCE = Path(__file__).parents[2] / "notebooks" / "src" / "13_fine_tuning.py"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,20 @@ def test_alpha_equal_to_the_rank_would_hide_a_forgotten_scale():
     for fixture in BY_NAME["LoRALinear"].fixtures:
         _, rank, alpha, _ = fixture()
         assert alpha / rank not in (1.0, rank / alpha)
+
+
+def test_the_story_adds_tunes_saves_and_merges_with_a_layer_of_the_learners_own(tmp_path, monkeypatch, tokenizer):
+    """What the library finds by its class has to be the learner's there, too."""
+    monkeypatch.setenv("MINIMISTRAL_WORK", str(tmp_path))
+    own = BY_NAME["LoRALinear"].equivalents["a matrix of the change"]
+    assert check("LoRALinear", own).passed
+    cells = [cell.partition("\n")[2] for cell in SOURCE.read_text(encoding="utf-8").split("\n# %%")]
+    names = {"tokenizer": tokenizer}
+    for cell in [cell for cell in cells if "import minimistral as mm" in cell or "mine_chat" in cell]:
+        exec(cell, names)
+    assert "lora.LoRALinear" in names["mine_chat"].pieces and not lora.adapted(names["mine_chat"])
+    shapes = {tuple(w.shape) for w in load_tensors(f"{names['folder']}/adapter.safetensors").values()}
+    assert all(2 in shape for shape in shapes)
 
 
 # ---------------------------------------------------------------- formats
