@@ -597,6 +597,10 @@ MEMORY_NEEDED = Exercise(
                 weights=lambda c, bits: count_parameters(c).active * bits / 8),
             "You counted the experts at work. All of them must be in memory, because the next "
             "token may choose others."),
+        Misconception("stored and active added", _needed(
+                weights=lambda c, bits: sum(count_parameters(c)) * bits / 8),
+            "Stored and active were added. What works is a part of what is stored: take the one "
+            "that is stored."),
         Misconception("bits for bytes", _needed(
                 weights=lambda c, bits: count_parameters(c).total * bits),
             "The weights are eight times too large: they were counted in bits. Eight bits are "
@@ -1218,7 +1222,8 @@ UNPACK_EXPERTS = Exercise(
             "w2 is transposed. Here it is stored as PyTorch wants it, from hidden down to dim."),
         Misconception("gate and value turned", _unpacked(
                 lambda g, d: (g[:_half(g)].T, d, g[_half(g):].T)),
-            "w1 and w3 are transposed. They have the shape (hidden, dim), as they are stored."),
+            "w1 and w3 are transposed. They have the shape (hidden, dim), as they are stored.",
+            also=[_unpacked(lambda g, d: (g[:_half(g)].T, d.T, g[_half(g):].T))]),
         Misconception("columns halved", _unpacked(
                 lambda g, d: (g[:, :g.shape[1] // 2], d, g[:, g.shape[1] // 2:])),
             "The columns were halved. Gate and value lie above each other, so the rows are "

@@ -127,6 +127,14 @@ def _over_the_groups(weight, bits, group=None):
     return numbers.to(torch.int8).flatten(1), scales
 
 
+def _over_the_rows(weight, bits, group=None):
+    most = 2 ** (bits - 1) - 1
+    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    scales = (groups.abs().amax(0) / most).bfloat16()                    # (groups, group)
+    numbers = (groups / scales.float().clamp(min=1e-30)).round()
+    return numbers.to(torch.int8).flatten(1), scales
+
+
 def _over_the_groups_as_columns(weight, bits, group=None):
     groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
     scales = groups.abs().amax(1) / (2 ** (bits - 1) - 1)
@@ -293,7 +301,8 @@ QUANTIZE = Exercise(
             "of one step, largest weight over largest number."),
         Misconception("absmax over the wrong axis", _by_column,
             "There is a scale for each column. The weights of one row, or of a group in it, "
-            "share a scale: reduce the last axis."),
+            "share a scale: reduce the last axis.",
+            also=[_over_the_rows]),
         Misconception("maximum over the groups", _over_the_groups,
             "The maximum runs over the groups of a row, not within one. The axes are rows, groups, "
             "weights of a group: reduce the last.",
@@ -624,9 +633,11 @@ UNPACK = Exercise(
         Misconception("left half not cleared of the right",
             _unpacks(_high, lambda p: p.to(torch.int8) - 8),
             "The right half still carries the left one. Keep its four bits only, with & 15."),
-        Misconception("masked with 16", _unpacks(_high, lambda p: (p & 16).to(torch.int8) - 8),
-            "The right half is always -8 or 8: 16 is a single bit. The four right bits together are "
-            "15."),
+        Misconception("masked with other bits", _unpacks(_high, lambda p: (p & 16).to(torch.int8) - 8),
+            "The right half was masked with other bits than its own. The four right bits together "
+            "are 15; 16, 8 or 7 are others.",
+            also=[_unpacks(_high, lambda p: (p & 7).to(torch.int8) - 8),
+                  _unpacks(_high, lambda p: (p & 8).to(torch.int8) - 8)]),
         Misconception("two's complement read",
             _unpacks(lambda p: ((p >> 4).to(torch.int8) ^ 8) - 8, lambda p: _low(p ^ 8)),
             "You read the halves as signed numbers, where 8 to 15 are negative. Ours are shifted by "
@@ -775,11 +786,16 @@ AFFINE = Exercise(
             "weight, not at zero."),
         Misconception("no columns", _affines(low=lambda w: w.amin(-1), high=lambda w: w.amax(-1)),
             "A number for each row does not meet the columns. Keep the reduced axis, so that they "
-            "are columns."),
+            "are columns.",
+            also=[lambda weight, bits: (_affines()(weight, bits)[0], *(
+                x.flatten() for x in _affines()(weight, bits)[1:]))]),
         Misconception("divided before subtracting",
             _affines(steps=lambda w, s, low: w / s - low),
             "The smallest weight was subtracted from steps. Subtract first, in weights; then "
             "divide."),
+        Misconception("multiplied by the scale", _affines(steps=lambda w, s, low: (w - low) * s),
+            "Nearly all numbers are 0 or too large: the distance was multiplied by the scale. How "
+            "many steps fit into it? Divide."),
         Misconception("only the smallest divided", _affines(steps=lambda w, s, low: w - low / s),
             "Only the smallest weight was divided by the scale. Put the subtraction into brackets."),
         Misconception("rounded twice",
