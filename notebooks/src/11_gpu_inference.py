@@ -599,7 +599,7 @@ reveal("accept", "B", "0.7 times 3/7 is 0.3. What is too seldom, a and c, comes 
 # `proposed` is a list of n tokens, each drawn from its row of `q` (n, V). `p` (n + 1, V) are the model's distributions: row i
 # for the place of proposal i, and one more for the place after the last. Go through them in order: accept a token x with
 # probability min(1, p(x) / q(x)). At the first rejection draw one token in proportion to max(0, p - q) and stop. If all are
-# accepted, draw one more from p's last row. Return a list of ids: the accepted ones, and the one drawn.
+# accepted, draw one from p's last row. Return the ids: those accepted, then the one drawn.
 #
 # Chance: `torch.rand((), generator=generator)` is a number below 1; `speculative.draw_one(weights, generator)` draws a token in
 # proportion to weights (V,).
