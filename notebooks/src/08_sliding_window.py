@@ -56,7 +56,7 @@ for number, answer in {1: "", 2: "", 3: "", 4: ""}.items():
 # %%
 model, tokenizer = mm.load_model("tales-dense"), mm.load_tokenizer("tales-dense")
 long_rows = ch08.many_tales(tokenizer, rows=4, length=1601)   # (B, T + 1)
-print(tokenizer.decode(long_rows[0, :60].tolist()))
+print(wrapped(tokenizer.decode(long_rows[0, :60].tolist())))
 predict("long", "The loss is 0.5 nats per token over the first 200 tokens. What "
         "is it over the last 200?", ["a little lower: more context helps",
         "0.5: each tale is as easy as the first", "above 3: nearly a guess"],
@@ -777,8 +777,9 @@ print(f"Mixtral 8x7B: {mixtral.total / 1e9:.1f} billion parameters, "
 # %%
 for T in (8192, 16384):
     tables = {C: -(-T // C) * C * (256 + C) for C in (64, 256, 1024)}
-    print(f"T = {T:6,}: at once {T * T:>12,} pairs;  in chunks of",
-          {C: f"{n:,}" for C, n in tables.items()})
+    print(f"T = {T:6,}, at once:      {T * T:>12,} pairs")
+    for C, n in tables.items():
+        print(f"            chunks of {C:4}: {n:>10,}")
     assert tables[256] == T * 512
 growth = recorded["prefill"]["16384 in chunks"]["median_s"] / \
     recorded["prefill"]["8192 in chunks"]["median_s"]
@@ -795,7 +796,8 @@ texts = {chunk: mm.generate(short, prompt, 40, prefill_chunk=chunk,
                             stop_ids=[tokenizer.eos_id])
          for chunk in (None, 50, 64, 299)}
 assert all(text == texts[None] for text in texts.values())
-print("...", tokenizer.decode(prompt[-25:]), "|", tokenizer.decode(texts[50]))
+shown = tokenizer.decode(prompt[-25:])
+print(wrapped(f"... {shown} | {tokenizer.decode(texts[50])}"))
 
 # %% [markdown]
 # ## Further: blocks of queries

@@ -148,7 +148,7 @@ check("look_into_ring", look_into_ring)
 # equal: test a ring for three rounds and a second text.
 
 # %% [markdown]
-# ## Exercise 5: blocks of queries
+# ## Exercise 5: blocks of another size
 #
 # Difficulty: hard · importance: useful · 15 minutes
 #

@@ -17,6 +17,7 @@ from minimistral.tales import parse_tale
 
 from ..figures import BLACK, BLUE, GREY, ORANGE, lines_chart, new_figure
 from ..ladder import ladder
+from ..panel import wrapped
 from ..results import RESULTS, read_result
 from ..timing import best_seconds, one_thread  # noqa: F401 (the notebooks take it from here)
 
@@ -374,5 +375,5 @@ def mean_nats(model, rows: Tensor) -> float:
 
 
 def say(name: str, text: str) -> None:
-    """A sample on one line, with its name."""
-    print(f"{name}: {text.strip()}".replace("\n", " / "))
+    """A sample with its name, its lines joined."""
+    print(wrapped(f"{name}: {text.strip()}".replace("\n", " / ")))
