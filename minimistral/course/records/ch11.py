@@ -1726,6 +1726,14 @@ def nothing_wanted():
     return _counts(5, 8), [2, 5], 0
 
 
+def _run_draft(candidate, counts, text, count):
+    its_counts, its_text = counts.clone(), list(text)
+    told = candidate(counts, text, count)
+    if repr(told) != repr(candidate(its_counts, its_text, count)):
+        raise ValueError("other proposals for the same text")
+    return told
+
+
 def _drafts(row=None, pick=None, number=lambda count: count):
     def bigram_draft(counts, text, count):
         found, token = [], text[-1]
@@ -1747,7 +1755,7 @@ def _draft_by_text(counts, text, count):
 DRAFT = Exercise(
     name="bigram_draft", chapter=11, kind="open", entry="bigram_draft",
     title="A draft of your own", difficulty="medium", importance="optional", minutes=15,
-    reference=_drafts(), fixtures=(eleven_tokens, a_long_text, nothing_wanted),
+    reference=_drafts(), run=_run_draft, fixtures=(eleven_tokens, a_long_text, nothing_wanted),
     equivalents={"on a copy": _draft_by_text, "a table first": lambda counts, text, count: (
         lambda following: [t := following[t if i else text[-1]] for i in range(count)])(
             counts.argmax(1).tolist())},
@@ -1783,6 +1791,9 @@ DRAFT = Exercise(
             "One proposal too many. Make exactly as many as are asked for."),
         Misconception("the rarest", _drafts(pick=lambda line: line.argmin()),
             "You follow the rarest pairs. The largest count is the likeliest successor."),
+        Misconception("drawn", _drafts(pick=lambda line: torch.multinomial(line, 1)),
+            "The same text gets other proposals each time, because you draw. Wanted is the most frequent "
+            "successor, without chance."),
         Misconception("the count itself", _drafts(pick=lambda line: line.max()),
             "You take the largest count itself. Asked for is its place: the token that it belongs "
             "to."),
