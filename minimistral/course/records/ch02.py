@@ -305,14 +305,11 @@ ATTEND = Exercise(
         "einsum": _looks(),
     },
     misconceptions=(
-        Misconception("softmax over the queries",
+        Misconception("softmax over another axis",
             _looks(soften=lambda s, hidden: s.softmax(-2).masked_fill(hidden, 0.0)),
-            "The weights of one query do not sum to 1. Each query shares out its own 1 over "
-            "the keys. Look at the axis of your softmax."),
-        Misconception("softmax over the heads",
-            _looks(soften=lambda s, hidden: s.softmax(1).masked_fill(hidden, 0.0)),
-            "The heads compete with each other. Every head shares out its own 1 over the "
-            "keys. Look at the axis of your softmax."),
+            "Queries or heads compete with each other. Every query of every head shares out its "
+            "own 1 over the keys. Look at the axis of your softmax.",
+            also=[_looks(soften=lambda s, hidden: s.softmax(1).masked_fill(hidden, 0.0))]),
         Misconception("no scale", _looks(scale=_divided_by(lambda q, k: 1.0)),
             "The weights are too sharp: the scores were not divided. The rule: divide by the "
             "square root of the head size."),

@@ -171,10 +171,12 @@ RMS_NORM = Exercise(
                 lambda self, x: (x.pow(2).mean() + self.eps).sqrt())),
             "All tokens were divided by one number, so large ones stay large, and later "
             "tokens matter to earlier ones. The mean belongs to each token alone."),
-        Misconception("mean over the tokens", _norm(_divided(
+        Misconception("mean along another axis", _norm(_divided(
                 lambda self, x: _rms(self, x, -2))),
-            "The mean ran down a column, over the tokens. Every token is normed by itself: "
-            "along the last axis."),
+            "The mean ran along another axis. Every token is normed by itself: counted from the "
+            "end, its numbers are always the last axis.",
+            also=[_norm(_divided(lambda self, x: _rms(self, x, 1))),
+                  _norm(_divided(lambda self, x: _rms(self, x, 2)))]),
         Misconception("epsilon outside the root", _norm(_divided(
                 lambda self, x: x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps)),
             "Nearly right; tiny tokens come out too large. The small number is added to the "
@@ -224,11 +226,6 @@ RMS_NORM = Exercise(
                 lambda self, x: torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))),
             "Large tokens come out larger: you divided by rsqrt, which is one over the root "
             "already. Multiply by it, or divide by the root."),
-        Misconception("axis counted from the front",
-            _norm(_divided(lambda self, x: _rms(self, x, 1))),
-            "The axis was counted from the front, where texts and tokens stand. Count from the "
-            "end: the numbers of a token are always the last axis.",
-            also=[_norm(_divided(lambda self, x: _rms(self, x, 2)))]),
     ),
     hints=(
         Hint("I do not know where to start",

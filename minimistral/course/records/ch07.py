@@ -264,13 +264,11 @@ PLAIN_ATTEND = Exercise(
             _grouped(join=lambda out: out.transpose(2, 3).flatten(2, 3)),
             "Each look is right, but stands in the place of another head. Join the axes in "
             "the order in which you cut them: group, then member."),
-        Misconception("NaN where nothing may be seen",
+        Misconception("no zeros where nothing may be seen",
             _grouped(hide=-torch.inf, soften=lambda s, hidden: s.softmax(-1)),
-            "A query that may see nothing gives NaN. As in chapter 2, its result is zeros."),
-        Misconception("an average where nothing may be seen",
-            _grouped(soften=lambda s, hidden: s.softmax(-1)),
-            "A query that may see nothing gets an average of all values. As in chapter 2, its "
-            "result is zeros."),
+            "A query that may see nothing gives NaN, or an average of all values. As in chapter "
+            "2, its result is zeros.",
+            also=[_grouped(soften=lambda s, hidden: s.softmax(-1))]),
     ),
     hints=(
         Hint("I do not know where to start",
