@@ -51,8 +51,8 @@ check("affine", affine)
 
 # %% [markdown] tags=["solution"]
 # Sixteen levels have fifteen steps between them, so the divisor is `2**bits - 1`. Nothing needs a sign: numbers
-# count from the smallest weight up. Weights of a trained model lie around zero, so the gain is small, and it is paid for
-# with a second number for each row and an addition on the way back.
+# count from the smallest weight up. Weights of a trained model lie around zero, so the gain is small, and it is
+# paid for with a second number for each row and an addition on the way back.
 
 # %% [markdown]
 # How much does the smallest weight gain on a real matrix? Compare with absmax.
@@ -75,9 +75,9 @@ except (NotImplementedError, TypeError, AttributeError):
 #
 # Difficulty: easy · importance: essential · 4 minutes
 #
-# These are the lines of the plain path, shuffled: `packed` (out, in / 2) and `scales` (out, in / G) belong to a
-# layer in 4 bits, `x` has shape (T, in). One line is a mistake and stays out. Type the letters in order, with
-# blanks between them.
+# These are the lines of the plain path, shuffled: `packed` (out, in / 2) and `scales` (out, in / G, bfloat16)
+# belong to a layer in 4 bits, `x` has shape (T, in). One line is a mistake and stays out. Type the letters in
+# order, with blanks between them.
 
 # %%
 lines("plain_product_in_order")

@@ -863,7 +863,6 @@ ORDER = Exercise(
     title="From bytes to a product", difficulty="easy", importance="essential", minutes=4,
     lines=ORDER_LINES,
     distractors=("groups = groups / scales[..., None]          # steps become weights",),
-    equivalents={"floats before the groups": (0, 1, 3, 2, 4, 5)},
     misconceptions=(
         Misconception("both ways", "with 3 and with 6",
             "One line too many: dividing and multiplying by the scale leaves nothing changed."),
@@ -877,6 +876,9 @@ ORDER = Exercise(
             "meet."),
         Misconception("floats before there are groups", "2 before 1",
             "Groups become floats before they are cut. Which line cuts them?"),
+        Misconception("scaled before there are floats", "3 before 2",
+            "Whole numbers times scales in bfloat16 give weights in bfloat16: three digits. Make room "
+            "for fractions before you scale."),
         Misconception("product before the groups were joined", "5 before 4",
             "The product needs a matrix of two axes, out and in. Join the groups of each row "
             "first."),
