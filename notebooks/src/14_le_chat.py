@@ -280,7 +280,7 @@ assert stream.stopped and stream.finish() == ""
 panel = chat(NAME, temperature=0.0, max_length=512, max_new_tokens=60)
 for question in (TALE + "\nWho has the ring?", "Where is Leo?", "Where is Anna?"):
     panel.ask(question)
-print(panel)
+print(wrapped(str(panel)))
 assert len(panel.talk.turns) == 6
 
 # %% [markdown]
