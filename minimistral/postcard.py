@@ -233,6 +233,8 @@ def page(title: str, card: Card, config, sample: Sample, prompt: str = "") -> st
 
 def duration(minutes: float) -> str:
     """Minutes, or seconds where there are few."""
+    if minutes < 1 / 60:
+        return "under a second"
     return f"{60 * minutes:.0f} seconds" if minutes < 1.5 else f"{minutes:,.0f} minutes"
 
 

@@ -227,3 +227,8 @@ def test_labels_of_the_lines_stay_apart():
     heights = [float(y) for y in re.findall(r'<text x="744" y="([\d.]+)" text-anchor="end">[a-z]', svg)]
     assert len(heights) == 3
     assert all(abs(a - b) >= 16 for i, a in enumerate(heights) for b in heights[:i])
+
+
+@pytest.mark.parametrize("minutes, said", [(0.005, "under a second"), (0.5, "30 seconds"), (90, "90 minutes")])
+def test_a_duration_is_never_nothing(minutes, said):
+    assert postcard.duration(minutes) == said
