@@ -249,6 +249,15 @@ def test_search_from_a_file(small, tab):
     tab.wait_for_url("**/notebooks/08_sliding_window.html#*")
 
 
+def test_a_search_finds_stories_first(small, tab):
+    tab.goto((small / "search.html").as_uri() + "?q=loss")
+    tab.get_by_text("Search finished").wait_for()
+    found = tab.locator("#search-results ul.search > li > a").all_inner_texts()
+    equals = found[found.index("0. Start here"):][:4]  # after those with the word in a heading
+    assert equals == ["0. Start here", "8. The sliding window", "Exercises 8: The sliding window",
+                      "Solutions 8: The sliding window"]
+
+
 def test_what_a_search_quotes_is_the_text_of_each_section(small):
     text = (small / "searchtext.js").read_text(encoding="utf-8")
     sections = json.loads(text.removeprefix("window.courseText = ").rstrip(";\n"))[STORY.replace("ipynb", "html")]

@@ -1,6 +1,7 @@
 """Sphinx's settings of the web edition. `run.py site` writes the pages that Sphinx reads."""
 
 import re
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -24,6 +25,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_math_renderer = "mathml"
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 html_show_search_summary = False  # it would read every page that was found, and a page of a file may not
 html_use_index = False
 html_copy_source = False
