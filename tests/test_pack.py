@@ -222,10 +222,16 @@ def test_an_old_python_can_read_install_py():
 
 
 def test_a_pack_is_whole_or_not_there(wheels, course, tmp_path, monkeypatch):
-    (wheels / "gamma-3.0-py3-none-any.whl").unlink()
     monkeypatch.setattr(pack, "ROOT", course)
-    assert pack.main([str(tmp_path / "pack")]) == 2
+    monkeypatch.setattr(pack, "web_edition", Path.mkdir)
+    gamma = wheels / "gamma-3.0-py3-none-any.whl"
+    gamma.rename(tmp_path / gamma.name)
+    assert pack.main([str(tmp_path / "pack")]) == 2  # after alpha and beta have come
     assert not (tmp_path / "pack").exists()
+    (tmp_path / gamma.name).rename(gamma)
+    assert pack.main([str(tmp_path / "pack")]) == 0  # nothing of the first attempt is in the way
+    assert "notebooks/00_a.ipynb" in files(tmp_path / "pack/course") and len(files(tmp_path / "pack/course")) == 5
+    assert not (tmp_path / "pack.part").exists()
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="there already"):
         pack.make(tmp_path / "there", [pack.here()], course)

@@ -209,8 +209,9 @@ def write_sums(pack: Path) -> int:
     return len(lines)
 
 
-def make(out: Path, targets: list[Target], root: Path = ROOT) -> None:
-    """The whole pack in ``out``, a folder that is not there yet; it appears when it is complete."""
+def make(out: Path, targets: list[Target], root: Path | None = None) -> None:
+    """The whole pack of the course (of ROOT) in ``out``, a new folder; it appears when it is complete."""
+    root = root or ROOT
     if out.exists():
         raise ValueError(f"{out} is there already; name a new folder")
     draft = out.with_name(f"{out.name}.part")
