@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minimistral.course.copies import make_copies
-from minimistral.course.slides import code, formula, make_slides, markdown, page, taught, write_slides
+from minimistral.course.slides import code, formula, make_slides, markdown, page, shortened, taught, write_slides
 from minimistral.course.syllabus import CHAPTERS, chapter
 from minimistral.lab import course_folder
 
@@ -175,6 +175,7 @@ def test_code_is_shown_without_asserts_and_questions():
     assert taught("abc = 1    # one\nx = 2          # two") == ["abc = 1  # one", "x = 2    # two"]
     assert taught("x = 1    # one\n" + 60 * "y" + " = 2  # a longer comment") == [
         "x = 1  # one", 60 * "y" + " = 2  # a longer comment"]
+    assert taught("with swap():\n    assert f() == 3\ny = 1") == ["y = 1"]
 
 
 def test_code_is_as_large_as_its_lines_allow():
@@ -206,3 +207,25 @@ def test_a_cell_may_be_left_out_by_its_tag(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / chapter(0).path()).write_text(json.dumps(notebook), "utf-8")
     assert len(make_slides(0, root=tmp_path)) == len(make_slides(0)) - 1  # its code with what it prints
+
+
+@pytest.mark.parametrize("lengths, whole, shown", [
+    ((5, 5, 5, 5), 3, 17),  # the fourth would stop after one line
+    ((14, 4, 4), 2, 19),    # the empty line comes just behind the last that fits
+    ((13, 9), 1, 13),       # the farthest that is near
+    ((12, 9), 1, 19),       # too far: six lines of the second are worth more
+    ((30,), 0, 19),
+])
+def test_long_output_is_cut_between_paragraphs_if_one_ends_near(lengths, whole, shown):
+    paragraphs = ["\n".join(f"{name}, line {n}" for n in range(length)) for name, length in zip("abcd", lengths)]
+    lines = "\n\n".join(paragraphs).splitlines()
+    *kept, mark = shortened(lines)
+    told = "\n".join(kept).rstrip("\n")
+    assert mark == "…" and len(told.splitlines()) == shown and lines[:len(kept)] == kept
+    assert told.startswith("\n\n".join(paragraphs[:whole]))
+    assert shortened(lines[:20]) == lines[:20]  # a mark would take as much room as the last line
+
+
+def test_the_first_slide_with_tales_shows_whole_ones():
+    (cut,) = (s.body for s in make_slides(0) if s.body.endswith("\n…</pre>"))
+    assert cut.endswith(". \n\n…</pre>") and cut.count("\n\n") == 3

@@ -37,6 +37,7 @@ from .syllabus import CHAPTERS, Chapter, chapter
 LEAD = 45        # words of prose below a heading
 CODE_LINES = 18  # on one slide; longer code is cut in two
 OUT_LINES = 19   # printed lines shown
+NEAR = 6         # of them, where the cut may fall at an empty line
 UNDER = 5        # and fewer than this many below a figure
 TOGETHER = 85    # words of short texts that share a slide
 WIDE = 79        # columns of code that fit in the usual size
@@ -176,7 +177,7 @@ def _code(part: Part, slides: list[Slide], title: str, one: Chapter, asked: dict
             printed = ""
         elif kind != "printed":
             if kind == "panel" and "<table" in said and (told := re.search(r"<pre>(.*?)</pre>", said, re.S)):
-                lines = html.unescape(told[1]).splitlines()[:OUT_LINES]
+                lines = shortened(html.unescape(told[1]).splitlines())
                 name = re.search(r"<strong>(.*?)</strong>", said)
                 slides.append(Slide(title, (f"<h3>{name[1]}</h3>" if name else "") + _pre(lines, HEAD), "code"))
                 said = said.replace(told[0], "")
@@ -196,8 +197,7 @@ def _asked(question: str) -> str:
 def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
     """Code as it is taught: without asserts and without questions, then what it prints."""
     lines = taught(text)
-    out = printed.splitlines()
-    out = [*out[:OUT_LINES], "…"] if len(out) > OUT_LINES + 1 else out
+    out = shortened(printed.splitlines())
     if not out and len(lines) < 3:
         return
     *before, last = _parts(lines) or [[]]
@@ -209,6 +209,14 @@ def _listing(text: str, printed: str, slides: list[Slide], title: str) -> None:
         slides.append(Slide(title, code(last), "code"))
     if out:
         slides.append(Slide(title, "<h3>It prints</h3>" + _pre(out, HEAD), "code"))
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """As many printed lines as a slide holds, cut between paragraphs if one ends near."""
+    if len(lines) <= OUT_LINES + 1:
+        return lines
+    ends = [n for n in range(OUT_LINES - NEAR, OUT_LINES + 1) if not lines[n].strip()]
+    return [*lines[:min(ends[-1] + 1, OUT_LINES) if ends else OUT_LINES], "…"]
 
 
 def _parts(lines: list[str]) -> list[list[str]]:
@@ -250,7 +258,7 @@ def _untaught(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
         inner = getattr(node, "body", []) if isinstance(node, (ast.For, ast.If, ast.With)) else []
         gone = list(_untaught(inner))
-        if isinstance(node, ast.Assert) or name in SILENT or inner and gone == inner and not node.orelse:
+        if isinstance(node, ast.Assert) or name in SILENT or inner and gone == inner and not getattr(node, "orelse", ()):
             yield node
         elif gone != inner:
             yield from gone
