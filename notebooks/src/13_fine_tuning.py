@@ -22,6 +22,7 @@ from minimistral import instruct, lora, questions
 from minimistral.course import (Choice, Slider, bet, check, explore, hint, ladder,
                                 mine, predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch13_fine_tuning as ch13
+from minimistral.course.panel import wrapped
 
 
 # %% [markdown]
@@ -56,7 +57,7 @@ bet(22, answer="")
 tokenizer = mm.load_tokenizer("tales-chat")
 base, chat = mm.load_model("tales-dense"), mm.load_model("tales-chat")
 question = questions.ask(Random(5), "who", "en")
-print(question.prompt)
+print(wrapped(question.prompt))
 print("\nright:", question.answer)
 predict("base", "The base model, tales-dense, reads this text. What does it write?",
         ["the name", "more tale, as if nobody had asked", "nothing"], answer="")
@@ -64,7 +65,7 @@ predict("base", "The base model, tales-dense, reads this text. What does it writ
 # %%
 ids = tokenizer.encode(question.prompt, bos=True)
 new = mm.generate(base, ids, 40, stop_ids=(tokenizer.eos_id,))
-print("base writes:", tokenizer.decode(new))
+print(wrapped("base writes:" + tokenizer.decode(new)))
 print("chat writes:", *instruct.answers(chat, tokenizer, [question.messages]))
 assert not questions.is_right(question, tokenizer.decode(new).strip())
 reveal("base", "B", "A question inside a tale is followed by more tale. That is "
@@ -750,21 +751,18 @@ for name in ("first", "went on"):
 # show: is_right, facts
 
 # %%
-import textwrap
-
 from minimistral.tales import parse_tale, sample_tale
 
 tale = sample_tale(Random(30), "en")
 wishes = {kind: questions.ask_about(tale, kind, Random(0))
           for kind in questions.REQUESTS}
-print(wishes["end"].prompt, "\n")
+print(wrapped(wishes["end"].prompt), "\n")
 for said in ("The ring is still in the mill.",
              "It was raining. In the end the ring stayed in the mill.",
              "The ring is still in the garden.", "Now Anna has the ring."):
     print(questions.is_right(wishes["end"], said), said)
 print()
-print(*(textwrap.fill(line, 84) for line in wishes["retell"].answer.split("\n")),
-      "", sep="\n")
+print(wrapped(wishes["retell"].answer), "\n")
 for old, new in (("Un matin, Hugo", "Hugo"), ("Anna", "Nora"), ("jardin", "moulin"),
                  ("un petit anneau", "un anneau")):
     said = wishes["retell"].answer.replace(old, new)
@@ -800,8 +798,8 @@ for name, attempt in attempts.items():
         asked_for.rpartition("\n")[0], said))
     kept[name] = sum(fact in told for fact in heard)
     print(f"{name}, {kept[name]} of {len(told)} sentences:")
-    print(*(textwrap.fill(line, 84) for line in said.split("\n")), "", sep="\n")
-print(*(textwrap.fill(line, 84) for line in asked_for.split("\n")), sep="\n")
+    print(wrapped(said), "\n")
+print(wrapped(asked_for))
 assert kept["adapter"] < len(told) / 2 < kept["all parameters"] < len(told)
 
 # %% [markdown]
@@ -870,7 +868,8 @@ instruct.check_conversation([{"role": "user", "content": "Hello"},
 # %%
 seen = ladder.tokens.ids.bincount(minlength=tokenizer.vocab_size)
 for text in ("That is not told.", "...", "Paul has the hat."):
-    print([(tokenizer.decode([i]), int(seen[i])) for i in tokenizer.encode(text)])
+    print(*(f"{tokenizer.decode([i])!r} {seen[i]}" for i in tokenizer.encode(text)),
+          sep="  ")
 assert min(int(seen[i]) for i in tokenizer.encode("That is not told.")) == 0
 
 # %% [markdown]
