@@ -87,7 +87,7 @@ forty = mm.generate(model, [begin] * 40, 250, temperature=1.0, seed=1,
 forty = [tokenizer.decode(ids) for ids in forty]
 tales, add_up = score_tales(forty)
 print(f"of 40 texts {40 * tales:.0f} are tales, and {40 * add_up:.0f} add up")
-print("on tales that it never read:", ch00.recorded("tales-dense"))
+print("on new tales:", ch00.recorded("tales-dense"))
 assert 0.8 <= tales < 1 and 0.3 <= add_up < tales
 reveal("writes", "B", "Grammar comes early. The hard part is memory: who holds "
        "what, who went where. For that a model has to look back.")

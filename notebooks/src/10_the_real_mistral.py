@@ -28,6 +28,7 @@ from minimistral.course import (Choice, Slider, bet, check, explore, hint, mine,
                                 predict, reveal, show, swap, verdict)
 from minimistral.course.chapters import ch10_reference as reference
 from minimistral.course.chapters import ch10_the_real_mistral as ch10
+from minimistral.course.panel import wrapped
 
 # %% [markdown]
 # ## The headline
@@ -94,7 +95,7 @@ def changed(old, new):
 
 first, second, third = (f"mistral-7b-v0.{n}" for n in (1, 2, 3))
 for old, new in ((first, second), (second, third), (second, "mixtral-8x7b-v0.1")):
-    print(f"{old} -> {new}:", changed(old, new))
+    print(f"{old} -> {new}:\n  {changed(old, new)}")
 assert set(changed(first, second)) == {"rope_theta", "sliding_window"}
 assert set(changed(second, "mixtral-8x7b-v0.1")) == {"moe"}
 reveal("versions", "B", "A longer base for the positions, and the window gone.")
@@ -568,7 +569,7 @@ for available in (10**6, 10**9):
     assert plan.fits == (available == 10**9)
 rehearsed = mm.load_model(stand_in)
 text = ch10.write_some(rehearsed, stand_in, "The golden ring\n").rsplit("\n", 1)[0]
-print(text)
+print(wrapped(text))
 assert len(text) > 40 and rehearsed.norm.weight.dtype == torch.bfloat16
 
 # %% [markdown]
@@ -681,7 +682,7 @@ with swap("checkpoint.unpermute_rotary", plain):
     unmoved = mm.load_model(folder)
 print("rows:    ", first_difference(unmoved, recorded, ids))
 found = first_difference(unmoved, mm.load_model(folder), ids)
-print("rows, against a right model:", str(found).replace("; ", ";\n  "))
+print("rows, against a right model:\n ", str(found).replace("; ", ";\n  "))
 assert found.name == "layers.0.attention.wq"
 
 # %% [markdown]
@@ -887,8 +888,9 @@ bet(24, answer="")
 # %%
 record_of = json.loads((tiny_folder / "record.json").read_text(encoding="utf-8"))
 print(sorted(path.name for path in tiny_folder.iterdir()))
-print(textwrap.fill("the record says: " + ", ".join(record_of), 84))
-print("scaled-down Mistral:", sorted(path.name for path in folder.iterdir()))
+print(wrapped("the record says: " + ", ".join(record_of)))
+names = sorted(path.name for path in folder.iterdir())
+print(wrapped(f"scaled-down Mistral: {names}"))
 
 # %% [markdown]
 # | With weights, configuration and tokenizer | can you? |

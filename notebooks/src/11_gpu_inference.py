@@ -156,7 +156,7 @@ for _ in range(10):
 gpu.wait()                                                # until all is done
 waited = gpu.clock() - begun
 print(f"with waiting: {1000 * waited:.1f} milliseconds for ten, and for ten more "
-      "that were still in the queue")
+      "still in the queue")
 assert 0.039 < waited < 0.041
 reveal("lie", "B", "The first clock was read while all the work was still waiting.")
 
@@ -200,8 +200,9 @@ speed = matrix.nbytes / seconds(lambda: matrix @ vector)
 rate = 2 * 1024**3 / seconds(lambda: a @ b)
 start = seconds(tiny) / sum(ch11.started(tiny).values())
 print(f"in a second it reads {speed / 1e9:.1f} GB, or computes {rate / 1e9:.0f} "
-      f"billion operations; to start one takes {1e6 * start:.1f} µs")
-print(f"while it reads a byte it could do {rate / speed:.1f} operations")
+      "billion operations")
+print(f"to start one takes {1e6 * start:.1f} µs; while it reads a byte it could do "
+      f"{rate / speed:.1f} operations")
 assert 1e8 < speed < 1e13 and 1e8 < rate < 1e16 and start < 1e-3
 
 # %% [markdown]
@@ -472,7 +473,8 @@ show(ch11.speeds_picture(faster), alt="Times as fast as transformers: " + "; ".j
      data={"read": list(faster), **{way: [round(f[way], 2) for f in faster.values()]
                                     for way in ("plain", "engine")}})
 about = rows["decode-S"]["provenance"]
-print(about["name"], about["date"][:10], about["command"], sep=" · ")
+print(about["name"], about["date"][:10], sep=" · ")
+print(about["command"])
 
 # %%
 gains = {name: row["median"]["engine"] / row["median"]["plain"]
@@ -761,7 +763,7 @@ reveal("bits", round(fewer / forecast, 1), "Less than 16 / 4.5 = 3.6, because wh
 try:
     pick_device("cuda:7")
 except ValueError as error:
-    print(error)
+    print(str(error).replace("; ", ";\n"))
 
 # %% [markdown]
 # A young device may have wrong kernels. So an Apple GPU has to show that it computes what the CPU computes.

@@ -672,8 +672,8 @@ gates = [m.gate for m in loaded.modules() if hasattr(m, "gate")]
 share = (sum(gate.weight.numel() for gate in gates)
          / mm.count_parameters(loaded.config).total)
 assert share < 0.01
-print(f"the same model both ways; a gate is still a {type(gates[0]).__name__}, "
-      f"and all of them are {100 * share:.1f}% of the weights")
+print(f"the same model both ways; the gates are still {type(gates[0]).__name__}, "
+      f"{100 * share:.1f}% of the weights")
 
 # %% [markdown]
 # ## Further: a cache in few bits

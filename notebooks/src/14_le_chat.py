@@ -372,7 +372,7 @@ for name, body in wrong.items():
     where = "" if error["message"].startswith(f"{error['param']}:") else \
         f"{error['param'] or 'body'}: "
     print(f"{name}: {status}, {where}"
-          + textwrap.shorten(error["message"], 64, placeholder=" ..."))
+          + textwrap.shorten(error["message"], 59, placeholder=" ..."))
     assert 400 <= status < 500
 reveal("bad", "C", "A default would answer a question that nobody asked.")
 
