@@ -174,6 +174,14 @@ def test_where_no_widget_can_be_shown_the_pictures_stand_open(monkeypatch):
     assert view.html.startswith("<details open>")
 
 
+def test_a_long_text_is_told_in_lines_that_fit_the_page(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    explore(draw, settings=SETTINGS, **CONTROLS | {"text": Text(20 * "Anna ")})
+    lines = repr(shown[0]).splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= 84 and " ".join(lines).endswith("Anna ', again=0")
+
+
 def test_explore_shows_widgets_and_pictures(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .figures import figure_html
+from .panel import wrapped
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Explorer:
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"explorer: {values}"
+        return wrapped(f"explorer: {values}")
 
 
 # ipywidgets ties a slider's label neither to the handle nor to the number beside it: a screen reader

@@ -415,7 +415,7 @@ for name, pairs in vocabularies.items():
     some = ranks_from_merges(pairs)
     found = {w: ch01.becomes_whole(" " + w, some)
              for w in ("lantern", "lanterne", "linterna", "spoon")}
-    print(f"{name:24}", found)
+    print(f"{name}:", found, sep="\n  ")
 
 # %% [markdown]
 # With English tales only, *lanterne* never becomes whole, though *lantern* is inside it. *linterna* and
@@ -456,16 +456,16 @@ if "Mistral 7B" in costs and "Tekken" in costs:
     assert 1.5 < old[1] < 1.8 and all(1.35 < old[i] / old[0] < 1.65 for i in close)
     assert all(1.0 < new[i] / new[0] < 1.2 for i in close)
     assert all(1.6 < new[place[n]] / new[0] < 2 for n in ("Polish", "Greek"))
-reveal("french", "B", "Some 40 per cent more than an English one.")
+reveal("french", "B", "Some 40 percent more than an English one.")
 
 # %% [markdown]
 # *Words* are runs of letters and digits; we cut the Chinese ones by hand, since Chinese has no blanks.
 # One short text is a small sample. But the picture is clear:
 #
 # - ours knows tales and little else; Chinese and Greek stay single bytes;
-# - with the vocabulary of 7B, words in French, German, Spanish and Italian cost 40 to 60 per cent more
+# - with the vocabulary of 7B, words in French, German, Spanish and Italian cost 40 to 60 percent more
 #   than English ones;
-# - with Tekken it is at most 20 per cent. Polish and Greek words still cost nearly twice as much.
+# - with Tekken it is at most 20 percent. Polish and Greek words still cost nearly twice as much.
 
 # %% [markdown]
 # Is it the size, or the text it was trained on? We can take that apart with our own tales: two
@@ -506,8 +506,8 @@ verdict(20, "true with a condition", "True of what we can measure here, the pric
 # French depends on its training text; chapter 5 trains one in five languages.
 #
 # A careful writer would have written: *Its makers name five European languages. With the vocabulary of
-# Mistral 7B, words of the other four took 40 to 60 per cent more tokens than English words in a short
-# text. With Tekken, of July 2024, they took at most 20 per cent more.*
+# Mistral 7B, words of the other four took 40 to 60 percent more tokens than English words in a short
+# text. With Tekken, of July 2024, they took at most 20 percent more.*
 
 # %% [markdown]
 # ## The ladder
