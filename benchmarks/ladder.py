@@ -4,6 +4,10 @@
 
 Every row comes from the standard run of minimistral/course/ladder.py: the same tales, tokenizer,
 steps, judgement and prompt. The shipped models, trained far longer, are the last rows.
+
+The rows of chapters 5 and 9 are trained with Muon, which computes in bfloat16: another processor
+rounds differently and ends a thousandth of a nat higher or lower. Record them, with
+OMP_NUM_THREADS=1, on the kind of machine that builds the notebooks.
 """
 
 import time

@@ -674,7 +674,7 @@ for T in (8192, 16384, 32768):
     matrices, looks = ch08.prefill_operations(seven, T, None)
     fewer = ch08.prefill_operations(seven, T, 4096)[1]
     total = (matrices + looks) / (matrices + fewer)
-    print(f"{T:6,} tokens: pairs {full / few:.2f} times fewer, whole prompt "
+    print(f"{T:6,} tokens: pairs {full / few:.2f} times fewer, operations "
           f"{total:.2f} times, cache {T / 4096:.0f} times smaller")
     if T == 16384:
         assert round(full / few, 2) == 2.29 and round(total, 2) == 1.15

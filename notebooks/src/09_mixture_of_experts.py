@@ -499,7 +499,8 @@ reveal("strong", "B", "A router that must please the balance loss above all cann
 #
 # The rung of this chapter: chapter 5's better recipe and the balance loss, with a mixture of 8 experts in each of two layers.
 # The experts are tiny, 16 numbers wide, so two of them do the work of a dense feed-forward of 32. (For experts this small
-# computing all of them at once is fastest; `learn` swaps that way in. It gives the same sums.)
+# computing all of them at once is fastest; `learn` swaps that way in. It gives the same sums.) As in chapter 5, on another
+# processor your row may differ a little from the recorded one.
 
 # %% tags=["try"]
 # NBVAL_IGNORE_OUTPUT: a model trained in this run
