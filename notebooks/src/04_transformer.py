@@ -14,6 +14,7 @@
 
 # %%
 import math
+import textwrap
 
 import torch
 import torch.nn.functional as F
@@ -436,7 +437,8 @@ for change in ({"n_kv_heads": 8}, {"head_dim": 15}, {"n_layers": 4, "n_heads": 2
         mm.ModelConfig(**{**good, **change})
         print(change, "is let through: a possible model")
     except ValueError as error:
-        print(change, "\n   ", error)
+        print(change)
+        print(textwrap.indent(textwrap.fill(str(error), 80), "    "))
 
 # %% [markdown]
 # And the whole model: a table of embeddings, L blocks on the stream, a last norm, and a matrix that gives
@@ -517,14 +519,16 @@ reveal("parts", "B", f"{100 * big:.0f} percent of them. Attention has "
 
 # %%
 rows = ladder.tokens.ids[: 8 * 49].view(8, 49)            # of tales, (B, T + 1)
-predict("ignorant", f"The loss of an untrained model with {V} tokens, in nats: "
-        "which number?", answer="")
 
 
 def loss_of(model, rows):
     """The mean loss of predicting each next token. rows: (B, T + 1)"""
     logits = model(rows[:, :-1])                          # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+predict("ignorant", f"The loss of an untrained model with {V} tokens, in nats: "
+        "which number?", answer="")
 
 # %%
 torch.manual_seed(0)

@@ -286,7 +286,8 @@ for name, text in ch06.CONTEXTS.items():
     p = ch06.next_logits(model, tokenizer, text).softmax(-1)            # (V,)
     ordered = p.sort(descending=True)[0]
     needed = int((ordered.cumsum(0) < 0.99).sum()) + 1
-    print(f"{name:20} 99% of the probability in {needed:3} tokens")
+    print(f"{name:20} 99% of the probability in {needed:3} "
+          f"token{'s' * (needed > 1)}")
     assert needed < 4 if name == "a thing we know" else needed >= 4
 predict("fit", "Which k suits all three places?",
         ["5", "10", "none"], answer="")
@@ -414,7 +415,7 @@ predict("after", "The next tokens come after </s>, without <s> and a title. What
 
 # %%
 # NBVAL_IGNORE_OUTPUT: what an untrained habit gives depends on the last digits
-print(repr(tokenizer.decode(onward[end + 1:])))
+print(wrapped(repr(tokenizer.decode(onward[end + 1:]))))
 reveal("after", "C", "In training no loss was taken for what follows </s>. It may "
        "look like a tale, but nothing was ever learned for this place.")
 

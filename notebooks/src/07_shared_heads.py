@@ -122,7 +122,7 @@ reveal("llama", big, "Half a megabyte, for a few letters.")
 # %%
 predict("share", "To write one token the shipped model reads 2.5 million bytes of "
         "weights. It keeps 2048 bytes for each token. From how many tokens on does "
-        "it read more cache than weights? A number:", answer=None)
+        "it read more cache than weights?", answer=None)
 
 # %%
 lengths = [2**n for n in range(7, 16)]                    # 128 to 32,768 tokens
@@ -150,8 +150,8 @@ equal = weights / each
 for texts in (1, 16):
     parts = [100 * ch07.share_of_cache(config, 4096, batch=texts)
              for config in (llama, mistral)]
-    print(f"{texts:2} x 4,096 tokens: cache is {parts[0]:.0f}% of the reading of "
-          f"Llama 2 7B, {parts[1]:.0f}% of that of Mistral 7B")
+    print(f"{texts:2} x 4,096 tokens: the cache is {parts[0]:.0f}% of what Llama 2 "
+          f"7B reads, {parts[1]:.0f}% with Mistral 7B")
 assert 2.45e6 < weights < 2.55e6 and parts[0] > 66 > parts[1]
 reveal("share", round(equal), f"It is {weights:,} / {each}.")
 
@@ -516,8 +516,8 @@ show(ch07.quality_picture(losses, kept, here),
 # %%
 median = {name: sorted(values)[1] for name, values in losses.items()}
 for name, values in losses.items():
-    print(f"{name:26} {kept[name]:5} bytes per token   median {median[name]:.4f}   "
-          f"spread of three seeds {max(values) - min(values):.4f}")
+    print(f"{name:25} {kept[name]:5} bytes a token  median {median[name]:.4f}  "
+          f"spread of seeds {max(values) - min(values):.4f}")
 assert median["K = 8"] < median["K = 4"] < median["K = 1"] < median["K = 8"] + 0.1
 assert median["K = 8"] < median["K = 1, wider feed-forward"] < median["K = 1"]
 widest = max(max(losses[f"K = {K}"]) - min(losses[f"K = {K}"]) for K in (8, 4, 1))

@@ -174,7 +174,7 @@ def ablation_picture(result: dict):
                 markersize=9)
         ax.text(high + 0.03, y, f"{row['median']:.3f}", va="center")
     ax.axvline(result["floor"], color=GREY, linestyle=":")
-    ax.text(result["floor"] + 0.005, len(rows) - 0.45, "floor", color="#555555", va="top")
+    ax.text(result["floor"] + 0.02, len(rows) - 0.45, "floor", color="#555555", va="top")
     ax.set_yticks(range(len(rows)), [row["changed"] for row in rows])
     ax.set(xlabel="validation loss (nats per byte): median, lowest and highest of the seeds",
            ylim=(-0.6, len(rows) - 0.4),

@@ -105,7 +105,7 @@ def sharing_picture(n_heads: int, choices: Sequence[int]):
         for h in range(n_heads):
             group = h // n
             at = (group + 0.5) * n - 0.5
-            ax.plot([h, at], [1, 0], color=GREY, linewidth=1, linestyle="-", zorder=1)
+            ax.plot([h, at], [1 - 0.17, 0.17], color=GREY, linewidth=1, linestyle="-", zorder=1)
             _box(ax, h, 1, str(h), None if n == 1 else group)
         for group in range(kv_heads):
             _box(ax, (group + 0.5) * n - 0.5, 0, str(group),
