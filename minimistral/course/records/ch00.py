@@ -65,8 +65,8 @@ SHARE_OF_TALES = Exercise(
         Misconception("count instead of share", lambda texts: sum(_ok(texts)),
             "You returned how many texts are tales. A share lies between 0 and 1: divide by "
             "the number of texts."),
-        Misconception("per cent", lambda texts: 100 * sum(_ok(texts)) / len(texts),
-            "You returned per cent. Here a share lies between 0 and 1, so nothing is "
+        Misconception("percent", lambda texts: 100 * sum(_ok(texts)) / len(texts),
+            "You returned percent. Here a share lies between 0 and 1, so nothing is "
             "multiplied by a hundred.", also=[lambda texts: 100 * sum(_ok(texts)) // len(texts)]),
         Misconception("turned round", lambda texts: len(texts) / max(1, sum(_ok(texts))),
             "The division is turned round: the whole was divided by the part. A share is never above 1.",
@@ -90,7 +90,7 @@ SHARE_OF_TALES = Exercise(
             "Right for the forty texts of this page only. The function must work for any "
             "number of texts: divide by how many it was given."),
         Misconception("remainder", lambda texts: sum(_ok(texts)) % len(texts),
-            "The per cent sign does not make per cent: in Python it gives the remainder of a "
+            "The percent sign does not make percent: in Python it gives the remainder of a "
             "division. A share needs the plain division."),
     ),
     hints=(
