@@ -146,8 +146,7 @@ def test_a_wrong_word_is_one_line(capsys):
 
 
 def test_every_prediction_of_a_core_has_its_answer():
-    open_ones = [(c.number, q.question) for c in CHAPTERS for q in asked(c) if not q.answer]
-    assert [number for number, _ in open_ones] == [5]  # answered in chapter 6
+    assert [(c.number, q.question) for c in CHAPTERS for q in asked(c) if not q.answer] == []
     first = asked(chapter(8))[0]
     assert first.answer == "C false" and "Mistral's innovation" in first.question and len(first.options) == 4
 
