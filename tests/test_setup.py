@@ -366,7 +366,7 @@ def test_a_chapter_begun_anew_keeps_what_was_there(course):
 
 def test_lab_opens_the_first_chapter_of_the_learners_folder(tmp_path, monkeypatch):
     started = {}
-    monkeypatch.setattr(lab, "work_folder", lambda: tmp_path / "work")
+    monkeypatch.setattr(lab, "course_work_folder", lambda: tmp_path / "work")
     monkeypatch.setattr(lab, "greet", lambda: None)
     monkeypatch.setattr(
         lab.subprocess, "call", lambda command, cwd: started.update(command=command, cwd=cwd) or 0
