@@ -24,7 +24,7 @@ def causal(query_positions: Tensor, key_positions: Tensor) -> Tensor:
 
     query_positions: (..., T), key_positions: (..., S) -> bool (..., T, S)
     """
-    return key_positions[..., None, :] <= query_positions[..., :, None]
+    return key_positions.unsqueeze(-2) <= query_positions.unsqueeze(-1)
 
 
 def within_window(query_positions: Tensor, key_positions: Tensor, window: int
@@ -34,7 +34,7 @@ def within_window(query_positions: Tensor, key_positions: Tensor, window: int
 
     query_positions: (..., T), key_positions: (..., S) -> bool (..., T, S)
     """
-    return query_positions[..., :, None] - key_positions[..., None, :] < window
+    return query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2) < window
 
 
 def not_padding(key_positions: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def not_padding(key_positions: Tensor) -> Tensor:
 
     key_positions: (..., S) -> bool (..., 1, S)
     """
-    return (key_positions >= 0)[..., None, :]
+    return (key_positions >= 0).unsqueeze(-2)
 
 
 def may_attend(query_positions: Tensor, key_positions: Tensor,

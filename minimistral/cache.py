@@ -19,6 +19,7 @@ class LayerCache:
     def __init__(self, shape: tuple[int, int, int, int], ring: bool, device, dtype):
         self.ring = ring
         self.used = shape[1]                    # slots that may hold something
+        self.row = torch.arange(shape[0], device=device)[:, None]           # (B, 1)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.positions = torch.full(shape[:2], -1, device=device)
@@ -46,8 +47,7 @@ class LayerCache:
         """Put each real token into slot position mod S; of a chunk longer than the
         buffer only the last S. Padding (position -1) is never written."""
         slots = self.keys.shape[1]
-        row = torch.arange(len(positions), device=positions.device)[:, None]
-        slot = positions % slots
+        row, slot = self.row, positions % slots
         if positions.shape[1] > 1 or positions.min() < 0:       # else all are kept
             newest = positions.amax(dim=1, keepdim=True)
             keep = (positions >= 0) & (positions > newest - slots)

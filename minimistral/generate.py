@@ -66,18 +66,21 @@ def decode(model, prompts: list[list[int]], max_new_tokens: int, temperature: fl
                     dtype=model.tok_embeddings.weight.dtype)
     shared = AllCores(model)                                         # chapter 11
     logits = read_prompts(model, prompts, cache, prefill_chunk)          # (B, V)
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    ended = [False] * len(prompts)
     for step in range(max_new_tokens):
         tokens = choose(logits, temperature, top_k, top_p, generators)   # (B,)
-        ended |= torch.isin(tokens, torch.tensor(list(stop_ids), dtype=torch.int64))
-        yield [None if e else t for t, e in zip(tokens.tolist(), ended.tolist())]
-        if ended.all() or step == max_new_tokens - 1:
+        chosen = tokens.tolist()
+        ended = [e or token in stop_ids for e, token in zip(ended, chosen)]
+        yield [None if e else token for e, token in zip(ended, chosen)]
+        if all(ended) or step == max_new_tokens - 1:
             return
-        # A row that has ended becomes padding: position -1, written nowhere.
-        positions = cache.length.masked_fill(ended.to(model.device), -1)[:, None]
+        positions = None
+        if any(ended):       # their rows become padding: position -1, never written
+            over = torch.tensor(ended, device=model.device)
+            positions = cache.length.masked_fill(over, -1)[:, None]
         with torch.inference_mode(), shared:                         # chapter 11
-            logits = model(tokens.to(model.device)[:, None], cache,
-                           positions if ended.any() else None)[:, -1]
+            ids = tokens.to(model.device)[:, None]                       # (B, 1)
+            logits = model(ids, cache, positions)[:, -1]                 # (B, V)
 
 
 @torch.no_grad()

@@ -223,10 +223,6 @@ SAME: dict[str, dict[str, str]] = {
             "Where all are kept, the longer way keeps all as well: it costs time, no value.",
         "0 -> 1  in  if positions.shape[1] > 1 or positions.min() < 0:":
             "Where all are kept, the longer way keeps all as well: it costs time, no value.",
-        ("torch.arange(len(positions), device=positions.device) -> "
-         "torch.arange(len(positions))  in  row = torch.arange(len(positions), "
-         "device=positions.device)[:, None]"):
-            "The check runs on the CPU.",
         "1 -> 2  in  if positions.shape[1] > 1 or positions.min() < 0: (2)":
             "Of two tokens a ring of two slots or more keeps both.",
     },

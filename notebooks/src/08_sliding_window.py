@@ -862,7 +862,7 @@ assert cells[-1].all()
 
 # %%
 def one_more(query_positions, key_positions, window):
-    return query_positions[..., :, None] - key_positions[..., None, :] <= window
+    return query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2) <= window
 
 
 with torch.no_grad(), swap("attention.within_window", one_more):

@@ -432,7 +432,7 @@ reveal("apart", "B", "The same sums in another order: float32 carries seven "
 
 # %%
 def off_by_one(query_positions, key_positions, window):
-    return query_positions[..., :, None] - key_positions[..., None, :] <= window
+    return query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2) <= window
 
 
 def plain(weight, n_heads):                               # nothing moves
