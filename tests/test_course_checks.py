@@ -53,6 +53,24 @@ def test_of_two_mistakes_the_one_that_shows_first_is_named():
     assert judge(WEIGHTS, lambda s: columns(s) + 1 if len(s) == 3 else columns(s)).matched is None
 
 
+def test_a_misconception_runs_no_further_than_to_the_input_that_rules_it_out():
+    runs = []
+
+    def other(scores):
+        runs.append(tuple(scores.shape))
+        return scores + 1
+
+    others = dataclasses.replace(WEIGHTS.misconceptions[0], name="other", wrong=other)
+    exercise = dataclasses.replace(WEIGHTS, misconceptions=[others, *WEIGHTS.misconceptions])
+    assert judge(exercise, columns).matched == "columns" and len(runs) == 1 < len(WEIGHTS.fixtures)
+
+    def fails(scores):
+        return scores.view(7)
+
+    runs.clear()
+    assert judge(exercise, fails).matched is None and len(runs) == 1  # errors are compared twice
+
+
 def test_one_mistake_made_in_two_ways_is_told_by_the_same_message():
     first, *others = WEIGHTS.misconceptions
     two = dataclasses.replace(first, also=[lambda s: naive(s).T])

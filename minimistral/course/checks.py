@@ -14,7 +14,7 @@ import linecache
 import os
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +166,7 @@ def attempted(exercise: Exercise, work: Any) -> Attempt:
 def verdict(attempt: Attempt, *, run: Callable | None = None, pictures: bool = True) -> Result:
     """Compare what the work gave with the reference and with the misconceptions.
 
-    ``run(exercise, candidate)`` gives a candidate's outcomes: ``outcomes_of``, or one that
+    ``run(exercise, candidate)`` gives a candidate's outcomes: ``Outcomes``, or one that
     remembers them.
     """
     exercise = attempt.exercise
@@ -176,7 +176,7 @@ def verdict(attempt: Attempt, *, run: Callable | None = None, pictures: bool = T
         return _judge_answer(exercise, attempt.answer)
     if attempt.status:
         return Result(exercise, attempt.status, attempt.message)
-    return _judge_function(exercise, attempt.outcomes, run or outcomes_of, pictures)
+    return _judge_function(exercise, attempt.outcomes, run or Outcomes, pictures)
 
 
 # ---------------------------------------------------------------- functions and classes
@@ -188,7 +188,7 @@ def _judge_function(exercise: Exercise, outcomes: list[Outcome], run: Callable, 
 
     if any(isinstance(o.error, NotImplementedError) for o in outcomes):
         return Result(exercise, NOT_WRITTEN)
-    expected = run(exercise, exercise.reference)
+    expected = list(run(exercise, exercise.reference))
     verdicts = [_difference(exercise, e, o) for e, o in zip(expected, outcomes)]
     notes = _notes(outcomes)
     first = next((i for i, verdict in enumerate(verdicts) if verdict), None)
@@ -223,12 +223,29 @@ def _judge_function(exercise: Exercise, outcomes: list[Outcome], run: Callable, 
     return again(_explain(exercise, outcome, found), None, notes, picture)
 
 
+class Outcomes:
+    """What a candidate gives on each fixture, run when it is first asked for, and remembered."""
+
+    def __init__(self, exercise: Exercise, candidate: Callable):
+        self.known: list[Outcome] = []
+        self.others = _outcomes(exercise, candidate, 60.0)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        yield from self.known
+        for outcome in self.others:
+            self.known.append(outcome)
+            yield outcome
+
+
 def outcomes_of(exercise: Exercise, candidate: Callable, seconds: float = 60.0) -> list[Outcome]:
     """Run a candidate on every fixture, within ``seconds`` for all together.
 
     Stops after a fixture on which time ran out.
     """
-    outcomes = []
+    return list(_outcomes(exercise, candidate, seconds))
+
+
+def _outcomes(exercise: Exercise, candidate: Callable, seconds: float) -> Iterator[Outcome]:
     for fixture in exercise.fixtures:
         args, kwargs = arguments_of(fixture)
         if exercise.run:
@@ -239,11 +256,10 @@ def outcomes_of(exercise: Exercise, candidate: Callable, seconds: float = 60.0) 
         if not exercise.may_change_inputs:
             changed = _changed_input(exercise, fixture, args, kwargs)
         run.value = _snapshot(run.value)
-        outcomes.append(Outcome(fixture.__name__.strip("_").replace("_", " "), run, changed))
+        yield Outcome(fixture.__name__.strip("_").replace("_", " "), run, changed)
         seconds = max(0.2, seconds - run.seconds)
         if run.timed_out or isinstance(run.error, KeyboardInterrupt):
             break
-    return outcomes
 
 
 def arguments_of(fixture) -> tuple[tuple, dict]:
@@ -325,30 +341,34 @@ def _matching(exercise: Exercise, outcomes: list[Outcome], run: Callable, first:
     more fixtures than any other. Without ``first``, where only inputs were changed, none. Of an
     error every word counts; if that names nothing, not which of two sizes comes first.
     """
-    known, whole = _fitting(exercise, outcomes, run, first, _error)
+    wrongs = [(m, run(exercise, wrong)) for m in exercise.misconceptions for wrong in (m.wrong, *m.also)]
+    known, whole = _fitting(exercise, outcomes, wrongs, first, _error)
     if whole or all(o.error is None for o in outcomes):
         return known, whole
-    other = _fitting(exercise, outcomes, run, first, _unordered)
+    other = _fitting(exercise, outcomes, wrongs, first, _unordered)
     return other if other[1] or not known else (known, whole)
 
 
-def _fitting(exercise: Exercise, outcomes: list[Outcome], run: Callable, first: int | None, words: Callable):
-    """What ``_matching`` gives, with errors compared by ``words``."""
+def _fitting(exercise: Exercise, outcomes: list[Outcome], wrongs: list, first: int | None, words: Callable):
+    """What ``_matching`` gives, with errors compared by ``words``.
+
+    A misconception is run no further than to the fixture that rules it out: up to ``first`` any
+    difference does. Most are ruled out at once.
+    """
     partly = {}  # name -> fixtures on which it agrees, and the misconception
-    for misconception, wrong in [(m, w) for m in exercise.misconceptions for w in (m.wrong, *m.also)]:
-        theirs = run(exercise, wrong)
-        if first is None and [o.changed for o in theirs] != [o.changed for o in outcomes]:
-            continue
-        equal = 0
-        for number, (their, outcome) in enumerate(zip(theirs, outcomes)):
+    for misconception, theirs in wrongs:
+        equal = count = 0
+        for count, (outcome, their) in enumerate(zip(outcomes, theirs), 1):
+            if first is None and their.changed != outcome.changed:
+                break
             if not _difference(exercise, their, outcome, words):
                 equal += 1
-            elif first is None or number <= first:
+            elif first is None or count <= first + 1:
                 break
         else:
-            if equal == len(theirs) == len(outcomes):
+            if equal == len(outcomes):
                 return misconception, True
-            if first is not None and len(theirs) > first:
+            if first is not None and count > first:
                 seen, _ = partly.get(misconception.name, (0, None))
                 partly[misconception.name] = max(equal, seen), misconception
     most = max((equal for equal, _ in partly.values()), default=0)

@@ -395,7 +395,7 @@ class _Judge:
 
 
 def _judging(line) -> None:
-    """Compare what came back, for as long as somebody asks. The references' outputs are remembered."""
+    """Compare what came back, for as long as somebody asks. What the records give is remembered."""
     import torch
 
     from . import checks
@@ -404,7 +404,7 @@ def _judging(line) -> None:
     torch.set_num_threads(1)
     all_exercises()
     line.send_bytes(b"ready")  # the first question's time does not pay for the start
-    run = cache(checks.outcomes_of)
+    run = cache(checks.Outcomes)
     statuses = {checks.PASS: PASSED, checks.TRY_AGAIN: NOT_YET, checks.NOT_WRITTEN: NOT_WRITTEN,
                 checks.NOT_ANSWERED: NOT_WRITTEN}
     while True:
