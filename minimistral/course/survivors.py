@@ -188,17 +188,6 @@ SAME: dict[str, dict[str, str]] = {
             FASTER,
     },
     "ch08.write": {
-        ("positions.amax(dim=1, keepdim=True) -> positions  in  newest = positions.amax(dim=1, "
-         "keepdim=True)"):
-            "On this machine later tokens overwrite earlier ones, so the last stay in any case;"
-            " an equivalent on record does so.",
-        "1 -> 0  in  newest = positions.amax(dim=1, keepdim=True)":
-            "On this machine later tokens overwrite earlier ones, so the last stay in any case;"
-            " an equivalent on record does so.",
-        ("positions > newest - slots -> positions >= newest - slots  in  keep = (positions >= 0)"
-         " & (positions > newest - slots)"):
-            "On this machine later tokens overwrite earlier ones, so the last stay in any case;"
-            " an equivalent on record does so.",
         ("k.detach().to(self.keys.dtype) -> k.detach()  in  self.keys[row, slot] = "
          "k.detach().to(self.keys.dtype)"):
             "Keys and ring have one dtype, and the text does not speak of another.",

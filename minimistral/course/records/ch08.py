@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimistral.attention import attend, causal, may_attend, not_padding, within_window
 from minimistral.cache import LayerCache
@@ -208,11 +211,42 @@ def a_long_chunk_that_ends_in_padding():
     return 4, k, v, positions, (7, 1, 1)
 
 
-def _run_write(work, slots, k, v, positions, sizes):
+def a_long_chunk_where_the_first_in_a_slot_stays():
+    return *a_chunk_longer_than_the_ring(), _FirstStays
+
+
+class _FirstStays(TorchDispatchMode):
+    """Where one assignment puts two values into one place, the first stays.
+
+    PyTorch leaves open which one does; on a CPU it is mostly the last. An assignment for each token,
+    and doubles in a place that is cut off later, come out right as before.
+    """
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        name, places = function._schema.name.removeprefix("aten::"), None
+        if name.rstrip("_") in ("index_put", "index_copy", "scatter"):
+            places = torch.arange(arguments[0].numel()).view(arguments[0].shape)
+        if name.rstrip("_") == "index_put" and not any(arguments[3:]):
+            whole, index, new = arguments[:3]
+            places = places[tuple(slice(None) if i is None else i for i in index)]
+        elif name.rstrip("_") == "index_copy":
+            whole, dim, index, new = arguments
+            places = places.index_select(dim, index)
+        elif name.rstrip("_") == "scatter" and isinstance(arguments[3], Tensor) and not named:
+            whole, dim, index, new = arguments
+            places, new = places.gather(dim, index), new[tuple(map(slice, index.shape))]
+        else:
+            return function(*arguments, **(named or {}))
+        whole = whole if name.endswith("_") else whole.clone()
+        return whole.put_(places.flatten().flip(0), new.expand(places.shape).flatten().flip(0))
+
+
+def _run_write(work, slots, k, v, positions, sizes, order=nullcontext):
     """Write the chunks one after the other; what lies in the slots then."""
     ring = LayerCache((k.shape[0], slots, *k.shape[2:]), True, None, k.dtype)
-    for chunk in zip(*(x.split(sizes, dim=1) for x in (k, v, positions))):
-        work(ring, *chunk)
+    with order():
+        for chunk in zip(*(x.split(sizes, dim=1) for x in (k, v, positions))):
+            work(ring, *chunk)
     return {"positions": ring.positions, "keys": ring.keys, "values": ring.values}
 
 
@@ -281,6 +315,39 @@ def _write_until_padding(self, k, v, positions):
     _put(keep=lambda p, f, last, S: p >= 0)(self, k, v, positions.where(real, -1))
 
 
+def _write_at_once(self, k, v, positions, room=None):
+    """All real tokens in one assignment; with ``room``, of each row no more than so many beyond the ring."""
+    keep = positions >= 0
+    if room is not None:
+        keep &= positions >= positions.amax(dim=1, keepdim=True) - self.keys.shape[1] + 1 - room
+    row, column = torch.where(keep)
+    slot = positions[row, column] % self.keys.shape[1]
+    self.keys[row, slot], self.values[row, slot] = k[row, column], v[row, column]
+    self.positions[row, slot] = positions[row, column]
+
+
+def _write_at_once_beside(self, k, v, positions):
+    """In one assignment, what shall not stay in a slot that is cut off."""
+    S = self.keys.shape[1]
+    keep = (positions >= 0) & (positions > positions.amax(dim=1, keepdim=True) - S)
+    slot, row = torch.where(keep, positions % S, S), torch.arange(len(positions))[:, None]
+    for name, new in (("keys", k), ("values", v), ("positions", positions)):
+        whole = torch.cat((getattr(self, name), new[:, :1]), dim=1)
+        whole[row, slot] = new
+        getattr(self, name)[:] = whole[:, :S]
+
+
+def _write_by_scatter(self, k, v, positions, start=None):
+    S = self.keys.shape[1]
+    start = -S if start is None else start
+    for b in range(len(positions)):
+        real = (positions[b] >= 0).nonzero()[:, 0][start:]
+        slot = positions[b, real] % S
+        self.keys[b].scatter_(0, slot[:, None, None].expand(-1, *k.shape[2:]), k[b, real])
+        self.values[b].index_copy_(0, slot, v[b, real])
+        self.positions[b] = self.positions[b].scatter(0, slot, positions[b, real])
+
+
 def _write_nothing(self, k, v, positions):
     keys = self.keys.clone()
     keys[:, 0] = k[:, 0]
@@ -319,13 +386,16 @@ WRITE = Exercise(
     reference=LayerCache.write, run=_run_write,
     fixtures=(nine_single_tokens_in_a_ring_of_four, rows_of_different_length,
               a_chunk_longer_than_the_ring, a_ring_that_is_never_full,
-              a_long_chunk_that_ends_in_padding, single_tokens_of_a_row_that_ends),
+              a_long_chunk_that_ends_in_padding, single_tokens_of_a_row_that_ends,
+              a_long_chunk_where_the_first_in_a_slot_stays),
     may_change_inputs=True,
     equivalents={
         "a double loop": _put(),
         "row by row": _write_by_rows,
         "token by token, later ones over earlier ones": _put(keep=lambda p, f, last, S: p >= 0),
         "new tensors": _write_new_tensors,
+        "what is dropped goes into a slot beside the ring": _write_at_once_beside,
+        "scattered": _write_by_scatter,
     },
     misconceptions=(
         Misconception("place in the chunk",
@@ -345,6 +415,10 @@ WRITE = Exercise(
         Misconception("padding written", _put(keep=lambda p, f, last, S: True),
             "A padded token was written, and -1 mod S is the last slot: what was there is lost. "
             "Position -1 is never written."),
+        Misconception("two tokens in one slot at once", _write_at_once,
+            "One assignment put two tokens of a long chunk into one slot. Which one stays is left open; "
+            "on a GPU it may be either. Pick the last S first.",
+            also=[partial(_write_at_once, room=1), partial(_write_by_scatter, start=0)]),
         Misconception("position 0 left out", _put(keep=lambda p, f, last, S: p > 0),
             "The first token of each text is missing. Padding is -1; 0 is a real position."),
         Misconception("nothing after padding", _write_until_padding,

@@ -1194,6 +1194,14 @@ def nothing_shared():
     return _asked(53, False), 2
 
 
+def a_tale_that_begins_another():
+    asked = _asked(54, False)
+    for inner, outer in ((0, 6), (5, 1)):              # one to learn from, one of the examination
+        longer = f"{asked[inner].told}\n{asked[outer].told}"
+        asked[outer] = replace(asked[outer], told=longer)
+    return asked, 2
+
+
 def _splits(exam=None, rest=None, key=None):
     def split(asked, n):
         last = exam(asked, n) if exam else asked[-n:]
@@ -1220,11 +1228,19 @@ def _split_by_loop(asked, n):
     return learn, exam
 
 
+def _split_by_parts(same):
+    def split(asked, n):
+        exam = asked[-n:]
+        return [q for q in asked[:-n] if not any(same(q.told, other.told) for other in exam)], exam
+    return split
+
+
 SPLIT = Exercise(
     name="split", chapter=13, kind="open", entry="split",
     title="Your own house style", difficulty="medium", importance="useful", minutes=25,
     reference=_splits(),
-    fixtures=(tales_that_come_back, one_question_in_the_examination, nothing_shared),
+    fixtures=(tales_that_come_back, one_question_in_the_examination, nothing_shared,
+              a_tale_that_begins_another),
     equivalents={"loop": _split_by_loop},
     misconceptions=(
         Misconception("tales not looked at", lambda asked, n: (asked[:-n], asked[-n:]),
@@ -1237,6 +1253,11 @@ SPLIT = Exercise(
             "the tales."),
         Misconception("titles compared", _splits(key=lambda q: q.told.split("\n")[0]),
             "The titles were compared. Two tales may have one title: compare all that is told."),
+        Misconception("one tale inside another", _split_by_parts(lambda mine, theirs: mine in theirs),
+            "A tale that is only the beginning of another one counted as the same. Two tales are the "
+            "same if they are equal.",
+            also=[_split_by_parts(lambda mine, theirs: theirs in mine),
+                  _split_by_parts(lambda mine, theirs: mine in theirs or theirs in mine)]),
         Misconception("first instead of last",
             _splits(exam=lambda a, n: a[:n], rest=lambda a, n: a[n:]),
             "The examination took the first questions. It is the last n."),
