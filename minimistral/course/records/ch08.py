@@ -303,11 +303,7 @@ def _write_into_all_rows(self, k, v, positions):
 
 
 def _write_newest_of_all(self, k, v, positions):
-    keep = (positions >= 0) & (positions > positions.max() - self.keys.shape[1])
-    row, column = torch.where(keep)
-    slot = positions[row, column] % self.keys.shape[1]
-    self.keys[row, slot], self.values[row, slot] = k[row, column], v[row, column]
-    self.positions[row, slot] = positions[row, column]
+    _write_at_once(self, k, v, positions.where(positions > positions.max() - self.keys.shape[1], -1))
 
 
 def _write_until_padding(self, k, v, positions):
