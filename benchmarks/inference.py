@@ -7,6 +7,7 @@ same machine, after a gate: in float32 their greedy ids must agree. Medians and 
 the samples, all of which are kept. A row that is measured again replaces its old one in the file.
 Rows: decode-S decode-M decode-M-bfloat16 decode-M-8-bit decode-M-4-bit decode-X position-S
 prefill-S-4096 prefill-S-16384 prefill-memory-S moe-X batch-S speculation
+speculation-grown
 """
 
 import argparse
@@ -22,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ import torch
 from minimistral.cache import KVCache
 from minimistral.checkpoint import load_model, save_model
 from minimistral.config import ModelConfig, MoEConfig, count_parameters
+from minimistral.course.chapters.ch11_grown import grown
 from minimistral.devices import describe_device
 from minimistral.engine import Engine
 from minimistral.fast_model import FastExperts, FastSwiGLU
@@ -38,7 +41,7 @@ from minimistral.model import Transformer
 from minimistral.moe import MoE
 from minimistral.provenance import provenance
 from minimistral.quantize import QuantizedLinear, quantize_model, use_kernels
-from minimistral.speculative import DraftModel, PromptLookup, speculate
+from minimistral.speculative import DraftModel, PromptLookup, Speculation, speculate
 
 SEED, WARM_UP = 0, 1
 TIE = 1e-3                      # logits nearer than this may be chosen in either order
@@ -390,6 +393,44 @@ def speculation_row(new: int = 200, rounds: int = 5, drafts: int = 4) -> dict:
             "gate": agreed, "proposals": about, **summed_up(seconds, new, "tokens/s")}
 
 
+def grown_speculation_row(noise: float = 0.1, texts: int = 4, new: int = 80, rounds: int = 5,
+                          drafts: int = 4) -> dict:
+    """Tokens per second of a model of M's shape that knows the tales (chapters/ch11_grown.py),
+    with proposals of tales-dense. Greedy, from beginnings of 12 tokens."""
+    small = load_model("tales-dense").requires_grad_(False)
+    config = replace(CONFIGS["M"], vocab_size=small.config.vocab_size, sliding_window=None)
+    large = grown(small, config, noise)
+    prompts = [[0, *generate(small, [0], 11, temperature=1.0, seed=SEED + i)]
+               for i in range(texts)]
+    room = len(prompts[0]) + new
+    engine = Engine(copy.deepcopy(large), 1, room, spare=drafts, progress=False)
+    draft = DraftModel(Engine(small, 1, room, spare=drafts, progress=False))
+
+    def proposing(proposer) -> list[Speculation]:
+        return [speculate(engine, prompt, new, proposer, drafts=drafts) for prompt in prompts]
+
+    done = {"look-up": proposing(PromptLookup()), "tales-dense drafts": proposing(draft)}
+    written = {"plain": generate(large, prompts, new), "engine": engine.generate(prompts, new),
+               **{way: [text.ids for text in told] for way, told in done.items()}}
+    agreed = [gate(large, prompt, {way: ids[i] for way, ids in written.items()})
+              for i, prompt in enumerate(prompts)]
+    about = {}
+    for way, told in done.items():
+        steps = sum(text.steps for text in told)
+        about[way] = {"acceptance": round(sum(text.accepted for text in told)
+                                          / sum(text.proposed for text in told), 4),
+                      "steps": steps, "tokens_per_step": round(new * texts / steps, 3)}
+    seconds = take_turns({"engine": lambda: [engine.generate(p, new) for p in prompts],
+                          "look-up": lambda: proposing(PromptLookup()),
+                          "tales-dense drafts": lambda: proposing(draft)}, rounds)
+    row = summed_up(seconds, new * texts, "tokens/s")
+    row["draft_over_engine"] = round(
+        row["median"]["tales-dense drafts"] / row["median"]["engine"], 3)
+    return {"what": f"{count_parameters(config).total / 1e6:.0f}M parameters grown from tales-dense, "
+                    f"noise {noise}: {new} new tokens of {texts} tales, {drafts} proposals",
+            "gate": agreed, "proposals": about, **row}
+
+
 ROWS: dict[str, Callable[[], dict]] = {
     "decode-S": lambda: decode_row("S"),
     "decode-M": lambda: decode_row("M", new=64, rounds=3),
@@ -404,6 +445,7 @@ ROWS: dict[str, Callable[[], dict]] = {
     "moe-X": lambda: moe_row("X"),
     "batch-S": lambda: batch_row("S"),
     "speculation": speculation_row,
+    "speculation-grown": grown_speculation_row,
 }
 
 

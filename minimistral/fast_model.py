@@ -25,6 +25,7 @@ from minimistral.rope import rotary_angles, rotate
 
 DEFAULT_SLOTS = 4096                # of a layer without a window
 FEW, FEW_ROWS = 16, 8               # queries, and rows, that have ways of their own
+LARGE = 1 << 19                     # numbers of a matrix for which half the rows do
 
 
 # ------------------------------------------------------------ products
@@ -37,12 +38,13 @@ def product(x: Tensor, weight: Tensor, parts: int) -> Tensor:
     There PyTorch gives the product of one row and a float32 matrix to one core, but
     a batch of products to all: so the matrix is read as parts, one for each core.
     For a few rows it would first copy the matrix into another order, unless the
-    matrix comes first. More go to oneDNN (onednn.py). Compiled, one row becomes a
-    loop of its own, shared by all cores.
+    matrix comes first. More go to oneDNN (onednn.py), with a large matrix sooner.
+    Compiled, one row becomes a loop of its own, shared by all cores.
     """
     rows = x.numel() // x.shape[-1]
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        if rows > FEW_ROWS and onednn.THERE:
+        few = FEW_ROWS if weight.numel() < LARGE else FEW_ROWS // 2
+        if rows > few and onednn.THERE:
             return onednn.wide_product(x, weight)
         if rows > 1:
             return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)

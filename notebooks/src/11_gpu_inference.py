@@ -29,6 +29,7 @@ from minimistral import fast_model, speculative
 from minimistral.course import (Choice, bet, check, explore, hint, predict, reveal,
                                 show, verdict)
 from minimistral.course.chapters import ch11_gpu_inference as ch11
+from minimistral.course.chapters.ch11_grown import grown
 from minimistral.devices import pick_device
 
 # %% [markdown]
@@ -1025,6 +1026,56 @@ assert told.acceptance > 0.6
 # %% [markdown]
 # If each proposal is accepted with probability a, a step with n proposals writes 1 + a + a² + ... + aⁿ tokens. An exercise
 # of this chapter puts the draft's own time against that.
+
+# %% [markdown]
+# With a model this small a draft only costs time. It pays where the model is slow, and a slow model of tales is too large for
+# this course's files. But one can be **grown**: the small model's weights in one corner of larger matrices, zeros where anything
+# else would reach them, layers between that add nothing (Chen et al. 2016, *Net2Net*). It computes what the small one does.
+# Noise on the weights then gives it a mind of its own.
+
+# %%
+shape = mm.ModelConfig(768, 12, 12, 4, 64, 2048, tales.config.vocab_size)
+ids = torch.tensor([prompt])
+for noise in (0.0, 0.1):                                  # of each matrix's spread
+    large = grown(tales, shape, noise)
+    with torch.no_grad():
+        apart = (large(ids) - tales(ids)).abs()
+    print(f"noise {noise}: logits {apart.mean():.2f} apart on average")
+    assert (apart.max() < 0.01) == (noise == 0)
+sizes = [mm.count_parameters(config).total for config in (shape, tales.config)]
+print(f"{sizes[0] / 1e6:.0f} million parameters, "
+      f"{sizes[0] / sizes[1]:.0f} times as many")
+
+# %%
+predict("pays", "tales-dense drafts four tokens for it, and about three in four "
+        "are accepted. How many times as fast does it write, on two cores?",
+        ["nearly 4: so many tokens does a step write", "about 2",
+         "below 1: checking costs more than it saves"], answer="")
+
+# %%
+engine = mm.Engine(large, 1, 128, spare=4, compile=False)
+draft = speculative.DraftModel(
+    mm.Engine(mm.load_model("tales-dense"), 1, 128, spare=4, compile=False))
+told = speculative.speculate(engine, prompt[:12], 60, draft)
+assert told.ids == mm.generate(large, prompt[:12], 60)    # greedy: the same text
+print(f"{told.acceptance:.2f} accepted, {told.tokens_per_step:.1f} tokens a step")
+
+# %%
+kept = ch11.recorded("speculation-grown")                 # four tales, compiled
+for way, rate in kept["median"].items():
+    print(f"{way:18} {rate:4.0f} tokens a second")
+written = kept["proposals"]["tales-dense drafts"]["tokens_per_step"]
+times = kept["draft_over_engine"]
+print(f"a step with its drafts writes {written:.1f} tokens and takes "
+      f"{written / times:.1f} times one without")
+assert 1.5 < times < 2.5 and kept["median"]["look-up"] < kept["median"]["engine"]
+reveal("pays", "B", f"{times:.1f} times, with the same text. Four steps of the "
+       "draft cost little. Checking five tokens reads the weights once and "
+       "computes five times as much, and a CPU's arithmetic is soon the limit.")
+
+# %% [markdown]
+# On a GPU arithmetic waits for bytes, so that checking five tokens takes hardly longer than one; there the draft's own steps
+# are what it costs. Looking up found little to copy in a tale, and lost.
 
 # %% [markdown]
 # ## Further: measure again

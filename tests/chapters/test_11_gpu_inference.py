@@ -1,6 +1,7 @@
 """Chapter 11: its records are sound, its drafts agree with the library, its claims hold."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import minimistral as mm
 from minimistral import speculative
 from minimistral.course import judge, verify
 from minimistral.course.chapters import ch11_gpu_inference as ch11
+from minimistral.course.chapters.ch11_grown import grown
 from minimistral.course.records.ch11 import EXERCISES, MIXED, PATTERN, WINDOWED
 from minimistral.speculative import accept
 
@@ -203,3 +205,29 @@ def test_the_recorded_run_has_its_provenance_and_every_sample():
         assert {"date", "command", "commit"} <= set(row["provenance"])
         assert all(len(samples) >= 3 for samples in row["seconds"].values())
         assert {"plain", "engine", "transformers"} <= set(row["median"])
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 4, 2, 4, 24, 40), (40, 5, 6, 2, 8, 30, 40),
+                                   (64, 6, 12, 4, 12, 24, 40)])
+def test_a_grown_model_computes_what_the_small_one_does(shape):
+    torch.manual_seed(0)
+    small = mm.Transformer(mm.ModelConfig(16, 2, 4, 2, 4, 24, 40)).eval()
+    for weight in small.parameters():
+        torch.nn.init.normal_(weight, 1.0 if weight.dim() == 1 else 0.0, 0.3)
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        expected = small(ids)
+        same = grown(small, mm.ModelConfig(*shape))(ids)
+        noisy = grown(small, mm.ModelConfig(*shape), noise=0.2)(ids)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(same, expected, rtol=1e-4, atol=1e-4)
+    assert (noisy - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name, value", [("dim", 8), ("n_layers", 1), ("hidden_dim", 8),
+                                         ("vocab_size", 41), ("head_dim", 6), ("n_heads", 2),
+                                         ("sliding_window", 4), ("moe", mm.MoEConfig(4, 2))])
+def test_a_shape_into_which_a_small_model_does_not_fit_is_refused(name, value):
+    small = mm.Transformer(mm.ModelConfig(16, 2, 4, 2, 4, 24, 40))
+    with pytest.raises(ValueError, match="does not fit"):
+        grown(small, replace(small.config, **{name: value}))
