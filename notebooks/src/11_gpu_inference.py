@@ -1053,8 +1053,9 @@ print(f"{told.acceptance:.2f} accepted, {told.tokens_per_step:.1f} tokens a step
 slow = mm.ModelConfig(768, 12, 12, 4, 64, 2048, tales.config.vocab_size)
 sizes = [mm.count_parameters(config).total for config in (slow, tales.config)]
 predict("pays", f"Our benchmark grows one of {sizes[0] / 1e6:.0f} million "
-        f"parameters, {sizes[0] / sizes[1]:.0f} times its draft. Of four proposals "
-        "about three are accepted. How many times as fast does it write, on two cores?",
+        f"parameters, {sizes[0] / sizes[1]:.0f} times its draft. Of four "
+        "proposals about three are accepted. How many times as fast does it write, "
+        "on two cores?",
         ["nearly 4: so many tokens does a step write", "about 2",
          "below 1: checking costs more than it saves"], answer="")
 
