@@ -16,7 +16,7 @@ from course_examples import (
 
 from minimistral.course import check, hint, judge, lines, orders, verify
 from minimistral.course.checks import NOT_ANSWERED, NOT_WRITTEN, PASS, TRY_AGAIN
-from minimistral.course.compare import difference
+from minimistral.course.compare import difference, overview
 from minimistral.course.exercises import Misconception, all_exercises, find_exercise
 from minimistral.course.sandbox import GLOBALS, guarded
 from minimistral.course.watchdog import TimeIsUp, time_limit
@@ -69,6 +69,55 @@ def test_a_misconception_runs_no_further_than_to_the_input_that_rules_it_out():
 
     runs.clear()
     assert judge(exercise, fails).matched is None and len(runs) == 1  # errors are compared twice
+
+
+SIX = torch.tensor([[1.0, -2.0, 4.0], [0.5, 3.0, 8.0]])
+
+
+@pytest.mark.parametrize("actual, told", [
+    (SIX * 2.5, "Every value is 2.5 times the expected one."),
+    (-SIX, "Every value has the other sign."),
+    (SIX - 0.25, "Every value is 0.25 too small."),
+    (SIX * 0, "Every value is 0."),
+    (SIX.flip(1), "The numbers are the expected ones, in other places."),
+    (SIX.T, "The numbers are the expected ones, in another shape."),
+    (torch.ones(3), ""),
+    (SIX.square(), "Of 6 values 5 are wrong."),
+    (SIX + torch.tensor([0.0, 0.0, 7.0]), "Of 6 values 2 are wrong, all at index 2 of axis 1."),
+    (SIX + 7 * (SIX == 8), "Of 6 values one is wrong."),
+    (SIX.exp(), "All 6 values are wrong."),
+    (SIX * torch.nan, "All 6 values are wrong."),
+    (SIX / 0, "All 6 values are wrong."),
+    (SIX * 1.00005, "All 6 values are wrong."),
+])
+def test_an_unknown_mistake_is_told_by_what_all_values_have_in_common(actual, told):
+    assert overview(difference(SIX, actual)) == told
+    result = judge(dataclasses.replace(WEIGHTS, reference=lambda s: SIX, misconceptions=[]), lambda s: actual)
+    assert told in result.message
+
+
+@pytest.mark.parametrize("expected, actual, told", [
+    ([5, 7, 7], [5, 9], "The first difference: at [1] expected 7, got 9."),
+    ([0.5, 0.25], [0.5], "As far as the shorter one goes, they agree."),
+    ([5, 7], [], ""),
+    (5, 7, ""),
+    (torch.tensor([True, False]), torch.tensor([True, True]), "Of 2 values one is wrong."),
+])
+def test_an_unknown_mistake_in_a_list_is_told_by_its_first_difference(expected, actual, told):
+    assert overview(difference(expected, actual)) == told
+
+
+def test_digits_that_are_shown_show_the_difference():
+    assert difference(89808, 56208.4).text == "expected 89808, got 56208"
+    assert difference(0.12345678, 0.12345999).text == "expected 0.12345678, got 0.12345999"
+    assert difference(torch.tensor(89808.0), torch.tensor(89803.0)).text == "expected 89808, got 89803"
+
+
+def test_where_in_pytorch_an_error_arose_is_left_out():
+    def fails(scores):
+        raise RuntimeError("shape '[3]' is invalid\nException raised from infer_size_impl at InferSize.h:35")
+
+    assert judge(WEIGHTS, fails).message.startswith("It stopped with RuntimeError: shape '[3]' is invalid. (")
 
 
 def test_one_mistake_made_in_two_ways_is_told_by_the_same_message():

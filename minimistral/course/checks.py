@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from . import orders
-from .compare import Difference, describe, difference, short
+from .compare import Difference, describe, difference, overview, short
 from .exercises import TYPED, Exercise, find_by_entry, find_exercise
 from .panel import Panel
 from .sandbox import Run, guarded
@@ -392,7 +392,7 @@ def _unordered(error: BaseException | None) -> tuple[str, list[str]]:
 def _error(error: BaseException | None) -> str:
     if error is None:
         return ""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).split(" Exception raised from ")[0]  # and where in PyTorch
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
@@ -424,7 +424,8 @@ def _explain(exercise, outcome: Outcome, found: Difference | None) -> str:
         return f"It returned None: is a return missing?{where}"
     if outcome.run.value is Ellipsis:
         return f"It returned the placeholder itself.{where}"
-    return _sentence(found.text) + where
+    more = guarded(overview, found).value  # the learner's values may be of any kind
+    return " ".join(filter(None, [_sentence(found.text), more])) + where
 
 
 def _line(work, error) -> str:

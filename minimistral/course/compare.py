@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ class Difference:
 
     kind: str  # "type", "dtype", "shape", "length", "nan", "value"
     text: str  # a sentence for the learner
+    between: tuple = field(default=(), repr=False, compare=False)  # what ``overview`` needs
 
 
 def difference(
@@ -34,7 +35,7 @@ def difference(
     if isinstance(expected, (list, tuple)) and _all_floats(expected) and not same_dtype:
         expected = torch.tensor(expected, dtype=torch.float64)
         if isinstance(actual, (list, tuple)) and len(actual) != len(expected):
-            return _length(len(expected), len(actual), where)
+            return _length(expected.tolist(), actual, where)
         if isinstance(actual, (list, tuple)) and all(type(v) in (float, int) for v in actual):
             actual = torch.tensor(actual, dtype=torch.float64)
         if isinstance(actual, torch.Tensor) and actual.is_floating_point():
@@ -47,7 +48,7 @@ def difference(
         if not isinstance(actual, (list, tuple)):
             return _type(f"{type(expected).__name__} of {len(expected)}", actual, where)
         if len(actual) != len(expected):
-            return _length(len(expected), len(actual), where)
+            return _length(expected, actual, where)
         pairs = [(i, expected[i], actual[i]) for i in range(len(expected))]
     elif isinstance(expected, dict):
         if not isinstance(actual, dict):
@@ -97,11 +98,20 @@ def _type(wanted, actual, where):
 
 
 def _length(expected, actual, where):
-    return Difference("length", f"{_at(where)}expected {expected} elements, got {actual}")
+    text = f"{_at(where)}expected {len(expected)} elements, got {len(actual)}"
+    return Difference("length", text, (expected, actual))
 
 
-def _value(expected, actual, where):
-    return Difference("value", f"{_at(where)}expected {short(expected)}, got {short(actual)}")
+def _value(expected, actual, where, between=()):
+    wanted, got = _digits(expected), _digits(actual)
+    if wanted == got and isinstance(expected, float) and isinstance(actual, (float, int)):
+        wanted, got = f"{expected:.9g}", f"{actual:.9g}"  # what is shown must show the difference
+    return Difference("value", f"{_at(where)}expected {wanted}, got {got}", between)
+
+
+def _digits(value):
+    """A value in few characters, large numbers without powers of ten."""
+    return f"{value:.0f}" if isinstance(value, float) and 1e4 <= abs(value) < 1e12 else short(value)
 
 
 def _at(where):
@@ -143,7 +153,7 @@ def _tensor_difference(expected, actual, tolerance, same_dtype, where):
             return _type(wanted, actual, where)
     if actual.shape != expected.shape:
         shapes = f"expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
-        return Difference("shape", _at(where) + shapes)
+        return Difference("shape", _at(where) + shapes, (expected, actual))
     if not _dtype_fits(expected.dtype, actual.dtype, same_dtype):
         names = f"expected {_name(expected.dtype)}, got {_name(actual.dtype)}"
         return Difference("dtype", f"{_at(where)}{names} (the dtype)")
@@ -157,11 +167,10 @@ def _tensor_difference(expected, actual, tolerance, same_dtype, where):
     index = tuple(wrong.nonzero()[0].tolist())
     e, a = expected[index].item(), actual[index].item()
     place = f"{where}{list(index)}" if index else where
+    between = expected, actual, wrong
     if a != a:
-        return Difference("nan", f"{_at(place)}expected {short(e)}, got NaN (not a number)")
-    if short(e) == short(a):  # the digits that are shown must show the difference
-        return Difference("value", f"{_at(place)}expected {e:.9g}, got {a:.9g}")
-    return _value(e, a, place)
+        return Difference("nan", f"{_at(place)}expected {short(e)}, got NaN (not a number)", between)
+    return _value(e, a, place, between)
 
 
 def _name(dtype):
@@ -194,3 +203,69 @@ def _wrong_places(expected, actual, tolerance):
     near = (e - a).abs() <= tolerance * size + FLOOR
     same = (e == a) | (e.isnan() & a.isnan())
     return ~(near & e.isfinite() | same)
+
+
+# ---------------------------------------------------------------- more than the first difference
+
+
+def overview(found: Difference) -> str:
+    """What all values together say about a difference, as a sentence; empty where that is nothing."""
+    if not found.between:
+        return ""
+    expected, actual, *wrong = found.between
+    if found.kind == "length":
+        return _where_lists_part(expected, actual)
+    if expected.dtype == torch.bool or expected.is_complex() or expected.numel() < 2:
+        return _how_many(wrong[0]) if wrong else ""
+    e, a = expected.detach().cpu().double(), actual.detach().cpu().to_dense().double()
+    same = e.numel() == a.numel() and e.unique().numel() > 1 and _near(
+        e.flatten().sort().values, a.flatten().sort().values)
+    if not wrong:
+        return "The numbers are the expected ones, in another shape." if same else ""
+    if _near(e, a):
+        return _how_many(wrong[0])
+    if same:
+        return "The numbers are the expected ones, in other places."
+    return _alike_everywhere(e, a) or _how_many(wrong[0])
+
+
+def _near(expected, actual):
+    return bool(((actual - expected).abs() <= 1e-4 * expected.abs().max()).all())
+
+
+def _alike_everywhere(expected, actual):
+    """The same thing done to every value: multiplied by a number, or a number added."""
+    if not actual.any():
+        return "Every value is 0."
+    if not actual.isfinite().all() or not expected.isfinite().all() or not expected.any():
+        return ""
+    times = float((expected * actual).sum() / expected.square().sum())
+    if abs(times) > 1e-6 and _near(times * expected, actual):
+        many = f"{times:.4g} times the expected one"
+        return f"Every value {'has the other sign' if abs(times + 1) < 1e-3 else f'is {many}'}."
+    more = actual - expected
+    if _near(more.mean().expand(more.shape), more):
+        return f"Every value is {abs(more.mean()):.4g} too {'large' if more.mean() > 0 else 'small'}."
+    return ""
+
+
+def _how_many(wrong):
+    """Of how many values how many are wrong, and whether they lie at one index of an axis."""
+    number, total = int(wrong.sum()), wrong.numel()
+    if number == total:
+        return f"All {total} values are wrong." if total > 1 else ""
+    if number == 1:
+        return f"Of {total} values one is wrong."
+    for axis, size in enumerate(wrong.shape):
+        at = wrong.movedim(axis, 0).reshape(size, -1).any(1).nonzero().flatten().tolist()
+        if len(at) == 1 < size:
+            return f"Of {total} values {number} are wrong, all at index {at[0]} of axis {axis}."
+    return f"Of {total} values {number} are wrong."
+
+
+def _where_lists_part(expected, actual):
+    for i, (e, a) in enumerate(zip(expected, actual)):
+        if found := difference(e, a, where=f"[{i}]"):
+            return f"The first difference: {found.text}."
+    shorter = min(len(expected), len(actual))
+    return "As far as the shorter one goes, they agree." if shorter else ""
