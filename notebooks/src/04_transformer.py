@@ -96,7 +96,7 @@ with torch.no_grad():
         x = look(x, positions, angles)                    # replaced by the looks
         if layer in (0, 3, 7, 11):
             size, alike = size_and_likeness(x[0])
-            print(f"after {layer + 1:2} layers: size {size:.6f}, "
+            print(f"after layer {layer + 1:2}: size {size:.6f}, "
                   f"likeness {alike:.3f}")
 assert alike > 0.99 and size < 0.001
 reveal("tower", "C", "A look is an average. An average of averages forgets who "
@@ -348,8 +348,8 @@ show(figure, alt="silu is near 0 for z below -4, dips to -0.28 near z = -1.3, an
 #
 # The feed-forward with a silu gate has the name SwiGLU (Shazeer, 2020). Write the module with three
 # `nn.Linear` without bias, under Mistral's names: `w1` makes the gate, `w3` the value, `w2` the way back.
-# `nn.Linear(a, b, bias=False)` makes b numbers out of a. It is called, `self.w1(x)`, where the cell above
-# wrote `w1 @ x`.
+# `nn.Linear(a, b, bias=False)` makes b numbers out of a. You call it: `self.w1(x)`, where the cell
+# above wrote `w1 @ x`.
 
 # %% tags=["your-turn"]
 class SwiGLU(nn.Module):
@@ -718,7 +718,7 @@ print("the shipped model, of the same kind, is nearer by a factor of 5 at least"
 # %% [markdown]
 # ## The question for chapter 5
 #
-# In ten seconds our model found by itself what the bigram was given, and went on to half of the way down.
+# In a short training our model found by itself what the bigram was given, and went on to half of the way down.
 # The rest needs no new part: the shipped model has the same ones, and it gets close to the floor. It has two
 # blocks more, and above all it was trained much longer. **How does a heap of random numbers learn to write,
 # and how well can it do at best?**
