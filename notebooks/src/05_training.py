@@ -49,8 +49,8 @@ display(bet(17, answer=""), bet(18, answer=""), bet(19, answer=""))
 # ## The price of a surprise
 #
 # Training needs one number that says how wrong a model is. Take the probability p that it gave to
-# the token that really came. The price is $-\ln p$, in *nats*: 0 for a model that was certain and right, and
-# more the more it is surprised.
+# the token that really came. The price is $-\ln p$, in *nats*. It is 0 for a model that was certain and
+# right, and more the more it is surprised.
 
 # %%
 predict("price", "The right tokens got 0.5, 0.9 and 0.01. What is the mean price?",
@@ -261,8 +261,8 @@ reveal("warm", "C", "The wild first steps push the weights to a place from which
 # %% [markdown]
 # ### Your turn: a rate for every step
 #
-# Steps count from 0. Over `config.warmup_steps` the rate rises in a straight line: the first step has one
-# part of it, the last step of the warm-up the full `config.lr`. From step `warmup_steps` to the very last step,
+# Steps count from 0. Over `config.warmup_steps` the rate rises in a straight line, in equal parts: the
+# first step has one part, the last step of the warm-up all of `config.lr`. From step `warmup_steps` to the very last step,
 # `config.steps - 1`, it follows half a cosine from `lr` down to `min_lr` times `lr`. With 2 steps of
 # warm-up, 5 in all, lr 1 and min_lr 0: 0.5, 1, 1, 0.5, 0. If only one step is left after the warm-up, it has
 # the full rate.
@@ -317,7 +317,7 @@ for steps in (20, 40, 100):
 assert abs(walk(math.inf)) < abs(walk(1.0)) / 5
 
 # %% [markdown]
-# For some steps it goes the wrong way, then it hardly moves: the mean of the squares forgets slowly.
+# Not clipped, it goes the wrong way for some steps and then hardly moves: the mean of the squares forgets slowly.
 #
 # Rate, clipping and step are one function of the library. `clip_grad_norm_` is PyTorch's; an exercise
 # asks you to write it.
@@ -631,7 +631,7 @@ reveal("write", "B", "The same start gives the same likeliest token, every time.
 # %% [markdown]
 # ## The question for chapter 6
 #
-# How does one make many texts of probabilities? By a throw of dice? Of which dice? And must the model read the whole
+# How does one make many texts out of probabilities? By a throw of dice? Of which dice? And must the model read the whole
 # text again for every new word?
 
 # %% [markdown]
@@ -891,9 +891,9 @@ assert resumed.losses == whole.losses and len(whole.losses) == 20
 # ## Further: nearly the same
 #
 # A copy with another title is no equal document, but it teaches nothing new. Cut a text into all its runs of three words,
-# its *shingles*. Two texts are as similar as the share of shingles that both have, of all that either has. To compare every
-# pair of a million documents would take too long. *MinHash* makes it quick: a few numbers for each
-# text, of which as many agree as the texts are similar.
+# its *shingles*. How similar two texts are is a share: of all shingles that one or the other has, those that both have. To
+# compare every pair of a million documents would take too long. *MinHash* makes it quick: a few numbers for each text, and the
+# share of them that agree is about the similarity.
 
 # %%
 # minimistral/cleaning.py

@@ -399,6 +399,7 @@ def cleaning_picture(title: str):
     ax.set_yticks(range(len(labels)), [f"{model} model, {text}" for model, text in reversed(labels)])
     ax.set(title=title, xlabel="nats per byte above the floor", ylim=(-0.6, len(labels) - 0.4))
     ax.grid(axis="x", color="#cccccc", linewidth=0.8)
+    ax.set_axisbelow(True)
     return figure
 
 
