@@ -812,7 +812,7 @@ card = (folder / "card.html").read_text("utf-8")
 ch06.Framed(card)
 
 # %% [markdown]
-# Forty steps take a few seconds, so this model is a beginner. Two dashed lines say what is known
+# Forty steps are soon done, so this model is a beginner. Two dashed lines say what is known
 # without a model: the loss of somebody who knows nothing, and of somebody who knows how often each
 # token occurs. Whatever lies below the second line was learned from the order of the tokens.
 
