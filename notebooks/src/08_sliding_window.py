@@ -205,6 +205,9 @@ explore(ch08.reach_explorer, layers=Slider(1, 8, 4), window=Slider(1, 10, 4),
                   {"layers": 5, "window": 5}])
 
 # %% [markdown]
+# With 5 layers it takes a window of 5 or more. With W = 2 each layer adds one position: 20 layers, which the slider
+# does not have.
+#
 # For Mistral 7B, 32 layers and W = 4,096, the reach is 32 · 4,095 = 131,040 tokens. Its paper multiplies by
 # 4,096 and says *approximately 131K*.
 #
@@ -797,7 +800,7 @@ texts = {chunk: mm.generate(short, prompt, 40, prefill_chunk=chunk,
          for chunk in (None, 50, 64, 299)}
 assert all(text == texts[None] for text in texts.values())
 shown = tokenizer.decode(prompt[-25:])
-print(wrapped(f"... {shown} | {tokenizer.decode(texts[50])}"))
+print(wrapped(f"...{shown} |{tokenizer.decode(texts[50])}"))
 
 # %% [markdown]
 # ## Further: blocks of queries
