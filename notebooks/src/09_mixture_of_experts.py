@@ -708,7 +708,7 @@ assert min(r["all experts"] for r in ratio.values()) > 3
 # %%
 for run in timed:
     if run["tokens"] in (1, 16, 4096):
-        print(f"{run['tokens']:5} tokens         GFLOP   MB read        ms")
+        print(f"tokens: {run['tokens']:5,}        GFLOP   MB read        ms")
         for name, work, read_, ms in ch09.cost_table(run):
             print(f"   {name:14} {work:9.3f} {read_:9.1f} {ms:9.2f}")
 by_tokens = {run["tokens"]: ch09.cost_table(run) for run in timed}
