@@ -153,7 +153,8 @@ for texts in (1, 16):
     print(f"{texts:2} x 4,096 tokens: the cache is {parts[0]:.0f}% of what Llama 2 "
           f"7B reads, {parts[1]:.0f}% with Mistral 7B")
 assert 2.45e6 < weights < 2.55e6 and parts[0] > 66 > parts[1]
-reveal("share", round(equal), f"It is {weights:,} / {each}.")
+reveal("share", round(equal), f"{weights:,} / {each:,}: so long a text, and the "
+       "cache is half of the reading.")
 
 # %% [markdown]
 # For one token the weights are read once, however long the text; the cache grows with it. And the weights
@@ -318,8 +319,8 @@ for H, K in ((4, 4), (4, 1), (4, 2), (12, 3)):
 #
 # ### Your turn: each shared head, n times
 #
-# Repeat the heads of x so that head h of the result is a copy of head h // n of x. The other axes stay
-# as they are.
+# Repeat the heads of x: head h of the result is a copy of head h // n of x. The other axes stay as they
+# are.
 
 # %% tags=["your-turn"]
 def repeat_heads(x, n):
@@ -470,7 +471,8 @@ for n in (1, 2, 4, 8, 16, 32):
 #
 # So far sharing is all gain. What does it cost? One key has to serve several questions, so the model should
 # become a little worse. We measure it with the ladder's standard run: a transformer with eight query heads
-# in each of two layers, and K = 8, 4 or 1 key/value heads. Nothing else changes.
+# in each of two layers, and K = 8, 4 or 1 key/value heads. Nothing else changes. (The model is narrower than that
+# of chapter 4: compare K = 4 with K = 8 and 1, not with chapter 4's row.)
 
 # %%
 predict("quality", "From K = 8 to 4 to 1: what happens to the loss?",
