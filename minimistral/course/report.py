@@ -8,7 +8,7 @@ be sorted.
 
     python3 run.py report             everything: 20 minutes on two free cores
     python3 run.py report 05 12       these chapters; the others' rows stay
-    python3 run.py report --quick     nothing that runs notebooks: their seconds and megabytes stay
+    python3 run.py report --quick     two minutes: runs no notebook; their seconds and megabytes stay
     python3 run.py report --notebooks      nothing but those
     python3 run.py report --pages     measure nothing; make the pages from the record
 """
