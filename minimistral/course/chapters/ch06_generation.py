@@ -253,7 +253,7 @@ def command(line: str) -> str:
 class Framed:
     """A whole HTML page shown inside a notebook's page."""
 
-    def __init__(self, page: str, height: int = 760):
+    def __init__(self, page: str, height: int = 970):
         self.page, self.height = page, height
 
     def __repr__(self) -> str:
