@@ -205,15 +205,14 @@ explore(ch08.reach_explorer, layers=Slider(1, 8, 4), window=Slider(1, 10, 4),
                   {"layers": 5, "window": 5}])
 
 # %% [markdown]
-# With 5 layers it takes a window of 5 or more. With W = 2 each layer adds one position: 20 layers, which the slider
-# does not have.
+# With 5 layers: windows from 5 on. With W = 2: 20 layers, more than the slider has.
 #
-# For Mistral 7B, 32 layers and W = 4,096, the reach is 32 · 4,095 = 131,040 tokens. Its paper multiplies by
+# Mistral 7B has 32 layers and W = 4,096: 32 · 4,095 = 131,040 tokens. Its paper multiplies by
 # 4,096 and says *approximately 131K*.
 #
 # Reach is not use. A message can be handed on 32 times; whether anything of it arrives is another matter. Look
 # at the table of windows above: with W = 16 our four layers reach 60 tokens, nearly a whole tale, and the
-# loss was nearly twice as high. What must go through a chain of hops is harder to use than what is in sight.
+# loss was nearly twice as high. What comes through hops is harder to use than what is in sight.
 #
 # **In short:** one hop a layer, W - 1 positions a hop; a reach is what can arrive, not what does.
 
