@@ -1,4 +1,4 @@
-// Prints with everything unfolded and in light colours, lets the keyboard scroll what is wider than its place,
+// Prints with everything unfolded and in light colours, lets the keyboard scroll what is wider than its place (and marks it),
 // and shows below each page that a search found where on it the words stand.
 (() => {
   const folded = [];
@@ -24,6 +24,7 @@
       const scrolls = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
       if (scrolls) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
+      box.classList.toggle("sideways", box.scrollWidth > box.clientWidth + 1);
     }
   };
   addEventListener("load", reachable);

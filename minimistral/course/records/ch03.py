@@ -449,6 +449,12 @@ TOKENS_PER_TURN = Exercise(
             _tokens(lambda i, D, theta: 2 * math.pi * theta ** (2 * (i + 1) / D)),
             "Pair 0 is missing: it needs 6.28 tokens. Pairs are counted from 0, so the first "
             "exponent is 0."),
+        Misconception("half a turn", _tokens(lambda i, D, theta: math.pi * theta ** (2 * i / D)),
+            "Every number is half of what is expected: pi radians are half a turn. A whole one "
+            "is twice as long."),
+        Misconception("degrees", _tokens(lambda i, D, theta: 360 * theta ** (2 * i / D)),
+            "A whole turn was counted in degrees, but the speeds are in radians for each token. "
+            "How many radians has a whole turn?"),
     ),
     hints=(
         Hint("I do not know where to start",
@@ -844,6 +850,14 @@ TURN_PAIRS = Exercise(
                 (x[..., 0::2], x[..., 0::2] * sin + x[..., 1::2] * cos), -1).flatten(-2),
             "The second numbers are right now, but the first ones are as they came: they have "
             "to be turned as well."),
+        Misconception("turned the other way", _pairs(signs=(1, -1)),
+            "The lengths stay, but the arrows turn to the right. The signs of the two lines were "
+            "right; leave them as they came."),
+        Misconception("halves one after the other", lambda x, cos, sin: torch.cat(
+                (x[..., 0::2] * cos - x[..., 1::2] * sin,
+                 x[..., 0::2] * sin + x[..., 1::2] * cos), -1),
+            "The numbers are right, their places are not: all first numbers stand before all "
+            "second ones. Neighbours are a pair, before and after."),
     ),
     hints=(
         Hint("I see no slip",
